@@ -1,0 +1,17 @@
+//! What every GopherProxy process stands on, and nothing of what it does.
+//!
+//! In reading order:
+//!
+//! - [`build_info`]: the version and commit a binary was built from.
+//! - [`settings`]: a file and the environment read into values, with every mistake reported at once.
+//! - [`json_log`]: everything a process says, one JSON object a line, off the caller's path.
+//! - [`listener`]: ports bound before anything starts, so that a taken one is an error and not a silent process.
+//! - [`admin`]: `/metrics`, `/healthz` and `/readyz` over HTTP.
+//! - [`supervisor`]: background loops that outlive their own panics.
+
+pub mod admin;
+pub mod build_info;
+pub mod json_log;
+pub mod listener;
+pub mod settings;
+pub mod supervisor;

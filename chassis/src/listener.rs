@@ -1,0 +1,191 @@
+//! Ports bound before anything starts.
+//!
+//! Pingora binds inside a service's task, where a taken port panics that task and leaves a process that looks alive and
+//! serves nothing. So [`bind`] takes the port first, in `main`, where an error can still be told and end the process, and
+//! [`Listening`] hands the socket to the Pingora service through the table in which Pingora looks for inherited sockets.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::IntoRawFd;
+
+use async_trait::async_trait;
+use log::{error, info};
+use pingora::server::{ListenFds, ShutdownWatch};
+use pingora::services::Service;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Pingora raises the backlog to its own when it takes the socket over; until then this many may wait.
+const BACKLOG: i32 = 1024;
+
+/// A port that could not be bound.
+#[derive(Debug)]
+pub struct BindError {
+    address: SocketAddr,
+    error: io::Error,
+    owner: Option<String>,
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "can't listen on {}: {}", self.address, self.error)?;
+        match &self.owner {
+            Some(owner) => write!(
+                f,
+                "; port {} is in use by {owner}: stop it, or choose another port",
+                self.address.port()
+            ),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for BindError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+/// Binds and listens on `address`; port 0 takes a free one.
+///
+/// # Errors
+/// When the port is taken (the error names the process that has it, where this process may see that) or not allowed.
+pub fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+    let listen = || {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    listen().map_err(|error: io::Error| BindError {
+        owner: (error.kind() == io::ErrorKind::AddrInUse)
+            .then(|| owner_of(address.port()))
+            .flatten(),
+        address,
+        error,
+    })
+}
+
+/// The process that listens on `port`, as `name (pid 123)`. `None` when it is another user's or /proc can't be read.
+fn owner_of(port: u16) -> Option<String> {
+    use procfs::process::FDTarget;
+
+    let listening = |entries: procfs::ProcResult<Vec<procfs::net::TcpNetEntry>>| {
+        entries.unwrap_or_default().into_iter().filter(|entry| {
+            entry.state == procfs::net::TcpState::Listen && entry.local_address.port() == port
+        })
+    };
+    let inodes: Vec<u64> = listening(procfs::net::tcp())
+        .chain(listening(procfs::net::tcp6()))
+        .map(|entry| entry.inode)
+        .collect();
+    procfs::process::all_processes()
+        .ok()?
+        .flatten()
+        .find_map(|process| {
+            let holds = process.fd().ok()?.flatten().any(
+                |fd| matches!(fd.target, FDTarget::Socket(inode) if inodes.contains(&inode)),
+            );
+            let name = process.stat().ok()?.comm;
+            holds.then(|| format!("{name} (pid {})", process.pid()))
+        })
+}
+
+/// A Pingora listening service on a socket that is already bound.
+///
+/// `inner` must have been given [`Listening::key`] of the same socket as its one TCP address.
+pub struct Listening<S> {
+    inner: S,
+    key: String,
+    socket: Option<TcpListener>,
+    until_exit: bool,
+}
+
+impl<S> Listening<S> {
+    /// Serves `socket` with `inner` until the server shuts down.
+    ///
+    /// # Errors
+    /// When the socket can't tell its address.
+    pub fn new(
+        socket: TcpListener,
+        make: impl FnOnce(&str) -> S,
+    ) -> io::Result<Self> {
+        let key = socket.local_addr()?.to_string();
+        Ok(Self {
+            inner: make(&key),
+            key,
+            socket: Some(socket),
+            until_exit: false,
+        })
+    }
+
+    /// Goes on serving through the shutdown, until the process exits: for the port that tells how the shutdown goes.
+    #[must_use]
+    pub fn until_exit(mut self) -> Self {
+        self.until_exit = true;
+        self
+    }
+}
+
+#[async_trait]
+impl<S: Service> Service for Listening<S> {
+    async fn start_service(
+        &mut self,
+        fds: Option<ListenFds>,
+        shutdown: ShutdownWatch,
+        listeners_per_fd: usize,
+    ) {
+        if let (Some(fds), Some(socket)) = (&fds, self.socket.take()) {
+            fds.lock().add(self.key.clone(), socket.into_raw_fd());
+        }
+        info!(service = self.inner.name(), address = self.key.as_str(); "listening");
+
+        // Dropped only when the inner service has ended, because a closed watch would end it.
+        let (_never, ignored) = tokio::sync::watch::channel(false);
+        let shutdown = if self.until_exit { ignored } else { shutdown };
+        let served = self
+            .inner
+            .start_service(fds, shutdown, listeners_per_fd);
+        let served = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(served));
+        if served.await.is_err() {
+            error!(service = self.inner.name(), address = self.key.as_str(); "can't serve; exiting");
+            crate::json_log::flush(std::time::Duration::from_secs(1));
+            std::process::exit(1);
+        }
+    }
+
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn threads(&self) -> Option<usize> {
+        self.inner.threads()
+    }
+
+    fn listen_addresses(&self) -> Option<Vec<String>> {
+        Some(vec![self.key.clone()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_names_its_owner() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let first = bind(any).expect("a free port");
+        let taken = first.local_addr().expect("bound");
+        let error = bind(taken).expect_err("the port is taken").to_string();
+        let pid = std::process::id();
+        assert!(error.starts_with(&format!("can't listen on {taken}: ")), "{error}");
+        assert!(error.contains(&format!("(pid {pid})")), "{error}");
+        assert!(error.contains(&format!("port {}", taken.port())), "{error}");
+    }
+}

@@ -1,0 +1,74 @@
+//! The registry: the set of origins that are up, shared by the sentinel, which writes it, and the proxy, which reads it.
+//!
+//! This crate alone knows the Redis key ([`KEY`]), how a [`Member`] is written, and how long a call may take. There are two
+//! stores behind the one interface [`Registry`]: [`RedisStore`], for processes on several machines, and [`InProcess`], for
+//! a proxy with the sentinel inside it. Both hold the members as text, so that both take and give the same.
+
+mod in_process;
+mod member;
+mod redis_store;
+mod resolver;
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+pub use in_process::InProcess;
+pub use member::{Host, Malformed, Member};
+pub use redis_store::{RedisStore, RedisUrl};
+pub use resolver::Resolver;
+
+/// The Redis set of the origins that are up.
+pub const KEY: &str = "gopher_backends";
+
+/// What the registry holds.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The members that parse.
+    pub members: BTreeSet<Member>,
+    /// The others, each with what is wrong with it.
+    pub malformed: Vec<Malformed>,
+}
+
+impl Snapshot {
+    fn parse<'t>(texts: impl IntoIterator<Item = &'t [u8]>) -> Self {
+        let mut snapshot = Self::default();
+        for text in texts {
+            match Member::parse(text) {
+                Ok(member) => {
+                    snapshot.members.insert(member);
+                }
+                Err(malformed) => snapshot.malformed.push(malformed),
+            }
+        }
+        snapshot
+    }
+}
+
+/// A store of members. Every call ends within the store's timeout, whatever the network does.
+#[async_trait::async_trait]
+pub trait Registry: Send + Sync + 'static {
+    /// All members of the set.
+    async fn members(&self) -> Result<Snapshot, Error>;
+
+    /// Makes every one of `present` a member and none of `absent`, and leaves all others as they are. Idempotent.
+    async fn publish(&self, present: &[Member], absent: &[Member]) -> Result<(), Error>;
+}
+
+/// Why a call failed, in words for the log. It never holds the store's password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error(String);
+
+impl Error {
+    /// An error that a store reports in these words.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,209 @@
+//! How a member is written: `http://host:port`.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+/// The scheme in front of every member. `https://` is reserved for origins that speak TLS.
+const SCHEME: &str = "http://";
+
+/// A longer member is not worth its place in the log.
+const MAX_SHOWN: usize = 128;
+
+/// The host of a member.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Host {
+    /// An address: nothing to resolve.
+    Address(IpAddr),
+    /// A name, in lower case, to be resolved.
+    Name(String),
+}
+
+/// An origin: a host and a port.
+///
+/// `FromStr` and `Display` are the bare `host:port` (IPv6 in brackets), as it stands in a target list and a metric's
+/// label; [`Member::parse`] and [`Member::encode`] are the registry's encoding.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Member {
+    host: Host,
+    port: u16,
+}
+
+impl Member {
+    /// The host.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The port; never 0.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Reads a member as it stands in the registry: `http://host:port`, with or without a `/` at its end.
+    ///
+    /// # Errors
+    /// Whatever else it is: another scheme, a path, no port, bytes that are not text.
+    pub fn parse(text: &[u8]) -> Result<Self, Malformed> {
+        let malformed = |problem: &str| Malformed::new(text, problem);
+        let member = std::str::from_utf8(text).map_err(|_| malformed("not UTF-8"))?;
+        if member.starts_with("https://") {
+            return Err(malformed("https:// is reserved for TLS origins, which come later"));
+        }
+        let Some(rest) = member.strip_prefix(SCHEME) else {
+            return Err(malformed("takes http://host:port"));
+        };
+        rest.strip_suffix('/')
+            .unwrap_or(rest)
+            .parse()
+            .map_err(|problem: String| malformed(&problem))
+    }
+
+    /// The member as it stands in the registry.
+    pub fn encode(&self) -> String {
+        format!("{SCHEME}{self}")
+    }
+
+    /// The address to connect to, when the host is an address.
+    pub fn socket_address(&self) -> Option<SocketAddr> {
+        match self.host {
+            Host::Address(address) => Some(SocketAddr::new(address, self.port)),
+            Host::Name(_) => None,
+        }
+    }
+}
+
+impl FromStr for Member {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (host, port) = text
+            .rsplit_once(':')
+            .ok_or("takes host:port, and there is no port")?;
+        let port = match port.parse::<u16>() {
+            Ok(port) if port > 0 && port.to_string() == text[host.len() + 1..] => port,
+            _ => return Err("takes a port from 1 to 65535".into()),
+        };
+        let host = match host.strip_prefix('[') {
+            Some(bracketed) => bracketed
+                .strip_suffix(']')
+                .and_then(|address| address.parse::<Ipv6Addr>().ok())
+                .map(|address| Host::Address(address.into()))
+                .ok_or("takes an IPv6 address between [ and ]")?,
+            None => parse_host(host)?,
+        };
+        Ok(Self { host, port })
+    }
+}
+
+fn parse_host(host: &str) -> Result<Host, String> {
+    if host.parse::<Ipv6Addr>().is_ok() {
+        return Err("takes an IPv6 address in brackets, as in [::1]:8081".into());
+    }
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(Host::Address(address));
+    }
+    // Underscores are no part of a host name, but Docker and Kubernetes have service names with them.
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    let all_digits = host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let name = host.strip_suffix('.').unwrap_or(host);
+    if name.len() > 253 || all_digits || !name.split('.').all(is_label) {
+        return Err("takes a host name or an address in front of the port".into());
+    }
+    Ok(Host::Name(host.to_ascii_lowercase()))
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Address(address) => SocketAddr::new(*address, self.port).fmt(f),
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+        }
+    }
+}
+
+/// A member that does not parse. Its `Display` quotes the bytes so that none of them can mean anything.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Malformed(String);
+
+impl Malformed {
+    fn new(text: &[u8], problem: &str) -> Self {
+        let shown = text[..text.len().min(MAX_SHOWN)].escape_ascii();
+        let more = if text.len() > MAX_SHOWN { "…" } else { "" };
+        Self(format!("\"{shown}{more}\": {problem}"))
+    }
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_survive_the_round_trip_through_the_encoding() {
+        for text in [
+            "http://127.0.0.1:8081",
+            "http://[::1]:8081",
+            "http://host.docker.internal:8081",
+            "http://origin_1:65535",
+            "http://a.b.:1",
+        ] {
+            let member = Member::parse(text.as_bytes()).unwrap();
+            assert_eq!(member.encode(), text);
+            assert_eq!(member.to_string().parse(), Ok(member));
+        }
+        assert_eq!(
+            Member::parse(b"http://Origin:80/").unwrap().encode(),
+            "http://origin:80"
+        );
+        let address = Member::parse(b"http://[::1]:80").unwrap().socket_address();
+        assert_eq!(address, Some("[::1]:80".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_is_not_a_member_is_refused_with_the_reason() {
+        for (text, problem) in [
+            ("", "takes http://host:port"),
+            ("127.0.0.1:8081", "takes http://host:port"),
+            ("HTTP://127.0.0.1:8081", "takes http://host:port"),
+            ("https://127.0.0.1:8081", "reserved"),
+            ("http://127.0.0.1", "there is no port"),
+            ("http://:8081", "host name"),
+            ("http://127.0.0.1:0", "takes a port"),
+            ("http://127.0.0.1:65536", "takes a port"),
+            ("http://127.0.0.1:+80", "takes a port"),
+            ("http://127.0.0.1:080", "takes a port"),
+            ("http://::1:80", "in brackets"),
+            ("http://[::1:80", "between [ and ]"),
+            ("http://[127.0.0.1]:80", "between [ and ]"),
+            ("http://256.0.0.1:80", "host name"),
+            ("http://user@host:80", "host name"),
+            ("http://host:80/path", "takes a port"),
+            ("http://ho st:80", "host name"),
+            ("http://host\n:80", "host name"),
+            ("http://a..b:80", "host name"),
+        ] {
+            let malformed = Member::parse(text.as_bytes()).unwrap_err().to_string();
+            assert!(malformed.contains(problem), "{text:?}: {malformed}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_member_is_quoted_safely_and_shortly() {
+        let hostile = [b"\"\n\x1b[31m\xff".as_slice(), &[b'a'; 100_000]].concat();
+        let shown = Member::parse(&hostile).unwrap_err().to_string();
+        assert!(shown.starts_with(r#""\"\n\x1b[31m\xffaaa"#), "{shown}");
+        assert!(shown.len() < 300 && !shown.contains('\n'), "{shown}");
+    }
+}

@@ -1,0 +1,121 @@
+//! The sentinel in a process of its own: the environment in, `/metrics` and `/healthz` on port 2113.
+
+use std::error::Error;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chassis::admin::{Admin, Probed};
+use chassis::settings::{Settings, whole};
+use chassis::{build_info, json_log, listener};
+use clap::Parser;
+use log::{error, info};
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
+use pingora::services::background::background_service;
+use registry::{RedisStore, RedisUrl};
+use sentinel::{Config, Metrics, Sentinel};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// After this many intervals without a good cycle the sentinel calls itself not ready.
+const READY_INTERVALS: u32 = 5;
+
+/// Probes origins over TCP and keeps the Redis set gopher_backends true.
+///
+/// It is configured by the environment: SENTINEL_TARGETS, SENTINEL_INTERVAL, SENTINEL_TIMEOUT, SENTINEL_RISE,
+/// SENTINEL_FALL, SENTINEL_CONCURRENCY, SENTINEL_METRICS_PORT, REDIS_URL and RUST_LOG.
+#[derive(Parser)]
+#[command(name = "sentinel", version = build_info::describe())]
+struct Arguments {}
+
+fn main() -> ExitCode {
+    let Arguments {} = Arguments::parse();
+    if let Err(error) = json_log::init("info,pingora=warn,pingora_core=warn") {
+        // Without a log standard error is all there is.
+        #[allow(clippy::print_stderr)]
+        {
+            eprintln!("sentinel: can't start the log: {error}");
+        }
+        return ExitCode::FAILURE;
+    }
+    let code = match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            error!(error = problem.to_string().as_str(); "can't start");
+            ExitCode::FAILURE
+        }
+    };
+    json_log::flush(Duration::from_secs(1));
+    code
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let settings = Settings::from_process();
+    let mut section = settings.section("", None);
+    let config = Config::read(&settings, &mut section);
+    let redis = section.value("", Some("REDIS_URL"), RedisUrl::parse("localhost:16379")?, RedisUrl::parse);
+    let port = section.value("", Some("SENTINEL_METRICS_PORT"), 2113, whole(0..=u16::MAX));
+    section.finish();
+    let (config, redis, port) = settings.finish((config, redis, port))?;
+
+    let socket = listener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
+    let registry = prometheus::Registry::new();
+    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+    build_info::register(&registry, "gopherproxy_build_info")?;
+    let metrics = Metrics::register(&registry)?;
+    let recently = Recently {
+        metrics: metrics.clone(),
+        limit: config.interval * READY_INTERVALS,
+    };
+
+    info!(version = build_info::VERSION, commit = build_info::COMMIT, redis = redis.to_string().as_str(); "starting");
+    let store = Arc::new(RedisStore::new(&redis)?);
+    let mut server = Server::new_with_opt_and_conf(None, ServerConf::default());
+    server.add_service(Admin::new(registry, Arc::new(recently)).listen(socket)?);
+    server.add_service(background_service("sentinel", Sentinel::new(config, store, metrics)));
+    server.run(RunArgs {
+        shutdown_signal: Box::new(AnySignal),
+    });
+    Ok(())
+}
+
+/// Ready while the last good cycle is not long ago.
+struct Recently {
+    metrics: Metrics,
+    limit: Duration,
+}
+
+impl Probed for Recently {
+    fn ready(&self) -> Result<(), String> {
+        match self.metrics.since_last_success() {
+            None => Err("no cycle has reached the registry yet".into()),
+            Some(age) if age > self.limit => {
+                Err(format!("the last good cycle ended {} s ago", age.as_secs()))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+/// SIGTERM and SIGINT end the process at once: there is no request to wait for, and the targets stay registered.
+struct AnySignal;
+
+#[async_trait]
+impl ShutdownSignalWatch for AnySignal {
+    async fn recv(&self) -> ShutdownSignal {
+        let (Ok(mut terminate), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            error!("can't listen for signals; SIGKILL will end this process");
+            return std::future::pending().await;
+        };
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        info!(signal = name; "leaving; the targets stay registered");
+        ShutdownSignal::FastShutdown
+    }
+}

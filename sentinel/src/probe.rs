@@ -1,0 +1,27 @@
+//! One probe: a TCP connection that is opened and closed again.
+
+use std::time::Duration;
+
+use registry::{Member, Resolver};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Connects to `target` within `limit`, its name resolved anew; any of its addresses will do.
+///
+/// # Errors
+/// Why no connection came about, in words for the log.
+pub(crate) async fn probe(resolver: &Resolver, target: &Member, limit: Duration) -> Result<(), String> {
+    let connected = timeout(limit, async {
+        let addresses = resolver
+            .resolve(target, limit)
+            .await
+            .map_err(|error| error.to_string())?;
+        TcpStream::connect(&*addresses)
+            .await
+            .map_err(|error| error.to_string())
+    });
+    match connected.await {
+        Ok(result) => result.map(drop),
+        Err(_) => Err(format!("no connection within {limit:?}")),
+    }
+}
