@@ -18,11 +18,11 @@ use crate::listener::Listening;
 
 /// What a process shows on its admin port.
 pub trait Probed: Send + Sync + 'static {
-    /// Whether the process should get traffic.
+    /// That the process should get traffic, as one line of text that may tell more.
     ///
     /// # Errors
     /// Why it should not, as one line of text.
-    fn ready(&self) -> Result<(), String>;
+    fn ready(&self) -> Result<String, String>;
 
     /// Brings metrics that are only read, such as a table's size, up to date before a scrape.
     fn refresh(&self) {}
@@ -61,7 +61,7 @@ impl Admin {
         match path {
             "/healthz" => text(StatusCode::OK, "ok\n"),
             "/readyz" => match self.probed.ready() {
-                Ok(()) => text(StatusCode::OK, "ready\n"),
+                Ok(state) => text(StatusCode::OK, format!("{state}\n")),
                 Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
             },
             "/metrics" => {

@@ -63,6 +63,14 @@ impl Settings {
         self.mistakes.borrow_mut().push(text.into());
     }
 
+    /// A value that only a variable can give; `None` when it is not set, or not what `parse` takes.
+    pub fn variable<T>(&self, name: &str, parse: impl Fn(&str) -> Result<T, Expected>) -> Option<T> {
+        let text = self.environment.get(name)?.trim();
+        parse(text)
+            .map_err(|expected| self.mistake(format!("{name}: got {text:?}, takes {expected}")))
+            .ok()
+    }
+
     /// The section at `path` of the file; `None` or an empty one leaves every key to the environment and the defaults.
     pub fn section(&self, path: &str, value: Option<Value>) -> Section<'_> {
         let entries = match value {

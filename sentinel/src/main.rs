@@ -55,8 +55,9 @@ fn run() -> Result<(), Box<dyn Error>> {
     let settings = Settings::from_process();
     let mut section = settings.section("", None);
     let config = Config::read(&settings, &mut section);
-    let redis = section.value("", Some("REDIS_URL"), RedisUrl::parse("localhost:16379")?, RedisUrl::parse);
-    let port = section.value("", Some("SENTINEL_METRICS_PORT"), 2113, whole(0..=u16::MAX));
+    let redis = settings.variable("REDIS_URL", RedisUrl::parse);
+    let redis = redis.map_or_else(|| RedisUrl::parse("localhost:16379"), Ok)?;
+    let port = settings.variable("SENTINEL_METRICS_PORT", whole(0..=u16::MAX)).unwrap_or(2113);
     section.finish();
     let (config, redis, port) = settings.finish((config, redis, port))?;
 
@@ -88,13 +89,13 @@ struct Recently {
 }
 
 impl Probed for Recently {
-    fn ready(&self) -> Result<(), String> {
+    fn ready(&self) -> Result<String, String> {
         match self.metrics.since_last_success() {
             None => Err("no cycle has reached the registry yet".into()),
             Some(age) if age > self.limit => {
                 Err(format!("the last good cycle ended {} s ago", age.as_secs()))
             }
-            Some(_) => Ok(()),
+            Some(_) => Ok("ready".into()),
         }
     }
 }

@@ -1,1 +1,173 @@
-//! x
+//! A small, fast origin server: the demo, the tests and the benchmarks all proxy to it.
+//!
+//! Every answer carries `X-Origin`, the address it came from. What it answers is in the path:
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/status/204` | that status |
+//! | `/bytes/1024` | so many bytes |
+//! | `/chunked/3` | so many chunks, a line each |
+//! | `/delay/500` | after so many milliseconds |
+//! | `/echo` | the request's body, streamed back |
+//! | `/headers` | the request line and the fields it came with, a line each |
+//! | `/upgrade` | 101, and every byte echoed |
+//! | anything else | one line that names the origin |
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::task::{JoinHandle, JoinSet};
+
+type Body = BoxBody<Bytes, hyper::Error>;
+
+/// A running origin. Dropping it closes its port and every connection.
+#[derive(Debug)]
+pub struct Origin {
+    address: SocketAddr,
+    requests: Arc<AtomicU64>,
+    accepting: JoinHandle<()>,
+}
+
+impl Origin {
+    /// Serves `socket`, which must be non-blocking.
+    ///
+    /// # Errors
+    /// When the socket can't be used by the runtime.
+    pub fn serve(socket: TcpListener) -> io::Result<Self> {
+        let address = socket.local_addr()?;
+        let listener = tokio::net::TcpListener::from_std(socket)?;
+        let requests = Arc::new(AtomicU64::new(0));
+        let name = HeaderValue::try_from(address.to_string()).map_err(io::Error::other)?;
+        let accepting = tokio::spawn(accept(listener, name, Arc::clone(&requests)));
+        Ok(Self {
+            address,
+            requests,
+            accepting,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many requests it has received.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::SeqCst)
+    }
+
+    /// Closes the port and every connection, and returns when they are closed.
+    pub async fn stop(mut self) {
+        self.accepting.abort();
+        let _ = (&mut self.accepting).await;
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn accept(listener: tokio::net::TcpListener, name: HeaderValue, requests: Arc<AtomicU64>) {
+    // The connections end with this task, because the set that owns them does.
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors, most likely: some will come back.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        let (name, requests) = (name.clone(), Arc::clone(&requests));
+        let serve = service_fn(move |request| {
+            requests.fetch_add(1, Ordering::SeqCst);
+            answer(request, name.clone())
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .serve_connection(TokioIo::new(stream), serve)
+            .with_upgrades();
+        connections.spawn(async move { drop(connection.await) });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn answer(request: Request<Incoming>, name: HeaderValue) -> Result<Response<Body>, Infallible> {
+    let path = request.uri().path().to_owned();
+    let (action, argument) = path[1.min(path.len())..].split_once('/').unwrap_or((&path[1.min(path.len())..], ""));
+    let number = argument.parse::<u32>().unwrap_or(0);
+    let mut response = match action {
+        "status" => {
+            let mut response = Response::new(full(Bytes::new()));
+            let status = u16::try_from(number).ok().and_then(|code| StatusCode::from_u16(code).ok());
+            *response.status_mut() = status.unwrap_or(StatusCode::BAD_REQUEST);
+            response
+        }
+        "bytes" => Response::new(full(Bytes::from(vec![b'x'; number as usize]))),
+        "chunked" => {
+            let chunks = (0..number).map(|chunk| Ok(Frame::data(Bytes::from(format!("chunk {chunk}\n")))));
+            Response::new(StreamBody::new(futures::stream::iter(chunks)).boxed())
+        }
+        "delay" => {
+            tokio::time::sleep(Duration::from_millis(number.into())).await;
+            Response::new(full(greeting(&name)))
+        }
+        "echo" => Response::new(request.into_body().boxed()),
+        "headers" => Response::new(full(describe(&request))),
+        "upgrade" => upgrade(request),
+        _ => Response::new(full(greeting(&name))),
+    };
+    response.headers_mut().insert("x-origin", name);
+    Ok(response)
+}
+
+fn full(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed()
+}
+
+fn greeting(name: &HeaderValue) -> Bytes {
+    Bytes::from(format!("hello from {}\n", name.to_str().unwrap_or("an origin")))
+}
+
+fn describe(request: &Request<Incoming>) -> Bytes {
+    let mut text = format!("{} {}\n", request.method(), request.uri());
+    for (name, value) in request.headers() {
+        text += &format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()));
+    }
+    Bytes::from(text)
+}
+
+/// Switches to whatever the client asked for, and echoes what it says then.
+fn upgrade(mut request: Request<Incoming>) -> Response<Body> {
+    let mut response = Response::new(full(Bytes::new()));
+    let Some(protocol) = request.headers().get(UPGRADE).cloned() else {
+        *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
+        return response;
+    };
+    let upgraded = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        if let Ok(upgraded) = upgraded.await {
+            let (mut from, mut to) = tokio::io::split(TokioIo::new(upgraded));
+            // The client ends it; an error is an end too.
+            let _ = tokio::io::copy(&mut from, &mut to).await;
+        }
+    });
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(UPGRADE, protocol);
+    response
+}

@@ -1,0 +1,53 @@
+//! `origin ADDRESS…`: one process that serves as several demo origins, until a signal.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use chassis::{json_log, listener};
+use clap::Parser;
+use log::{error, info};
+use origin::Origin;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Small origin servers to proxy to.
+#[derive(Parser)]
+#[command(name = "origin", version = chassis::build_info::describe())]
+struct Arguments {
+    /// Where to listen, one origin each.
+    #[arg(value_name = "ADDRESS", default_values = ["127.0.0.1:8081", "127.0.0.1:8082", "127.0.0.1:8083"])]
+    addresses: Vec<SocketAddr>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if json_log::init("info").is_err() {
+        return ExitCode::FAILURE;
+    }
+    let code = match run(&arguments.addresses).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            error!(error = problem.to_string().as_str(); "can't start");
+            ExitCode::FAILURE
+        }
+    };
+    json_log::flush(Duration::from_secs(1));
+    code
+}
+
+async fn run(addresses: &[SocketAddr]) -> Result<(), Box<dyn Error>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let sockets = addresses.iter().map(|address| listener::bind(*address)).collect::<Result<Vec<_>, _>>()?;
+    let origins = sockets.into_iter().map(Origin::serve).collect::<Result<Vec<_>, _>>()?;
+    for origin in &origins {
+        info!(service = "origin", address = origin.address().to_string().as_str(); "listening");
+    }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! Whose request it is.
+//!
+//! The client is the peer of the connection, unless the peer is a trusted proxy: then it is the rightmost address of
+//! X-Forwarded-For that is not a trusted proxy itself. Whatever stands further left was written by
+//! somebody we have no reason to believe.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::HeaderMap;
+use ipnet::IpNet;
+
+/// The header that trusted proxies list the client and each other in.
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// Who sent a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client {
+    /// The client's address, IPv4 never mapped into IPv6.
+    pub address: IpAddr,
+    /// Whether the peer is a trusted proxy, so that what it says of the request is believed.
+    pub trusted_peer: bool,
+}
+
+/// A set of networks.
+#[derive(Debug, Clone, Default)]
+pub struct Networks(Vec<IpNet>);
+
+impl Networks {
+    /// These networks.
+    pub fn new(networks: Vec<IpNet>) -> Self {
+        Self(networks)
+    }
+
+    /// Whether `address` is in one of them.
+    pub fn contain(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+/// Tells whose request it is, that came from `peer` with `headers`.
+pub fn identify(peer: IpAddr, headers: &HeaderMap, trusted: &Networks) -> Client {
+    let peer = peer.to_canonical();
+    if !trusted.contain(peer) {
+        return Client {
+            address: peer,
+            trusted_peer: false,
+        };
+    }
+    let mut address = peer;
+    let hops = headers
+        .get_all(FORWARDED_FOR)
+        .iter()
+        .rev()
+        .flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
+    for hop in hops {
+        // An entry that is no address ends what can be known: the client is whoever passed it on.
+        let Some(hop) = parse_hop(hop) else { break };
+        address = hop;
+        if !trusted.contain(hop) {
+            break;
+        }
+    }
+    Client {
+        address,
+        trusted_peer: true,
+    }
+}
+
+/// An entry of X-Forwarded-For: an address, with a port if need be.
+fn parse_hop(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text).ok()?.trim();
+    let address = text
+        .parse::<IpAddr>()
+        .or_else(|_| text.parse::<SocketAddr>().map(|address| address.ip()))
+        .or_else(|_| text.trim_start_matches('[').trim_end_matches(']').parse());
+    address.ok().map(|address| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(peer: &str, forwarded_for: &[&str]) -> (String, bool) {
+        let trusted = ["10.0.0.0/8", "::1/128"].map(|network| network.parse().unwrap());
+        let mut headers = HeaderMap::new();
+        for line in forwarded_for {
+            headers.append(FORWARDED_FOR, line.parse().unwrap());
+        }
+        let client = identify(peer.parse().unwrap(), &headers, &Networks::new(trusted.into()));
+        (client.address.to_string(), client.trusted_peer)
+    }
+
+    #[test]
+    fn an_untrusted_peer_is_the_client_whatever_it_says() {
+        assert_eq!(client("192.0.2.1", &["1.1.1.1"]), ("192.0.2.1".into(), false));
+        assert_eq!(client("::ffff:192.0.2.1", &[]), ("192.0.2.1".into(), false));
+    }
+
+    #[test]
+    fn behind_trusted_proxies_the_rightmost_untrusted_address_is_the_client() {
+        for (lines, expected) in [
+            (&[][..], "10.0.0.1"),
+            (&["1.1.1.1"], "1.1.1.1"),
+            (&["6.6.6.6, 1.1.1.1, 10.0.0.2"], "1.1.1.1"),
+            (&["6.6.6.6", "1.1.1.1,10.0.0.2"], "1.1.1.1"),
+            (&["1.1.1.1:1234"], "1.1.1.1"),
+            (&["[2001:db8::1]:1234"], "2001:db8::1"),
+            (&["[2001:db8::1]"], "2001:db8::1"),
+            (&["::ffff:1.1.1.1"], "1.1.1.1"),
+            (&["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+            (&["1.1.1.1, unknown"], "10.0.0.1"),
+            (&["1.1.1.1, unknown, 10.0.0.2"], "10.0.0.2"),
+            (&[""], "10.0.0.1"),
+        ] {
+            assert_eq!(client("10.0.0.1", lines), (expected.into(), true), "{lines:?}");
+        }
+        assert_eq!(client("::ffff:10.0.0.1", &["1.1.1.1"]), ("1.1.1.1".into(), true));
+    }
+}

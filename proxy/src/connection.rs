@@ -1,0 +1,224 @@
+//! One client connection: it reads each request head itself, then lets Pingora proxy the request.
+//!
+//! Pingora's own loop has no deadline for a whole head, waits for ever between requests, and answers a head that it can't
+//! read without a word to anybody. So the head is read here: bounded in length and time, checked by [`head`], and only then given
+//! to Pingora as bytes that were read already. A request that is refused here has a line in the log and its place in
+//! the metrics like any other.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::protocols::Stream;
+use pingora::protocols::http::ServerSession;
+use pingora::server::ShutdownWatch;
+use pingora_proxy::HttpProxy;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use crate::access_log;
+use crate::config::ClientLimits;
+use crate::head::{self, Body, RequestLine};
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+use crate::rejection::Rejection;
+use crate::service::EdgeProxy;
+
+/// Room for a first read; most heads fit.
+const FIRST_READ: usize = 4096;
+/// How long an idle connection is still read from once the shutdown has begun: a request that was on its way is answered.
+const LAST_CALL: Duration = Duration::from_millis(100);
+/// How long, and for how many bytes, a refused client is listened to, so that closing doesn't destroy the answer before it is
+/// read.
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES: usize = 256 << 10;
+
+/// What the requests of one connection share.
+#[derive(Debug)]
+pub struct Connection {
+    /// The other end.
+    pub peer: SocketAddr,
+    /// How many requests have got past Pingora's parser.
+    requests: AtomicU64,
+}
+
+impl Connection {
+    /// Notes that Pingora has taken a request.
+    pub fn request_seen(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The server of client connections.
+pub struct Edge {
+    /// What proxies a request.
+    pub proxy: Arc<HttpProxy<EdgeProxy>>,
+    /// What a connection may take.
+    pub limits: ClientLimits,
+    /// Whether the process is on its way out.
+    pub lifecycle: Arc<Lifecycle>,
+    /// What Prometheus sees.
+    pub metrics: Metrics,
+}
+
+/// What came of waiting for a request head.
+enum Arrival {
+    /// A whole head of so many bytes is there.
+    Head(usize),
+    /// The client left, or was idle for too long, or the process is leaving.
+    End,
+    /// What came is no head.
+    Refused(Rejection),
+}
+
+impl Edge {
+    /// Waits for the first byte of a request; `None` when there will be none.
+    async fn first_byte(&self, stream: &mut Stream, shutdown: &mut ShutdownWatch) -> Option<u8> {
+        // One byte on the stack: an idle connection holds no buffer of ours.
+        let read = timeout(self.limits.idle_timeout, stream.read_u8());
+        tokio::pin!(read);
+        tokio::select! {
+            biased;
+            byte = &mut read => return byte.ok()?.ok(),
+            () = async { drop(shutdown.wait_for(|down| *down).await) } => {}
+        }
+        timeout(LAST_CALL, read).await.ok()?.ok()?.ok()
+    }
+
+    /// Reads until `received` begins with a whole head.
+    async fn rest_of_head(&self, stream: &mut Stream, received: &mut BytesMut) -> Arrival {
+        let mut scanned = 0;
+        let read = timeout(self.limits.head_timeout, async {
+            loop {
+                // RFC 9112 has servers ignore an empty line before a request.
+                while received.starts_with(b"\r\n") {
+                    let _ = received.split_to(2);
+                    scanned = 0;
+                }
+                if let Some(length) = head::length(received, scanned) {
+                    return if length > self.limits.max_head {
+                        Arrival::Refused(Rejection::HeadTooLarge)
+                    } else {
+                        Arrival::Head(length)
+                    };
+                }
+                scanned = received.len();
+                if scanned > self.limits.max_head {
+                    return Arrival::Refused(Rejection::HeadTooLarge);
+                }
+                received.reserve(FIRST_READ);
+                match stream.read_buf(received).await {
+                    Ok(0) | Err(_) => return Arrival::End,
+                    Ok(_) => {}
+                }
+            }
+        });
+        read.await.unwrap_or(Arrival::Refused(Rejection::RequestTimeout))
+    }
+
+    /// Answers what Pingora never gets to see, and closes the connection.
+    async fn refuse(&self, mut stream: Stream, received: &[u8], rejection: Rejection, peer: SocketAddr, start: Instant) {
+        let answered = timeout(self.limits.write_timeout, async {
+            stream.write_all(&rejection.raw()).await?;
+            stream.flush().await
+        });
+        let answered = matches!(answered.await, Ok(Ok(())));
+        self.report(received, rejection, peer, start, answered);
+        let _ = stream.shutdown().await;
+        let _ = timeout(LINGER, async {
+            let mut discarded = vec![0; 4096];
+            let mut left = LINGER_BYTES;
+            while let Ok(read @ 1..) = stream.read(&mut discarded).await {
+                left = left.saturating_sub(read);
+                if left == 0 {
+                    break;
+                }
+            }
+        })
+        .await;
+    }
+
+    fn report(&self, received: &[u8], rejection: Rejection, peer: SocketAddr, start: Instant, answered: bool) {
+        self.metrics.rejected(rejection);
+        if answered {
+            self.metrics.responded(rejection.status());
+        }
+        let line = RequestLine::guess(received);
+        access_log::Line {
+            method: line.method,
+            target: line.target,
+            remote_addr: Some(peer),
+            status: rejection.status(),
+            duration: start.elapsed(),
+            client: None,
+            backend: None,
+            request_id: None,
+            bytes: answered.then_some(rejection.body().len() as u64),
+            reason: Some(rejection.reason()),
+            error: None,
+        }
+        .write();
+    }
+}
+
+#[async_trait]
+impl ServerApp for Edge {
+    async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let peer = *stream.get_socket_digest()?.peer_addr()?.as_inet()?;
+        let connection = Arc::new(Connection {
+            peer,
+            requests: AtomicU64::new(0),
+        });
+        let mut shutdown = shutdown.clone();
+        let mut received = BytesMut::new();
+        loop {
+            if received.is_empty() {
+                received = BytesMut::new();
+                let byte = self.first_byte(&mut stream, &mut shutdown).await?;
+                received.reserve(FIRST_READ);
+                received.extend_from_slice(&[byte]);
+            }
+            let _in_flight = self.lifecycle.enter();
+            let start = Instant::now();
+            let length = match self.rest_of_head(&mut stream, &mut received).await {
+                Arrival::Head(length) => length,
+                Arrival::End => return None,
+                Arrival::Refused(rejection) => {
+                    self.refuse(stream, &received, rejection, peer, start).await;
+                    return None;
+                }
+            };
+            let request = match head::parse(&received[..length]) {
+                // What follows a request of known length is the next request, and stays here.
+                Ok(Body::Length(body)) => {
+                    let whole = usize::try_from(body).map_or(usize::MAX, |body| length.saturating_add(body));
+                    received.split_to(whole.min(received.len()))
+                }
+                Ok(Body::Chunked | Body::Upgrade) => received.split(),
+                Err(rejection) => {
+                    self.refuse(stream, &received, rejection, peer, start).await;
+                    return None;
+                }
+            };
+
+            let mut session = ServerSession::new_http1(stream);
+            session.set_connection_user_context(Some(Box::new(Arc::clone(&connection))));
+            session.set_pipelined_prefix(request);
+            let before = connection.requests.load(Ordering::Relaxed);
+            let reusable = self.proxy.process_new_http(session, &shutdown).await;
+            if connection.requests.load(Ordering::Relaxed) == before {
+                // Pingora found fault with a head that `head` let through, and has answered it.
+                self.report(b"", Rejection::BadRequest, peer, start, true);
+            }
+            (stream, _) = reusable?.consume();
+        }
+    }
+
+    async fn cleanup(&self) {
+        self.proxy.http_cleanup().await;
+    }
+}

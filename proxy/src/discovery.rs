@@ -1,0 +1,197 @@
+//! Where the pool's backends come from: the registry, and DNS for members that are names.
+//!
+//! The last good set is worth more than no set. A read that fails, or finds the set empty, is an error here, because Pingora keeps
+//! the backends it has on `Err` and would drop them all on an empty `Ok`; a name that does not resolve keeps the
+//! addresses it last had. Who of them is alive is the health check's business, not this module's.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use log::{info, warn};
+use pingora::prelude::{Error, ErrorType};
+use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
+use pingora_load_balancing::discovery::ServiceDiscovery;
+use pingora_load_balancing::{Backend, Extensions};
+use registry::{Malformed, Member, Registry, Resolver, Snapshot};
+
+use crate::metrics::Metrics;
+
+/// How long the names of one read may take, all at the same time.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Each address of the last good set, with the name that its member has in the registry.
+pub type Addresses = BTreeMap<SocketAddr, Arc<str>>;
+
+/// Reads the registry. Clones share what was last read.
+#[derive(Clone)]
+pub struct RegistryDiscovery(Arc<Shared>);
+
+struct Shared {
+    registry: Arc<dyn Registry>,
+    resolver: Resolver,
+    metrics: Metrics,
+    addresses: ArcSwap<Addresses>,
+    /// What outlives a read. A lock of the standard library, because it is never held across an `await`.
+    memory: Mutex<Memory>,
+}
+
+#[derive(Default)]
+struct Memory {
+    last_success: Option<Instant>,
+    /// The error of the last read, if it failed.
+    error: Option<String>,
+    /// The addresses that each name last had.
+    resolved: HashMap<Member, Vec<SocketAddr>>,
+    /// The names that did not resolve at the last read.
+    unresolved: BTreeSet<Member>,
+    malformed: BTreeSet<Malformed>,
+}
+
+impl RegistryDiscovery {
+    /// Reads `registry`.
+    pub fn new(registry: Arc<dyn Registry>, metrics: Metrics) -> Self {
+        Self(Arc::new(Shared {
+            registry,
+            resolver: Resolver::default(),
+            metrics,
+            addresses: ArcSwap::default(),
+            memory: Mutex::default(),
+        }))
+    }
+
+    /// The addresses of the last good set.
+    pub fn addresses(&self) -> Arc<Addresses> {
+        self.0.addresses.load_full()
+    }
+
+    /// Whether the registry has given a usable set at least once.
+    ///
+    /// # Errors
+    /// Why not, as one line of text.
+    pub fn ready(&self) -> Result<(), String> {
+        let memory = self.memory();
+        match (memory.last_success, &memory.error) {
+            (Some(_), _) => Ok(()),
+            (None, Some(error)) => Err(format!("no backends discovered yet: {error}")),
+            (None, None) => Err("no backends discovered yet".into()),
+        }
+    }
+
+    /// How old the last good set is, in words, when the last read gave none.
+    pub fn staleness(&self) -> Option<String> {
+        let memory = self.memory();
+        let age = memory.last_success?.elapsed().as_secs();
+        let error = memory.error.as_ref()?;
+        Some(format!("the set of backends is {age} s old: {error}"))
+    }
+
+    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
+        self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn read(&self) -> Result<Addresses, String> {
+        let Snapshot { members, malformed } = self.0.registry.members().await.map_err(|error| error.to_string())?;
+        self.note_malformed(malformed);
+        if members.is_empty() {
+            return Err("the registry has no usable member".into());
+        }
+        let lookups = members.iter().map(|member| {
+            let (resolver, member) = (self.0.resolver.clone(), member.clone());
+            tokio::spawn(async move {
+                let addresses = resolver.resolve(&member, RESOLVE_TIMEOUT).await;
+                (member, addresses)
+            })
+        });
+        let mut found = Vec::with_capacity(members.len());
+        for lookup in lookups.collect::<Vec<_>>() {
+            found.push(lookup.await.map_err(|error| error.to_string())?);
+        }
+        let addresses = self.remember(found, &members);
+        if addresses.is_empty() {
+            return Err("no member of the registry resolves to an address".into());
+        }
+        Ok(addresses)
+    }
+
+    /// Takes what each name resolved to, or else what it resolved to before.
+    fn remember(
+        &self,
+        found: Vec<(Member, Result<Vec<SocketAddr>, registry::Error>)>,
+        members: &BTreeSet<Member>,
+    ) -> Addresses {
+        let mut memory = self.memory();
+        memory.resolved.retain(|member, _| members.contains(member));
+        memory.unresolved.retain(|member| members.contains(member));
+        let mut addresses = Addresses::new();
+        for (member, result) in found {
+            let name = member.to_string();
+            match result {
+                Ok(now) => {
+                    if memory.unresolved.remove(&member) {
+                        info!(backend = name.as_str(); "name resolves again");
+                    }
+                    memory.resolved.insert(member.clone(), now);
+                }
+                Err(error) if memory.unresolved.insert(member.clone()) => {
+                    let kept = memory.resolved.contains_key(&member);
+                    warn!(backend = name.as_str(), error = error.to_string().as_str(), last_addresses_kept = kept; "name does not resolve");
+                }
+                Err(_) => {}
+            }
+            let name = Arc::<str>::from(name);
+            for address in memory.resolved.get(&member).into_iter().flatten() {
+                addresses.entry(*address).or_insert_with(|| Arc::clone(&name));
+            }
+        }
+        addresses
+    }
+
+    /// Counts the members that do not parse and logs those that did not stand there before.
+    fn note_malformed(&self, malformed: Vec<Malformed>) {
+        self.0.metrics.discovery_malformed.set(i64::try_from(malformed.len()).unwrap_or(i64::MAX));
+        let mut memory = self.memory();
+        let malformed: BTreeSet<_> = malformed.into_iter().collect();
+        for new in malformed.difference(&memory.malformed) {
+            warn!(member = new.to_string().as_str(); "skipping a member of the registry that does not parse");
+        }
+        memory.malformed = malformed;
+    }
+}
+
+#[async_trait]
+impl ServiceDiscovery for RegistryDiscovery {
+    async fn discover(&self) -> Result<(BTreeSet<Backend>, HashMap<u64, bool>), Box<Error>> {
+        let read = self.read().await;
+        let mut memory = self.memory();
+        match read {
+            Ok(addresses) => {
+                memory.last_success = Some(Instant::now());
+                if memory.error.take().is_some() {
+                    info!(backends = addresses.len(); "registry is back");
+                }
+                self.0.metrics.discovered(addresses.len());
+                let backends = addresses.keys().map(|address| Backend {
+                    addr: PingoraAddr::Inet(*address),
+                    weight: 1,
+                    ext: Extensions::new(),
+                });
+                let backends = backends.collect();
+                self.0.addresses.store(Arc::new(addresses));
+                Ok((backends, HashMap::new()))
+            }
+            Err(error) => {
+                self.0.metrics.discovery_errors.inc();
+                if memory.error.is_none() {
+                    let kept = self.0.addresses.load().len();
+                    warn!(error = error.as_str(), backends_kept = kept; "registry gives no usable set");
+                }
+                memory.error = Some(error.clone());
+                Err(Error::explain(ErrorType::InternalError, error))
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! What a request head must be before anything else looks at it.
+//!
+//! Two programs that read the same bytes differently are how requests get smuggled. Pingora's parser is lenient where the
+//! origin behind us may not be (or the reverse), so [`parse`] refuses whatever can be read in two ways: it is strict
+//! where RFC 9112 lets a server be strict. What it lets through, Pingora reads the same way.
+
+use std::str;
+
+use crate::rejection::Rejection;
+
+/// More header fields than this are answered 431.
+const MAX_FIELDS: usize = 100;
+
+/// The line of a request, as far as anything could be made of it: for the access log of a request that was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestLine<'b> {
+    /// The method, or `-`.
+    pub method: &'b str,
+    /// The target, or `-`.
+    pub target: &'b str,
+}
+
+impl<'b> RequestLine<'b> {
+    /// The first two words of `bytes`, where they are text.
+    pub fn guess(bytes: &'b [u8]) -> Self {
+        let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let mut words = line
+            .split(|byte| *byte == b' ')
+            .map(|word| str::from_utf8(word).unwrap_or("-").trim())
+            .map(|word| if word.is_empty() { "-" } else { word });
+        Self {
+            method: words.next().unwrap_or("-"),
+            target: words.next().unwrap_or("-"),
+        }
+    }
+}
+
+/// How the body that follows a head is delimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Body {
+    /// So many bytes, often none.
+    Length(u64),
+    /// Until the last chunk.
+    Chunked,
+    /// Whatever follows belongs to another protocol, if the backend agrees to switch.
+    Upgrade,
+}
+
+/// The length of the head at the start of `bytes`, its empty line included; `None` when it has not all arrived.
+///
+/// `scanned` is how many bytes were looked at before. A bare LF ends a head too: [`parse`] refuses it then, instead of
+/// waiting for an empty line that the client thinks it has sent.
+pub fn length(bytes: &[u8], scanned: usize) -> Option<usize> {
+    let from = scanned.saturating_sub(3);
+    bytes[from..]
+        .iter()
+        .enumerate()
+        .filter(|(_, byte)| **byte == b'\n')
+        .map(|(index, _)| from + index)
+        .find_map(|newline| match bytes.get(newline + 1..) {
+            Some([b'\n', ..]) => Some(newline + 2),
+            Some([b'\r', b'\n', ..]) => Some(newline + 3),
+            _ => None,
+        })
+}
+
+/// Checks a whole head and tells how its body is delimited.
+///
+/// # Errors
+/// What to answer instead of proxying it.
+pub fn parse(head: &[u8]) -> Result<Body, Rejection> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut fields);
+    match request.parse(head) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Err(httparse::Error::TooManyHeaders) => return Err(Rejection::HeadTooLarge),
+        Ok(httparse::Status::Partial) | Err(_) => return Err(Rejection::BadRequest),
+    }
+    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version)
+    else {
+        return Err(Rejection::BadRequest);
+    };
+    if has_bare_line_end(head) || !is_target(target) {
+        return Err(Rejection::BadRequest);
+    }
+    if matches!(method, "CONNECT" | "TRACE") {
+        return Err(Rejection::MethodNotAllowed);
+    }
+
+    let (mut hosts, mut length, mut chunked, mut upgrade) = (0, None, false, false);
+    for field in request.headers.iter() {
+        let name = field.name;
+        if name.eq_ignore_ascii_case("host") {
+            hosts += 1;
+            if !is_authority(field.value) {
+                return Err(Rejection::BadRequest);
+            }
+        } else if name.eq_ignore_ascii_case("content-length") {
+            // One field of digits and nothing else: repeated, signed, listed or padded lengths are read differently.
+            if length.replace(content_length(field.value)?).is_some() {
+                return Err(Rejection::BadRequest);
+            }
+        } else if name.eq_ignore_ascii_case("transfer-encoding") {
+            if chunked || !field.value.eq_ignore_ascii_case(b"chunked") {
+                return Err(Rejection::BadRequest);
+            }
+            chunked = true;
+        } else if name.eq_ignore_ascii_case("upgrade") {
+            upgrade = true;
+        }
+    }
+    // HTTP/1.0 knows neither a required Host nor chunks.
+    let hosts_allowed = if minor == 1 { 1..=1 } else { 0..=1 };
+    if !hosts_allowed.contains(&hosts) || (chunked && (length.is_some() || minor == 0)) {
+        return Err(Rejection::BadRequest);
+    }
+    Ok(match (chunked, upgrade) {
+        (true, _) => Body::Chunked,
+        (false, true) => Body::Upgrade,
+        (false, false) => Body::Length(length.unwrap_or(0)),
+    })
+}
+
+fn has_bare_line_end(head: &[u8]) -> bool {
+    let mut before = 0;
+    head.iter().any(|byte| {
+        let bare = *byte == b'\n' && before != b'\r';
+        before = *byte;
+        bare
+    })
+}
+
+/// Origin form, absolute form or `*`, without a fragment and without what no URI has.
+fn is_target(target: &str) -> bool {
+    let starts_right = target.starts_with('/') || target.starts_with("http://") || target == "*";
+    starts_right && target.bytes().all(|byte| byte > b' ' && byte != 0x7f && byte != b'#')
+}
+
+/// A host with an optional port: no user, no path, no spaces, not empty.
+fn is_authority(value: &[u8]) -> bool {
+    let Ok(text) = str::from_utf8(value) else {
+        return false;
+    };
+    !text.contains('@') && text.parse::<http::uri::Authority>().is_ok()
+}
+
+fn content_length(value: &[u8]) -> Result<u64, Rejection> {
+    let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    let padded = value.len() > 1 && value[0] == b'0';
+    str::from_utf8(value)
+        .ok()
+        .filter(|_| digits && !padded)
+        .and_then(|text| text.parse().ok())
+        .ok_or(Rejection::BadRequest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(head: &str) -> Result<Body, Rejection> {
+        let bytes = head.as_bytes();
+        assert_eq!(length(bytes, 0), Some(bytes.len()), "{head:?}");
+        parse(bytes)
+    }
+
+    #[test]
+    fn a_head_ends_at_its_empty_line_however_it_arrives() {
+        let bytes = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nbody\r\n\r\n";
+        for scanned in 0..27 {
+            assert_eq!(length(&bytes[..scanned], scanned.saturating_sub(1)), None, "{scanned}");
+            assert_eq!(length(bytes, scanned), Some(27), "{scanned}");
+        }
+        assert_eq!(length(b"GET / HTTP/1.1\n\nrest", 0), Some(16));
+    }
+
+    #[test]
+    fn heads_that_mean_one_thing_are_taken() {
+        for (head, body) in [
+            ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", Body::Length(0)),
+            ("GET / HTTP/1.0\r\n\r\n", Body::Length(0)),
+            ("OPTIONS * HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", Body::Length(0)),
+            ("GET http://a/b?c HTTP/1.1\r\nHost: a\r\n\r\n", Body::Length(0)),
+            ("GET /\u{e4} HTTP/1.1\r\nHost: a\r\n\r\n", Body::Length(0)),
+            ("PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 42\r\n\r\n", Body::Length(42)),
+            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n", Body::Chunked),
+            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n", Body::Upgrade),
+        ] {
+            assert_eq!(check(head), Ok(body), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn heads_that_could_mean_two_things_are_refused() {
+        for head in [
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: u@a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost:\r\n\r\n",
+            "GET / HTTP/1.1\nHost: a\n\n",
+            "GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: b\rc\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: b\0c\r\n\r\n",
+            "GET /#f HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /\u{1} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1 \r\nHost: a\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 01\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ] {
+            assert_eq!(check(head), Err(Rejection::BadRequest), "{head:?}");
+        }
+        for method in ["CONNECT", "TRACE"] {
+            let head = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert_eq!(check(&head), Err(Rejection::MethodNotAllowed));
+        }
+        let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(MAX_FIELDS));
+        assert_eq!(check(&many), Err(Rejection::HeadTooLarge));
+    }
+
+    #[test]
+    fn the_line_of_a_broken_request_is_guessed_for_the_log() {
+        let guess = |bytes| {
+            let line = RequestLine::guess(bytes);
+            (line.method, line.target)
+        };
+        assert_eq!(guess(b"GET /a?b HTTP/1.1\r\nHost"), ("GET", "/a?b"));
+        assert_eq!(guess(b"\x16\x03\x01\xff"), ("-", "-"));
+        assert_eq!(guess(b""), ("-", "-"));
+        assert_eq!(guess(b"GET\r\n"), ("GET", "-"));
+    }
+}

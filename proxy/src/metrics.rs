@@ -1,0 +1,167 @@
+//! What Prometheus sees.
+//!
+//! The first four are the Go program's, under its names and without labels where it had none, so that the queries its users
+//! have go on working. Labels are bounded everywhere: a client's address or a path is never one, and a backend's
+//! series leaves with the backend. Handles are made once, because looking a label up hashes it under a lock.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
+
+use crate::rejection::Rejection;
+
+/// Upper bounds in seconds: the Go client's defaults, and finer ones below for what a proxy can do.
+const BUCKETS: [f64; 16] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// All metrics of the proxy; clones share the same series.
+#[derive(Clone)]
+pub struct Metrics {
+    /// Requests that a backend answered.
+    pub processed: IntCounter,
+    /// Requests that a backend should have answered and none did: limited, no backend, backend failed.
+    pub dropped: IntCounter,
+    /// Backends that are alive and get traffic.
+    pub active_backends: IntGauge,
+    /// How long requests took that a backend answered.
+    request_duration: HistogramVec,
+    /// By [`Rejection`], in the order of [`Rejection::ALL`].
+    rejections: [IntCounter; Rejection::ALL.len()],
+    /// By the first digit of the status, from 1.
+    responses: [IntCounter; 5],
+    /// Requests that have arrived and are not answered.
+    pub inflight: IntGauge,
+    /// Tries after the first.
+    pub upstream_retries: IntCounter,
+    /// Reads of the registry that gave no usable set.
+    pub discovery_errors: IntCounter,
+    /// When the registry last gave a usable set.
+    discovery_last_success: Gauge,
+    /// Backends in the last usable set.
+    pub discovery_backends: IntGauge,
+    /// Members of the registry that could not be understood, at the last read.
+    pub discovery_malformed: IntGauge,
+    /// Clients whose bucket is not full.
+    pub limiter_clients: IntGauge,
+    access_log_dropped: IntCounter,
+}
+
+impl Metrics {
+    /// Makes the metrics and registers them, with those of the process and the build.
+    ///
+    /// # Errors
+    /// When one of the names is taken.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let rejections = IntCounterVec::new(
+            Opts::new("gopherproxy_rejections_total", "Requests that the proxy answered itself, by reason."),
+            &["reason"],
+        )?;
+        let responses = IntCounterVec::new(
+            Opts::new("gopherproxy_responses_total", "Responses that clients got, by class of status."),
+            &["class"],
+        )?;
+        let metrics = Self {
+            processed: IntCounter::new("gopherproxy_processed_requests_total", "Requests that a backend answered.")?,
+            dropped: IntCounter::new(
+                "gopherproxy_dropped_requests_total",
+                "Requests that no backend answered: over the limit, no backend alive, or backends failed.",
+            )?,
+            active_backends: IntGauge::new("gopherproxy_active_backends", "Backends that are alive and get traffic.")?,
+            request_duration: HistogramVec::new(
+                HistogramOpts::new(
+                    "gopherproxy_request_duration_seconds",
+                    "How long a request took that a backend answered, from its head to the end of the response (of an \
+                     upgraded connection: to the switch), by backend as registered.",
+                )
+                .buckets(BUCKETS.into()),
+                &["backend"],
+            )?,
+            rejections: Rejection::ALL.map(|rejection| rejections.with_label_values(&[rejection.reason()])),
+            responses: ["1xx", "2xx", "3xx", "4xx", "5xx"].map(|class| responses.with_label_values(&[class])),
+            inflight: IntGauge::new("gopherproxy_inflight_requests", "Requests that have arrived and are not answered.")?,
+            upstream_retries: IntCounter::new("gopherproxy_upstream_retries_total", "Tries after the first.")?,
+            discovery_errors: IntCounter::new(
+                "gopherproxy_discovery_errors_total",
+                "Reads of the registry that gave no usable set: an error, no answer in time, or an empty set.",
+            )?,
+            discovery_last_success: Gauge::new(
+                "gopherproxy_discovery_last_success_timestamp_seconds",
+                "When the registry last gave a usable set, in seconds since 1970; 0 before the first.",
+            )?,
+            discovery_backends: IntGauge::new("gopherproxy_discovery_backends", "Backends in the last usable set.")?,
+            discovery_malformed: IntGauge::new(
+                "gopherproxy_discovery_malformed_members",
+                "Members of the registry that could not be understood, at the last read.",
+            )?,
+            limiter_clients: IntGauge::new("gopherproxy_limiter_clients", "Clients whose token bucket is not full.")?,
+            access_log_dropped: IntCounter::new(
+                "gopherproxy_access_log_dropped_lines_total",
+                "Log lines that were dropped because standard output could not take them in time.",
+            )?,
+        };
+        let collectors: [Box<dyn Collector>; 14] = [
+            Box::new(metrics.processed.clone()),
+            Box::new(metrics.dropped.clone()),
+            Box::new(metrics.active_backends.clone()),
+            Box::new(metrics.request_duration.clone()),
+            Box::new(rejections),
+            Box::new(responses),
+            Box::new(metrics.inflight.clone()),
+            Box::new(metrics.upstream_retries.clone()),
+            Box::new(metrics.discovery_errors.clone()),
+            Box::new(metrics.discovery_last_success.clone()),
+            Box::new(metrics.discovery_backends.clone()),
+            Box::new(metrics.discovery_malformed.clone()),
+            Box::new(metrics.limiter_clients.clone()),
+            Box::new(metrics.access_log_dropped.clone()),
+        ];
+        collectors.into_iter().try_for_each(|collector| registry.register(collector))?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        chassis::build_info::register(registry, "gopherproxy_build_info")?;
+        Ok(metrics)
+    }
+
+    /// The histogram of a backend, by the name it has in the registry.
+    pub fn request_duration(&self, backend: &str) -> Histogram {
+        self.request_duration.with_label_values(&[backend])
+    }
+
+    /// Ends the series of a backend that has left.
+    pub fn forget_backend(&self, backend: &str) {
+        // An error means that it has none.
+        let _ = self.request_duration.remove_label_values(&[backend]);
+    }
+
+    /// Counts a request that the proxy answered itself.
+    pub fn rejected(&self, rejection: Rejection) {
+        if let Some(index) = Rejection::ALL.iter().position(|one| *one == rejection) {
+            self.rejections[index].inc();
+        }
+        if rejection.is_drop() {
+            self.dropped.inc();
+        }
+    }
+
+    /// Counts a response that a client got.
+    pub fn responded(&self, status: u16) {
+        if let Some(class) = usize::from(status / 100).checked_sub(1).and_then(|index| self.responses.get(index)) {
+            class.inc();
+        }
+    }
+
+    /// Notes that the registry has just given a usable set of so many backends.
+    pub fn discovered(&self, backends: usize) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        self.discovery_last_success.set(now.as_secs_f64());
+        self.discovery_backends.set(i64::try_from(backends).unwrap_or(i64::MAX));
+    }
+
+    /// Brings the count of dropped log lines up to `total`.
+    pub fn access_log_dropped(&self, total: u64) {
+        self.access_log_dropped.inc_by(total.saturating_sub(self.access_log_dropped.get()));
+    }
+}

@@ -1,0 +1,373 @@
+//! What happens to a request, phase by phase.
+//!
+//! Pingora calls these hooks in order: `request_filter` (whose request, may it pass) → `upstream_peer` (which backend) →
+//! `upstream_request_filter` (what the backend is told) → `response_filter` → `logging`. A failure goes through
+//! `fail_to_connect` or `error_while_proxy`, which decide whether another try may follow, to `fail_to_proxy`, which
+//! answers. `logging` runs exactly once whatever happens and is the one place that counts and logs a request.
+//!
+//! Only the order is here; the decisions are in the modules that the hooks call.
+
+use std::any::Any;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderValue, Version, header};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::prelude::{Error, ErrorType, HttpPeer, Result};
+use pingora::{ErrorSource, RetryType};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+
+use crate::access_log;
+use crate::client::{self, Client, Networks};
+use crate::config::{ClientLimits, UpstreamLimits};
+use crate::connection::Connection;
+use crate::forwarding;
+use crate::lifecycle::Lifecycle;
+use crate::limiter::{ClientLimiter, Verdict};
+use crate::metrics::Metrics;
+use crate::rejection::{LimitedAnswers, Rejection};
+use crate::upstream::{Pool, Upstream};
+
+/// How long the rest of a request body may take to arrive when its request was refused. Then the connection closes.
+const DRAIN_BODY: Duration = Duration::from_secs(1);
+
+/// The proxy's application.
+pub struct EdgeProxy {
+    /// The backends.
+    pub pool: Arc<Pool>,
+    /// The bucket of each client.
+    pub limiter: Arc<ClientLimiter>,
+    /// The answers to clients over their limit.
+    pub limited: LimitedAnswers,
+    /// Clients without a limit.
+    pub exempt: Networks,
+    /// Peers whose word about the client is believed.
+    pub trusted: Networks,
+    /// What a client connection may take.
+    pub client: ClientLimits,
+    /// What a backend may take.
+    pub upstream: UpstreamLimits,
+    /// Whether the process is on its way out.
+    pub lifecycle: Arc<Lifecycle>,
+    /// What Prometheus sees.
+    pub metrics: Metrics,
+}
+
+/// What is known of a request.
+pub struct RequestCtx {
+    start: Instant,
+    connection: Option<Arc<Connection>>,
+    client: Option<Client>,
+    request_id: Option<HeaderValue>,
+    /// The backend that the request was last sent to.
+    upstream: Option<Arc<Upstream>>,
+    tries: usize,
+    /// Backends that are not to be tried again.
+    tried: Vec<SocketAddr>,
+    /// A piece of the body was sent in this try, so its head was too.
+    body_sent: bool,
+    /// A backend answered: its final status has been seen.
+    answered: bool,
+    /// When the connection was switched to another protocol.
+    switched_after: Option<Duration>,
+    rejection: Option<Rejection>,
+    error: Option<String>,
+}
+
+impl EdgeProxy {
+    /// Answers with `rejection` and keeps the connection where the rest of the request can be read.
+    async fn refuse(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestCtx,
+        rejection: Rejection,
+        header: ResponseHeader,
+    ) -> Result<bool> {
+        ctx.rejection = Some(rejection);
+        if !session.is_body_empty() {
+            // A client that waits for "100 Continue" sends no body now, and might send it after this answer.
+            let waits = session.req_header().headers.contains_key(header::EXPECT);
+            session.set_total_drain_timeout(Some(DRAIN_BODY));
+            if waits || session.drain_request_body().await.is_err() {
+                session.set_keepalive(None);
+            }
+        }
+        self.write(session, rejection, header).await?;
+        Ok(true)
+    }
+
+    async fn write(&self, session: &mut Session, rejection: Rejection, header: ResponseHeader) -> Result<()> {
+        if self.lifecycle.is_draining() {
+            session.set_keepalive(None);
+        }
+        session.write_response_header(Box::new(header), false).await?;
+        let body = Bytes::from_static(rejection.body().as_bytes());
+        session.write_response_body(Some(body), true).await
+    }
+
+    /// Whether the client has said that its body is longer than allowed.
+    fn announces_too_much(&self, request: &RequestHeader) -> bool {
+        let announced = request
+            .headers
+            .get(header::CONTENT_LENGTH)
+            .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        matches!((announced, self.client.max_body), (Some(length), Some(max)) if length > max)
+    }
+
+    fn may_try_again(&self, ctx: &RequestCtx) -> bool {
+        ctx.tries <= self.upstream.retries && self.pool.has_other_than(&ctx.tried)
+    }
+
+    fn count(&self, ctx: &RequestCtx, status: u16) {
+        if ctx.answered {
+            self.metrics.processed.inc();
+            if let Some(upstream) = &ctx.upstream {
+                let took = ctx.switched_after.unwrap_or_else(|| ctx.start.elapsed());
+                upstream.duration.observe(took.as_secs_f64());
+            }
+        } else if let Some(rejection) = ctx.rejection {
+            self.metrics.rejected(rejection);
+        }
+        if status != Rejection::ClientGone.status() {
+            self.metrics.responded(status);
+        }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for EdgeProxy {
+    type CTX = RequestCtx;
+
+    fn new_ctx(&self) -> RequestCtx {
+        RequestCtx {
+            start: Instant::now(),
+            connection: None,
+            client: None,
+            request_id: None,
+            upstream: None,
+            tries: 0,
+            tried: Vec::new(),
+            body_sent: false,
+            answered: false,
+            switched_after: None,
+            rejection: None,
+            error: None,
+        }
+    }
+
+    /// Nothing here uses Pingora's modules (compression and the like), so none are built for each request.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    /// Called for every request, the first on a connection too, because `connection` passes one context with each.
+    fn on_connection_reuse(&self, _session: &mut Session, ctx: &mut RequestCtx, connection: Box<dyn Any + Send + Sync>) {
+        if let Ok(connection) = connection.downcast::<Arc<Connection>>() {
+            connection.request_seen();
+            ctx.connection = Some(*connection);
+        }
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+        let Some(peer) = ctx.connection.as_ref().map(|connection| connection.peer.ip()) else {
+            return Error::e_explain(ErrorType::InternalError, "a request without its connection");
+        };
+        let client = client::identify(peer, &session.req_header().headers, &self.trusted);
+        ctx.client = Some(client);
+        let tunnel = session.is_upgrade_req();
+        let silence = if tunnel { self.upstream.tunnel_idle_timeout } else { self.client.read_timeout };
+        session.set_read_timeout(Some(silence));
+        session.set_write_timeout(Some(self.client.write_timeout));
+        if session.req_header().version == Version::HTTP_10 {
+            session.set_ignore_info_resp(true);
+        }
+
+        if !self.exempt.contain(client.address)
+            && let Verdict::Limited { retry_after } = self.limiter.check(client.address, ctx.start)
+        {
+            let header = self.limited.header(retry_after);
+            return self.refuse(session, ctx, Rejection::Limited, header).await;
+        }
+        if self.announces_too_much(session.req_header()) {
+            let rejection = Rejection::BodyTooLarge;
+            return self.refuse(session, ctx, rejection, rejection.header()).await;
+        }
+        ctx.upstream = self.pool.pick(&[]);
+        if ctx.upstream.is_none() {
+            let rejection = Rejection::NoBackend;
+            return self.refuse(session, ctx, rejection, rejection.header()).await;
+        }
+        ctx.request_id = Some(forwarding::request_id(&session.req_header().headers, client));
+        Ok(false)
+    }
+
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+        ctx.tries += 1;
+        if ctx.tries > 1 {
+            self.metrics.upstream_retries.inc();
+            ctx.upstream = self.pool.pick(&ctx.tried).or(ctx.upstream.take());
+        }
+        let Some(upstream) = &ctx.upstream else {
+            return Error::e_explain(ErrorType::InternalError, "a request without a backend");
+        };
+        let mut peer = upstream.peer();
+        if session.is_upgrade_req() {
+            peer.options.read_timeout = Some(self.upstream.tunnel_idle_timeout);
+        }
+        Ok(peer)
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        ctx.body_sent = false;
+        match (&ctx.connection, ctx.client, &ctx.request_id) {
+            (Some(connection), Some(client), Some(id)) => {
+                forwarding::describe_request(request, client, connection.peer.ip(), id)
+            }
+            _ => Error::e_explain(ErrorType::InternalError, "a request that was not identified"),
+        }
+    }
+
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        ctx.body_sent = true;
+        match self.client.max_body {
+            Some(max) if !session.was_upgraded() && session.body_bytes_read() as u64 > max => {
+                Error::e_explain(ErrorType::HTTPStatus(413), "the request body is longer than client.max_body")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut RequestCtx,
+    ) -> Result<()> {
+        let switches = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
+        if switches {
+            ctx.switched_after = Some(ctx.start.elapsed());
+        }
+        if switches || !response.status.is_informational() {
+            ctx.answered = true;
+        }
+        forwarding::strip_hop_by_hop(response);
+        let ends = forwarding::ends_with_connection(session.req_header().version, response);
+        if ends {
+            response.remove_header(&header::TRANSFER_ENCODING);
+        }
+        if ends || self.lifecycle.is_draining() {
+            session.set_keepalive(None);
+        }
+        Ok(())
+    }
+
+    /// Nothing was sent, so any request may be tried on another backend.
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut RequestCtx,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        ctx.tried.extend(ctx.upstream.as_ref().map(|upstream| upstream.address));
+        error.set_retry(self.may_try_again(ctx));
+        error
+    }
+
+    /// Something may have been sent. A request is sent again when its head was not sent whole, or when doing it twice is doing it
+    /// once (an idempotent method), and only while the client has seen nothing of a response and all of the body
+    /// that was read can be sent again. A timeout is no reason to load another backend with the same request.
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut RequestCtx,
+        reused: bool,
+    ) -> Box<Error> {
+        let repeatable = *error.esource() == ErrorSource::Upstream
+            && session.response_written().is_none()
+            && !session.as_ref().retry_buffer_truncated();
+        let unsent = !ctx.body_sent && matches!(error.etype(), ErrorType::WriteError | ErrorType::WriteTimedout);
+        let broken = matches!(
+            error.etype(),
+            ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
+        );
+        let idempotent = session.req_header().method.is_idempotent() && !session.is_upgrade_req();
+        // A kept connection that the backend had closed says nothing about the backend: it may be tried again.
+        if !(reused && error.retry == RetryType::ReusedOnly) {
+            ctx.tried.extend(ctx.upstream.as_ref().map(|upstream| upstream.address));
+        }
+        error.set_retry(repeatable && (unsent || (idempotent && broken)) && self.may_try_again(ctx));
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestCtx) -> FailToProxy {
+        let rejection = Rejection::of(error);
+        ctx.rejection = Some(rejection);
+        ctx.error = Some(error.to_string());
+        session.set_keepalive(None);
+        let begun = session.response_written().is_some_and(|response| !response.status.is_informational());
+        if !begun && rejection != Rejection::ClientGone && self.write(session, rejection, rejection.header()).await.is_err() {
+            ctx.rejection = Some(Rejection::ClientGone);
+        }
+        FailToProxy {
+            error_code: rejection.status(),
+            can_reuse_downstream: false,
+        }
+    }
+
+    /// The access log tells of every failure, with the error's words.
+    fn suppress_error_log(&self, _session: &Session, _ctx: &RequestCtx, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &RequestCtx,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, _error: Option<&Error>, ctx: &mut RequestCtx) {
+        let status = session
+            .response_written()
+            .map(|response| response.status)
+            .filter(|status| !status.is_informational() || ctx.switched_after.is_some())
+            .map_or(Rejection::ClientGone.status(), |status| status.as_u16());
+        self.count(ctx, status);
+
+        let request = session.req_header();
+        let target = String::from_utf8_lossy(request.raw_path());
+        access_log::Line {
+            method: request.method.as_str(),
+            target: &target,
+            remote_addr: ctx.connection.as_ref().map(|connection| connection.peer),
+            status,
+            duration: ctx.start.elapsed(),
+            client: ctx.client.map(|client| client.address),
+            backend: ctx.upstream.as_ref().map(|upstream| &*upstream.name),
+            request_id: ctx.request_id.as_ref().and_then(|id| id.to_str().ok()),
+            bytes: Some(session.body_bytes_sent() as u64),
+            reason: ctx.rejection.map(Rejection::reason),
+            error: ctx.error.as_deref(),
+        }
+        .write();
+    }
+}

@@ -1,0 +1,302 @@
+//! The pool of backends, and which one is next.
+//!
+//! Membership and health are Pingora's ([`Backends`], [`TcpHealthCheck`]); the choice is made here, from a list that
+//! holds the alive backends and nothing else. Pingora's own round robin walks over dead ones with a counter that all requests
+//! share, so with dead backends its turns are uneven and it can miss a live one; a list of the alive makes each turn exact, "none
+//! alive" known at once, and the cost of a pick the same for three backends and for a thousand.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use chassis::supervisor::supervise;
+use log::{info, warn};
+use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use pingora::upstreams::peer::HttpPeer;
+use pingora_load_balancing::health_check::{HealthObserve, TcpHealthCheck};
+use pingora_load_balancing::{Backend, Backends};
+use prometheus::Histogram;
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use crate::config::{Health, UpstreamLimits};
+use crate::discovery::RegistryDiscovery;
+use crate::metrics::Metrics;
+
+/// How soon the registry is read again when it gave no usable set.
+const DISCOVERY_RETRY: Duration = Duration::from_millis(500);
+
+/// A backend that requests can be sent to.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Where to connect.
+    pub address: SocketAddr,
+    /// Its name in the registry, as `host:port`.
+    pub name: Arc<str>,
+    /// How long its requests take.
+    pub duration: Histogram,
+    peer: HttpPeer,
+}
+
+impl Upstream {
+    fn new(address: SocketAddr, name: Arc<str>, limits: &UpstreamLimits, metrics: &Metrics) -> Self {
+        let mut peer = HttpPeer::new(address, false, String::new());
+        peer.options.connection_timeout = Some(limits.connect_timeout);
+        peer.options.total_connection_timeout = Some(limits.connect_timeout);
+        peer.options.read_timeout = Some(limits.read_timeout);
+        peer.options.write_timeout = Some(limits.write_timeout);
+        peer.options.idle_timeout = Some(limits.idle_timeout);
+        Self {
+            address,
+            duration: metrics.request_duration(&name),
+            name,
+            peer,
+        }
+    }
+
+    /// What Pingora needs to connect.
+    pub fn peer(&self) -> Box<HttpPeer> {
+        Box::new(self.peer.clone())
+    }
+}
+
+/// All backends that are known, and those of them that are alive.
+pub struct Pool {
+    backends: Backends,
+    discovery: RegistryDiscovery,
+    health: Health,
+    discovery_interval: Duration,
+    limits: UpstreamLimits,
+    metrics: Metrics,
+    alive: ArcSwap<Vec<Arc<Upstream>>>,
+    turn: AtomicUsize,
+    /// Every backend that is known. A backend keeps its `Upstream` for as long as it stays.
+    known: Mutex<HashMap<SocketAddr, Arc<Upstream>>>,
+    /// A backend has become alive or dead.
+    flipped: Arc<Notify>,
+    /// There are backends that were never checked.
+    unchecked: Notify,
+}
+
+impl Pool {
+    /// An empty pool, to be filled by running it as a service.
+    pub fn new(
+        discovery: RegistryDiscovery,
+        discovery_interval: Duration,
+        health: Health,
+        limits: UpstreamLimits,
+        metrics: Metrics,
+    ) -> Self {
+        let flipped = Arc::new(Notify::new());
+        let mut check = TcpHealthCheck::new();
+        check.peer_template.options.connection_timeout = Some(health.timeout);
+        check.health_changed_callback = Some(Box::new(Flips {
+            discovery: discovery.clone(),
+            flipped: Arc::clone(&flipped),
+        }));
+        let mut backends = Backends::new(Box::new(discovery.clone()));
+        backends.set_health_check(check);
+        Self {
+            backends,
+            discovery,
+            health,
+            discovery_interval,
+            limits,
+            metrics,
+            alive: ArcSwap::default(),
+            turn: AtomicUsize::new(0),
+            known: Mutex::default(),
+            flipped,
+            unchecked: Notify::new(),
+        }
+    }
+
+    /// The alive backend whose turn it is, none of `tried`; `None` when there is no other.
+    pub fn pick(&self, tried: &[SocketAddr]) -> Option<Arc<Upstream>> {
+        let alive = self.alive.load();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        (0..alive.len())
+            .map(|step| &alive[turn.wrapping_add(step) % alive.len()])
+            .find(|upstream| !tried.contains(&upstream.address))
+            .map(Arc::clone)
+    }
+
+    /// Whether [`Pool::pick`] would find a backend.
+    pub fn has_other_than(&self, tried: &[SocketAddr]) -> bool {
+        let alive = self.alive.load();
+        alive.iter().any(|upstream| !tried.contains(&upstream.address))
+    }
+
+    /// Reads the registry every interval; sooner while it gives nothing.
+    async fn run_discovery(self: Arc<Self>) {
+        loop {
+            let updated = self.backends.update(|_| self.unchecked.notify_one()).await;
+            self.publish();
+            sleep(match updated {
+                Ok(()) => self.discovery_interval,
+                Err(_) => self.discovery_interval.min(DISCOVERY_RETRY),
+            })
+            .await;
+        }
+    }
+
+    /// Checks every backend each interval, and at once when there are new ones. A backend's change counts as soon as it is
+    /// seen, not when the slowest check has ended.
+    async fn run_health_checks(self: Arc<Self>) {
+        loop {
+            let all = self.backends.run_health_check(true);
+            tokio::pin!(all);
+            loop {
+                tokio::select! {
+                    () = &mut all => break,
+                    () = self.flipped.notified() => self.publish(),
+                }
+            }
+            self.publish();
+            tokio::select! {
+                () = sleep(self.health.interval) => {}
+                () = self.unchecked.notified() => {}
+            }
+        }
+    }
+
+    /// Makes the list of the alive from what Pingora knows now.
+    fn publish(&self) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let addresses = self.discovery.addresses();
+        let mut now = HashMap::with_capacity(known.len());
+        let mut alive = Vec::with_capacity(known.len());
+        for backend in self.backends.get_backend().iter() {
+            let Some((address, name)) = address_of(backend).and_then(|address| addresses.get_key_value(&address)) else {
+                continue;
+            };
+            let upstream = match known.get(address) {
+                Some(upstream) if upstream.name == *name => Arc::clone(upstream),
+                _ => Arc::new(Upstream::new(*address, Arc::clone(name), &self.limits, &self.metrics)),
+            };
+            if self.backends.ready(backend) {
+                alive.push(Arc::clone(&upstream));
+            }
+            now.insert(*address, upstream);
+        }
+        let names: HashSet<&str> = now.values().map(|upstream| &*upstream.name).collect();
+        for gone in known.values().filter(|upstream| !names.contains(&*upstream.name)) {
+            self.metrics.forget_backend(&gone.name);
+        }
+        drop(names);
+        *known = now;
+        self.metrics.active_backends.set(i64::try_from(alive.len()).unwrap_or(i64::MAX));
+        self.alive.store(Arc::new(alive));
+    }
+}
+
+/// The two loops of a pool, as a Pingora service.
+pub struct PoolService(pub Arc<Pool>);
+
+#[async_trait]
+impl BackgroundService for PoolService {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        // Requests in flight may still be retried during the drain, so the pool is kept true until the process exits.
+        let (_never, until_exit) = tokio::sync::watch::channel(false);
+        drop(shutdown);
+        tokio::join!(
+            supervise("discovery", until_exit.clone(), || Arc::clone(&self.0).run_discovery()),
+            supervise("health checks", until_exit, || Arc::clone(&self.0).run_health_checks()),
+        );
+    }
+}
+
+/// Hears from Pingora that a backend has become alive or dead.
+struct Flips {
+    discovery: RegistryDiscovery,
+    flipped: Arc<Notify>,
+}
+
+#[async_trait]
+impl HealthObserve for Flips {
+    async fn observe(&self, backend: &Backend, healthy: bool) {
+        let addresses = self.discovery.addresses();
+        let address = backend.addr.to_string();
+        let name = address_of(backend).and_then(|address| addresses.get(&address)).map_or(address.as_str(), |name| name);
+        if healthy {
+            info!(backend = name, address = address.as_str(); "backend recovered");
+        } else {
+            warn!(backend = name, address = address.as_str(); "backend went down");
+        }
+        self.flipped.notify_one();
+    }
+}
+
+fn address_of(backend: &Backend) -> Option<SocketAddr> {
+    match &backend.addr {
+        PingoraAddr::Inet(address) => Some(*address),
+        PingoraAddr::Unix(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(ports: &[u16]) -> Pool {
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let discovery = RegistryDiscovery::new(Arc::new(registry::InProcess::default()), metrics.clone());
+        let limits = UpstreamLimits {
+            connect_timeout: Duration::from_secs(1),
+            read_timeout: Duration::from_secs(1),
+            write_timeout: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(1),
+            tunnel_idle_timeout: Duration::from_secs(1),
+            retries: 2,
+        };
+        let health = Health {
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+        };
+        let pool = Pool::new(discovery, Duration::from_secs(1), health, limits.clone(), metrics.clone());
+        let upstreams = ports.iter().map(|port| {
+            let address = SocketAddr::from(([127, 0, 0, 1], *port));
+            Arc::new(Upstream::new(address, address.to_string().into(), &limits, &metrics))
+        });
+        pool.alive.store(Arc::new(upstreams.collect()));
+        pool
+    }
+
+    #[test]
+    fn turns_are_exact_and_stay_exact_with_threads() {
+        let pool = pool(&[1, 2, 3]);
+        let count = |picks: Vec<u16>| [1, 2, 3].map(|port| picks.iter().filter(|one| **one == port).count());
+        let pick = |_| pool.pick(&[]).unwrap().address.port();
+        assert_eq!(count((0..300).map(pick).collect()), [100; 3]);
+        let picks: Vec<u16> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| (0..100).map(pick).collect::<Vec<_>>())).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(count(picks), [100; 3]);
+    }
+
+    #[test]
+    fn what_was_tried_is_not_picked_again() {
+        let pool = pool(&[1, 2, 3]);
+        let mut tried = Vec::new();
+        for _ in 0..3 {
+            assert!(pool.has_other_than(&tried));
+            let address = pool.pick(&tried).unwrap().address;
+            assert!(!tried.contains(&address));
+            tried.push(address);
+        }
+        assert!(!pool.has_other_than(&tried));
+        assert!(pool.pick(&tried).is_none());
+    }
+
+    #[test]
+    fn an_empty_pool_has_nobody_to_pick() {
+        assert!(pool(&[]).pick(&[]).is_none());
+    }
+}
