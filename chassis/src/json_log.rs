@@ -38,9 +38,7 @@ pub fn init(default_filter: &str) -> io::Result<()> {
             let time = out.timestamp_millis().to_string();
             write_line(out, &time, record)
         })
-        .target(env_logger::Target::Pipe(Box::new(Enqueue(Arc::clone(
-            &queue,
-        )))))
+        .target(env_logger::Target::Pipe(Box::new(Enqueue(Arc::clone(&queue)))))
         .try_init()
         .map_err(io::Error::other)?;
     let _ = QUEUE.set(queue);
@@ -62,26 +60,17 @@ pub fn flush(limit: Duration) {
 
 /// How many lines were dropped since the start, because the queue was full or standard output could not be written.
 pub fn dropped_lines() -> u64 {
-    QUEUE
-        .get()
-        .map_or(0, |queue| queue.dropped.load(Ordering::Relaxed))
+    QUEUE.get().map_or(0, |queue| queue.dropped.load(Ordering::Relaxed))
 }
 
 fn write_line(out: &mut impl Write, time: &str, record: &log::Record<'_>) -> io::Result<()> {
-    write!(
-        out,
-        r#"{{"time":"{time}","level":"{}","msg":"#,
-        record.level()
-    )?;
+    write!(out, r#"{{"time":"{time}","level":"{}","msg":"#, record.level())?;
     match record.args().as_str() {
         Some(text) => write_string(out, text)?,
         None => write_string(out, &record.args().to_string())?,
     }
     let mut fields = Fields { out };
-    record
-        .key_values()
-        .visit(&mut fields)
-        .map_err(io::Error::other)?;
+    record.key_values().visit(&mut fields).map_err(io::Error::other)?;
     fields.out.write_all(b"}\n")
 }
 
@@ -192,10 +181,7 @@ impl Queue {
                 self.drained.notify_all();
             }
             while state.pending.is_empty() {
-                state = self
-                    .filled
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             std::mem::swap(&mut state.pending, &mut batch);
             state.writing = true;
@@ -314,7 +300,7 @@ mod tests {
         for _ in 0..lines {
             queue.push(&long);
         }
-        let dropped = queue.dropped.load(Ordering::Relaxed) as usize;
+        let dropped = usize::try_from(queue.dropped.load(Ordering::Relaxed)).unwrap();
         assert!(dropped >= lines / 3, "{dropped} of {lines} lines dropped");
 
         drop(go);

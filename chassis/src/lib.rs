@@ -7,10 +7,12 @@
 //! - [`json_log`]: everything a process says, one JSON object a line, off the caller's path.
 //! - [`listener`]: ports bound before anything starts, so that a taken one is an error and not a silent process.
 //! - [`admin`]: `/metrics`, `/healthz` and `/readyz` over HTTP.
+//! - [`healthcheck`]: a process asking another of its kind whether it is ready.
 //! - [`supervisor`]: background loops that outlive their own panics.
 
 pub mod admin;
 pub mod build_info;
+pub mod healthcheck;
 pub mod json_log;
 pub mod listener;
 pub mod settings;

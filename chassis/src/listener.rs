@@ -52,11 +52,7 @@ impl std::error::Error for BindError {
 /// When the port is taken (the error names the process that has it, where this process may see that) or not allowed.
 pub fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     let listen = || {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
@@ -77,29 +73,27 @@ fn owner_of(port: u16) -> Option<String> {
     use procfs::process::FDTarget;
 
     let listening = |entries: procfs::ProcResult<Vec<procfs::net::TcpNetEntry>>| {
-        entries.unwrap_or_default().into_iter().filter(|entry| {
-            entry.state == procfs::net::TcpState::Listen && entry.local_address.port() == port
-        })
+        entries
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|entry| entry.state == procfs::net::TcpState::Listen && entry.local_address.port() == port)
     };
     let inodes: Vec<u64> = listening(procfs::net::tcp())
         .chain(listening(procfs::net::tcp6()))
         .map(|entry| entry.inode)
         .collect();
-    procfs::process::all_processes()
-        .ok()?
-        .flatten()
-        .find_map(|process| {
-            let holds = process.fd().ok()?.flatten().any(
-                |fd| matches!(fd.target, FDTarget::Socket(inode) if inodes.contains(&inode)),
-            );
-            let name = process.stat().ok()?.comm;
-            holds.then(|| format!("{name} (pid {})", process.pid()))
-        })
+    procfs::process::all_processes().ok()?.flatten().find_map(|process| {
+        let holds = process
+            .fd()
+            .ok()?
+            .flatten()
+            .any(|fd| matches!(fd.target, FDTarget::Socket(inode) if inodes.contains(&inode)));
+        let name = process.stat().ok()?.comm;
+        holds.then(|| format!("{name} (pid {})", process.pid()))
+    })
 }
 
 /// A Pingora listening service on a socket that is already bound.
-///
-/// `inner` must have been given [`Listening::key`] of the same socket as its one TCP address.
 pub struct Listening<S> {
     inner: S,
     key: String,
@@ -108,14 +102,12 @@ pub struct Listening<S> {
 }
 
 impl<S> Listening<S> {
-    /// Serves `socket` with `inner` until the server shuts down.
+    /// Serves `socket` until the server shuts down, with the service that `make` makes: it is given the address that the
+    /// service must have as its one TCP address.
     ///
     /// # Errors
     /// When the socket can't tell its address.
-    pub fn new(
-        socket: TcpListener,
-        make: impl FnOnce(&str) -> S,
-    ) -> io::Result<Self> {
+    pub fn new(socket: TcpListener, make: impl FnOnce(&str) -> S) -> io::Result<Self> {
         let key = socket.local_addr()?.to_string();
         Ok(Self {
             inner: make(&key),
@@ -135,12 +127,7 @@ impl<S> Listening<S> {
 
 #[async_trait]
 impl<S: Service> Service for Listening<S> {
-    async fn start_service(
-        &mut self,
-        fds: Option<ListenFds>,
-        shutdown: ShutdownWatch,
-        listeners_per_fd: usize,
-    ) {
+    async fn start_service(&mut self, fds: Option<ListenFds>, shutdown: ShutdownWatch, listeners_per_fd: usize) {
         if let (Some(fds), Some(socket)) = (&fds, self.socket.take()) {
             fds.lock().add(self.key.clone(), socket.into_raw_fd());
         }
@@ -149,9 +136,7 @@ impl<S: Service> Service for Listening<S> {
         // Dropped only when the inner service has ended, because a closed watch would end it.
         let (_never, ignored) = tokio::sync::watch::channel(false);
         let shutdown = if self.until_exit { ignored } else { shutdown };
-        let served = self
-            .inner
-            .start_service(fds, shutdown, listeners_per_fd);
+        let served = self.inner.start_service(fds, shutdown, listeners_per_fd);
         let served = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(served));
         if served.await.is_err() {
             error!(service = self.inner.name(), address = self.key.as_str(); "can't serve; exiting");

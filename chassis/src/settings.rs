@@ -77,10 +77,7 @@ impl Settings {
             None | Some(Value::Null) => Mapping::new(),
             Some(Value::Mapping(entries)) => entries,
             Some(other) => {
-                self.mistake(format!(
-                    "{path}: got {}, takes keys and values",
-                    shown(&other)
-                ));
+                self.mistake(format!("{path}: got {}, takes keys and values", shown(&other)));
                 Mapping::new()
             }
         };
@@ -193,10 +190,8 @@ impl<'s> Section<'s> {
             .filter_map(|(index, entry)| match parse(entry) {
                 Ok(value) => Some(value),
                 Err(expected) => {
-                    self.settings.mistake(format!(
-                        "{place}: entry {} is {entry:?}, takes {expected}",
-                        index + 1
-                    ));
+                    self.settings
+                        .mistake(format!("{place}: entry {} is {entry:?}, takes {expected}", index + 1));
                     None
                 }
             })
@@ -309,11 +304,7 @@ where
 {
     move |text| match text.parse() {
         Ok(number) if range.contains(&number) => Ok(number),
-        _ => Err(format!(
-            "a whole number from {} to {}",
-            range.start(),
-            range.end()
-        )),
+        _ => Err(format!("a whole number from {} to {}", range.start(), range.end())),
     }
 }
 
@@ -338,11 +329,7 @@ mod tests {
     use super::*;
 
     fn settings(variables: &[(&str, &str)]) -> Settings {
-        Settings::new(
-            variables
-                .iter()
-                .map(|(name, value)| ((*name).into(), (*value).into())),
-        )
+        Settings::new(variables.iter().map(|(name, value)| ((*name).into(), (*value).into())))
     }
 
     fn yaml(text: &str) -> Option<Value> {
@@ -394,7 +381,11 @@ mod tests {
                 "top.spelt: unknown key, takes wait, count, size, list, sub",
             ]
         );
-        assert!(mistakes.to_string().starts_with("the configuration has 7 mistakes:\n  top.wait"));
+        assert!(
+            mistakes
+                .to_string()
+                .starts_with("the configuration has 7 mistakes:\n  top.wait")
+        );
     }
 
     #[test]

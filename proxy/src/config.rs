@@ -17,6 +17,9 @@ use yaml_serde::{Mapping, Value};
 /// Our section in the file.
 const SECTION: &str = "gopherproxy";
 
+/// The longest that a token bucket may take to fill, in seconds: what is longer is a quota, not a rate.
+const LONGEST_REFILL: f64 = 86_400.0;
+
 /// All that can be configured.
 #[derive(Debug)]
 pub struct Config {
@@ -151,7 +154,9 @@ impl Config {
             settings.variable("METRICS_PORT", whole(0..=u16::MAX)),
         );
         if listen == admin_listen && listen.port() != 0 {
-            settings.mistake(format!("{SECTION}.admin_listen: {listen} is listen too, takes an address of its own"));
+            settings.mistake(format!(
+                "{SECTION}.admin_listen: {listen} is listen too, takes an address of its own"
+            ));
         }
         let trusted_proxies = section.list("trusted_proxies", Some("TRUSTED_PROXIES"), Vec::new(), network);
         let drain_timeout = section.value("drain_timeout", None, Duration::from_secs(30), duration_or_zero);
@@ -162,7 +167,12 @@ impl Config {
             "in-process" => Ok("in-process"),
             _ => Err("redis or in-process".into()),
         });
-        let url = part.value("redis", Some("REDIS_URL"), RedisUrl::parse("localhost:16379")?, RedisUrl::parse);
+        let url = part.value(
+            "redis",
+            Some("REDIS_URL"),
+            RedisUrl::parse("localhost:16379")?,
+            RedisUrl::parse,
+        );
         part.finish();
         let registry = match kind {
             "in-process" => RegistryKind::InProcess,
@@ -189,6 +199,12 @@ impl Config {
             exempt: part.list("exempt", None, Vec::new(), network),
         };
         part.finish();
+        if f64::from(limit.burst) / limit.per_second > LONGEST_REFILL {
+            settings.mistake(format!(
+                "{SECTION}.limit: a burst of {} at {} a second takes more than a day to come back, takes a day or less",
+                limit.burst, limit.per_second
+            ));
+        }
 
         let mut part = section.section("client");
         let client = ClientLimits {
@@ -252,7 +268,10 @@ fn server_conf(settings: &Settings, keys: Mapping) -> ServerConf {
     const OURS: [(&str, &str); 5] = [
         ("daemon", "run it under a supervisor (systemd, a container) instead"),
         ("grace_period_seconds", "set gopherproxy.drain_timeout instead"),
-        ("graceful_shutdown_timeout_seconds", "set gopherproxy.drain_timeout instead"),
+        (
+            "graceful_shutdown_timeout_seconds",
+            "set gopherproxy.drain_timeout instead",
+        ),
         ("max_retries", "set gopherproxy.upstream.retries instead"),
         ("error_log", "the log goes to standard output"),
     ];
@@ -308,12 +327,15 @@ fn port_of(mut address: SocketAddr, port: Option<u16>) -> SocketAddr {
 }
 
 fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "an address and a port, such as 0.0.0.0:8080 or [::]:8080".into())
+    text.parse()
+        .map_err(|_| "an address and a port, such as 0.0.0.0:8080 or [::]:8080".into())
 }
 
 /// A network in CIDR notation; a bare address is a network of one.
 fn network(text: &str) -> Result<IpNet, String> {
-    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let network = text
+        .parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     network
         .map(|network| network.trunc())
         .map_err(|_| "an address or a network, such as 10.0.0.0/8 or fd00::/8".into())
@@ -398,31 +420,71 @@ mod tests {
     #[test]
     fn each_bad_value_is_named_with_what_it_takes() {
         for (text, named) in [
-            ("gopherproxy: {listen: 8080}", "gopherproxy.listen: got \"8080\", takes an address and a port"),
-            ("gopherproxy: {listen: '0.0.0.0:2112'}", "admin_listen: 0.0.0.0:2112 is listen too"),
-            ("gopherproxy: {trusted_proxies: [10.0.0.0/33]}", "trusted_proxies: entry 1 is \"10.0.0.0/33\""),
-            ("gopherproxy: {drain_timeout: 30}", "drain_timeout: got \"30\", takes a duration with its unit"),
-            ("gopherproxy: {registry: {kind: etcd}}", "registry.kind: got \"etcd\", takes redis or in-process"),
+            (
+                "gopherproxy: {listen: 8080}",
+                "gopherproxy.listen: got \"8080\", takes an address and a port",
+            ),
+            (
+                "gopherproxy: {listen: '0.0.0.0:2112'}",
+                "admin_listen: 0.0.0.0:2112 is listen too",
+            ),
+            (
+                "gopherproxy: {trusted_proxies: [10.0.0.0/33]}",
+                "trusted_proxies: entry 1 is \"10.0.0.0/33\"",
+            ),
+            (
+                "gopherproxy: {drain_timeout: 30}",
+                "drain_timeout: got \"30\", takes a duration with its unit",
+            ),
+            (
+                "gopherproxy: {registry: {kind: etcd}}",
+                "registry.kind: got \"etcd\", takes redis or in-process",
+            ),
             ("gopherproxy: {registry: {kind: in-process}}", "nothing would fill it"),
-            ("gopherproxy: {registry: {redis: 'http://x'}}", "registry.redis: got \"http://x\", takes host:port"),
-            ("gopherproxy: {discovery: {interval: 0s}}", "discovery.interval: got \"0s\""),
+            (
+                "gopherproxy: {registry: {redis: 'http://x'}}",
+                "registry.redis: got \"http://x\", takes host:port",
+            ),
+            (
+                "gopherproxy: {discovery: {interval: 0s}}",
+                "discovery.interval: got \"0s\"",
+            ),
             ("gopherproxy: {health: {timeout: soon}}", "health.timeout: got \"soon\""),
-            ("gopherproxy: {limit: {burst: 0}}", "limit.burst: got \"0\", takes a whole number from 1"),
-            ("gopherproxy: {limit: {per_second: 0}}", "limit.per_second: got \"0\", takes a number above 0"),
+            (
+                "gopherproxy: {limit: {burst: 0}}",
+                "limit.burst: got \"0\", takes a whole number from 1",
+            ),
+            (
+                "gopherproxy: {limit: {per_second: 0}}",
+                "limit.per_second: got \"0\", takes a number above 0",
+            ),
+            ("gopherproxy: {limit: {per_second: 0.00001}}", "takes more than a day"),
             ("gopherproxy: {limit: {clients: 1}}", "limit.clients: got \"1\""),
-            ("gopherproxy: {limit: {ipv6_prefix: 129}}", "limit.ipv6_prefix: got \"129\""),
-            ("gopherproxy: {client: {max_head: 2MiB}}", "client.max_head: got \"2MiB\", takes a size from 512B"),
+            (
+                "gopherproxy: {limit: {ipv6_prefix: 129}}",
+                "limit.ipv6_prefix: got \"129\"",
+            ),
+            (
+                "gopherproxy: {client: {max_head: 2MiB}}",
+                "client.max_head: got \"2MiB\", takes a size from 512B",
+            ),
             ("gopherproxy: {client: {max_body: 1}}", "client.max_body: got \"1\""),
             ("gopherproxy: {upstream: {retries: -1}}", "upstream.retries: got \"-1\""),
             ("gopherproxy: {upstreams: {}}", "gopherproxy.upstreams: unknown key"),
             ("gopherproxy: {sentinel: {targets: [a]}}", "SENTINEL_TARGETS"),
-            ("gopherproxy: {sentinel: {enabled: yes please}}", "sentinel.enabled: got \"yes please\""),
+            (
+                "gopherproxy: {sentinel: {enabled: yes please}}",
+                "sentinel.enabled: got \"yes please\"",
+            ),
             ("gopherproxy: 1", "gopherproxy: got \"1\", takes keys and values"),
             ("threads: many", "threads: invalid type"),
             ("threads: 0", "threads: got \"0\""),
             ("thread: 2", "thread: unknown key"),
             ("daemon: true", "daemon: can't be set here"),
-            ("max_retries: 3", "max_retries: can't be set here; set gopherproxy.upstream.retries"),
+            (
+                "max_retries: 3",
+                "max_retries: can't be set here; set gopherproxy.upstream.retries",
+            ),
             ("- a", "not a group of keys"),
             ("a: [", "not YAML"),
         ] {
@@ -447,7 +509,14 @@ mod tests {
     fn all_mistakes_come_at_once() {
         let text = "threads: x\nuser: 3\nwork_stealing: perhaps\ngopherproxy: {limit: {burst: x}, typo: 1}";
         let error = read(text, &[("PROXY_PORT", "x")]).unwrap_err();
-        for part in ["threads", "work_stealing", "limit.burst", "typo", "PROXY_PORT", "mistakes"] {
+        for part in [
+            "threads",
+            "work_stealing",
+            "limit.burst",
+            "typo",
+            "PROXY_PORT",
+            "mistakes",
+        ] {
             assert!(error.contains(part), "{part}: {error}");
         }
     }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::BytesMut;
 use pingora::apps::{HttpServerApp, ServerApp};
-use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::{Shutdown, Stream};
 use pingora::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,6 +22,7 @@ use tokio::time::timeout;
 
 use crate::access_log;
 use crate::config::ClientLimits;
+use crate::gate::Gate;
 use crate::head::{self, Body, RequestLine};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -77,7 +78,7 @@ enum Arrival {
 
 impl Edge {
     /// Waits for the first byte of a request; `None` when there will be none.
-    async fn first_byte(&self, stream: &mut Stream, shutdown: &mut ShutdownWatch) -> Option<u8> {
+    async fn first_byte(&self, stream: &mut Gate, shutdown: &mut ShutdownWatch) -> Option<u8> {
         // One byte on the stack: an idle connection holds no buffer of ours.
         let read = timeout(self.limits.idle_timeout, stream.read_u8());
         tokio::pin!(read);
@@ -90,7 +91,7 @@ impl Edge {
     }
 
     /// Reads until `received` begins with a whole head.
-    async fn rest_of_head(&self, stream: &mut Stream, received: &mut BytesMut) -> Arrival {
+    async fn rest_of_head(&self, stream: &mut Gate, received: &mut BytesMut) -> Arrival {
         let mut scanned = 0;
         let read = timeout(self.limits.head_timeout, async {
             loop {
@@ -121,14 +122,21 @@ impl Edge {
     }
 
     /// Answers what Pingora never gets to see, and closes the connection.
-    async fn refuse(&self, mut stream: Stream, received: &[u8], rejection: Rejection, peer: SocketAddr, start: Instant) {
+    async fn refuse(
+        &self,
+        mut stream: Box<Gate>,
+        received: &[u8],
+        rejection: Rejection,
+        peer: SocketAddr,
+        start: Instant,
+    ) {
         let answered = timeout(self.limits.write_timeout, async {
             stream.write_all(&rejection.raw()).await?;
             stream.flush().await
         });
         let answered = matches!(answered.await, Ok(Ok(())));
         self.report(received, rejection, peer, start, answered);
-        let _ = stream.shutdown().await;
+        Shutdown::shutdown(&mut *stream).await;
         let _ = timeout(LINGER, async {
             let mut discarded = vec![0; 4096];
             let mut left = LINGER_BYTES;
@@ -167,13 +175,14 @@ impl Edge {
 
 #[async_trait]
 impl ServerApp for Edge {
-    async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let peer = *stream.get_socket_digest()?.peer_addr()?.as_inet()?;
         let connection = Arc::new(Connection {
             peer,
             requests: AtomicU64::new(0),
         });
         let mut shutdown = shutdown.clone();
+        let mut stream = Box::new(Gate::new(stream));
         let mut received = BytesMut::new();
         loop {
             if received.is_empty() {
@@ -195,8 +204,10 @@ impl ServerApp for Edge {
             let request = match head::parse(&received[..length]) {
                 // What follows a request of known length is the next request, and stays here.
                 Ok(Body::Length(body)) => {
-                    let whole = usize::try_from(body).map_or(usize::MAX, |body| length.saturating_add(body));
-                    received.split_to(whole.min(received.len()))
+                    let arrived = (received.len() - length) as u64;
+                    stream.limit(Some(body.saturating_sub(arrived)));
+                    let part = usize::try_from(body.min(arrived)).unwrap_or(usize::MAX);
+                    received.split_to(length + part)
                 }
                 Ok(Body::Chunked | Body::Upgrade) => received.split(),
                 Err(rejection) => {
@@ -214,7 +225,9 @@ impl ServerApp for Edge {
                 // Pingora found fault with a head that `head` let through, and has answered it.
                 self.report(b"", Rejection::BadRequest, peer, start, true);
             }
-            (stream, _) = reusable?.consume();
+            let (same, _) = reusable?.consume();
+            stream = same.into_any().downcast::<Gate>().ok()?;
+            received.unsplit(stream.open());
         }
     }
 

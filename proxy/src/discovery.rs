@@ -152,7 +152,10 @@ impl RegistryDiscovery {
 
     /// Counts the members that do not parse and logs those that did not stand there before.
     fn note_malformed(&self, malformed: Vec<Malformed>) {
-        self.0.metrics.discovery_malformed.set(i64::try_from(malformed.len()).unwrap_or(i64::MAX));
+        self.0
+            .metrics
+            .discovery_malformed
+            .set(i64::try_from(malformed.len()).unwrap_or(i64::MAX));
         let mut memory = self.memory();
         let malformed: BTreeSet<_> = malformed.into_iter().collect();
         for new in malformed.difference(&memory.malformed) {
@@ -169,8 +172,11 @@ impl ServiceDiscovery for RegistryDiscovery {
         let mut memory = self.memory();
         match read {
             Ok(addresses) => {
-                memory.last_success = Some(Instant::now());
-                if memory.error.take().is_some() {
+                let first = memory.last_success.replace(Instant::now()).is_none();
+                let failed_before = memory.error.take().is_some();
+                if first {
+                    info!(backends = addresses.len(); "first backends discovered");
+                } else if failed_before {
                     info!(backends = addresses.len(); "registry is back");
                 }
                 self.0.metrics.discovered(addresses.len());
@@ -185,9 +191,14 @@ impl ServiceDiscovery for RegistryDiscovery {
             }
             Err(error) => {
                 self.0.metrics.discovery_errors.inc();
-                if memory.error.is_none() {
-                    let kept = self.0.addresses.load().len();
-                    warn!(error = error.as_str(), backends_kept = kept; "registry gives no usable set");
+                match (&memory.error, memory.last_success) {
+                    (Some(_), _) => {}
+                    (None, Some(_)) => {
+                        let kept = self.0.addresses.load().len();
+                        warn!(error = error.as_str(), backends_kept = kept; "registry gives no usable set");
+                    }
+                    // At the start this is what happens until the sentinel has ended its first cycle.
+                    (None, None) => info!(error = error.as_str(); "waiting for the first backends"),
                 }
                 memory.error = Some(error.clone());
                 Err(Error::explain(ErrorType::InternalError, error))

@@ -47,7 +47,12 @@ pub fn describe_request(
 ) -> Result<()> {
     let mut forwarded_for = peer.to_canonical().to_string();
     if client.trusted_peer {
-        let mut hops: Vec<&str> = request.headers.get_all(FORWARDED_FOR).iter().filter_map(|hop| hop.to_str().ok()).collect();
+        let mut hops: Vec<&str> = request
+            .headers
+            .get_all(FORWARDED_FOR)
+            .iter()
+            .filter_map(|hop| hop.to_str().ok())
+            .collect();
         hops.push(&forwarded_for);
         forwarded_for = hops.join(", ");
     } else {
@@ -92,7 +97,12 @@ pub fn strip_hop_by_hop(response: &mut ResponseHeader) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(|name| name.trim().to_ascii_lowercase())
-        .filter(|name| !matches!(name.as_str(), "" | "close" | "keep-alive" | "upgrade" | "content-length" | "transfer-encoding"))
+        .filter(|name| {
+            !matches!(
+                name.as_str(),
+                "" | "close" | "keep-alive" | "upgrade" | "content-length" | "transfer-encoding"
+            )
+        })
         .collect();
     for name in &nominated {
         response.remove_header(name.as_str());
@@ -132,7 +142,12 @@ mod tests {
     }
 
     fn all(request: &RequestHeader, name: &str) -> Vec<String> {
-        request.headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+        request
+            .headers
+            .get_all(name)
+            .iter()
+            .map(|value| value.to_str().unwrap().to_owned())
+            .collect()
     }
 
     const CLAIMS: [(&str, &str); 8] = [

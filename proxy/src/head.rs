@@ -76,8 +76,7 @@ pub fn parse(head: &[u8]) -> Result<Body, Rejection> {
         Err(httparse::Error::TooManyHeaders) => return Err(Rejection::HeadTooLarge),
         Ok(httparse::Status::Partial) | Err(_) => return Err(Rejection::BadRequest),
     }
-    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version)
-    else {
+    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
         return Err(Rejection::BadRequest);
     };
     if has_bare_line_end(head) || !is_target(target) {
@@ -87,12 +86,13 @@ pub fn parse(head: &[u8]) -> Result<Body, Rejection> {
         return Err(Rejection::MethodNotAllowed);
     }
 
+    let named = authority_of(target);
     let (mut hosts, mut length, mut chunked, mut upgrade) = (0, None, false, false);
     for field in request.headers.iter() {
         let name = field.name;
         if name.eq_ignore_ascii_case("host") {
             hosts += 1;
-            if !is_authority(field.value) {
+            if !is_authority(field.value) || named.is_some_and(|named| named.as_bytes() != field.value) {
                 return Err(Rejection::BadRequest);
             }
         } else if name.eq_ignore_ascii_case("content-length") {
@@ -134,6 +134,11 @@ fn has_bare_line_end(head: &[u8]) -> bool {
 fn is_target(target: &str) -> bool {
     let starts_right = target.starts_with('/') || target.starts_with("http://") || target == "*";
     starts_right && target.bytes().all(|byte| byte > b' ' && byte != 0x7f && byte != b'#')
+}
+
+/// The host that a target in absolute form names. One that differs from `Host` would leave it to each reader which to believe.
+fn authority_of(target: &str) -> Option<&str> {
+    target.strip_prefix("http://")?.split(['/', '?']).next()
 }
 
 /// A host with an optional port: no user, no path, no spaces, not empty.
@@ -182,9 +187,18 @@ mod tests {
             ("OPTIONS * HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", Body::Length(0)),
             ("GET http://a/b?c HTTP/1.1\r\nHost: a\r\n\r\n", Body::Length(0)),
             ("GET /\u{e4} HTTP/1.1\r\nHost: a\r\n\r\n", Body::Length(0)),
-            ("PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 42\r\n\r\n", Body::Length(42)),
-            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n", Body::Chunked),
-            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n", Body::Upgrade),
+            (
+                "PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 42\r\n\r\n",
+                Body::Length(42),
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n",
+                Body::Chunked,
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+                Body::Upgrade,
+            ),
         ] {
             assert_eq!(check(head), Ok(body), "{head:?}");
         }
@@ -207,6 +221,8 @@ mod tests {
             "GET /#f HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET /\u{1} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://a?b HTTP/1.1\r\nHost: a:80\r\n\r\n",
             "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
             "GET / HTTP/1.1 \r\nHost: a\r\n\r\n",

@@ -5,6 +5,7 @@
 //! - [`config`]: the file and the environment, validated.
 //! - [`connection`]: one client connection: reads each request head itself, then lets Pingora proxy it.
 //! - [`head`]: what a request head must be before anything else looks at it.
+//! - [`gate`]: the client's stream, shut behind the request that is being served.
 //! - [`service`]: what happens to a request, phase by phase.
 //! - [`client`]: whose request it is.
 //! - [`limiter`]: whether that client may have it.
@@ -23,6 +24,7 @@ pub mod config;
 pub mod connection;
 pub mod discovery;
 pub mod forwarding;
+pub mod gate;
 pub mod head;
 pub mod lifecycle;
 pub mod limiter;

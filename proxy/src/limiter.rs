@@ -60,6 +60,8 @@ pub struct ClientLimiter {
     shards: Box<[Mutex<Shard>]>,
     places_in_shard: usize,
     seen: Windows,
+    /// Until when the estimator remembers a client that found no place.
+    crowded_until: AtomicU64,
 }
 
 /// A part of the table: for each client, the time at which its bucket is full again.
@@ -91,6 +93,7 @@ impl ClientLimiter {
             shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
             places_in_shard: limit.clients.div_ceil(SHARDS),
             seen: Windows::new(bucket),
+            crowded_until: AtomicU64::new(0),
             hasher,
         }
     }
@@ -110,9 +113,11 @@ impl ClientLimiter {
             return self.take(full_at, now);
         }
         if shard.has_place(self.places_in_shard, now) {
-            return self.take(shard.full_at.entry(client).or_insert(now), now);
+            let full_at = shard.full_at.entry(client).or_insert(now + self.owed(seen, now));
+            return self.take(full_at, now);
         }
         drop(shard);
+        self.crowded_until.fetch_max(now + 2 * self.bucket, Ordering::Relaxed);
         self.estimate(seen, now)
     }
 
@@ -138,6 +143,15 @@ impl ClientLimiter {
             shard.full_at.len()
         };
         self.shards.iter().map(count).sum()
+    }
+
+    /// How full a new bucket is not. It is full, except while the table was found full a moment ago: then the client may have
+    /// been let through by the estimator, and must not get a whole burst on top of that.
+    fn owed(&self, seen: u64, now: u64) -> u64 {
+        if now >= self.crowded_until.load(Ordering::Relaxed) {
+            return 0;
+        }
+        (seen - 1).saturating_mul(self.token).min(self.bucket)
     }
 
     /// The verdict on a client without a bucket: no more than a burst in the time that a burst takes to come back.
@@ -232,7 +246,7 @@ impl Windows {
             [&self.counts[1], &self.counts[0]]
         };
         let seen = this.incr(client, 1).saturating_add(before.get(client));
-        u64::try_from(seen).unwrap_or(u64::MAX)
+        u64::try_from(seen).unwrap_or(u64::MAX).max(1)
     }
 
     /// Empties the counts that `window` will use before anybody is told that it has begun.
@@ -257,6 +271,7 @@ impl Windows {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "the numbers of these tests are small")]
 mod tests {
     use super::*;
 
@@ -289,7 +304,12 @@ mod tests {
             let period = period.as_nanos() as u64;
             let burst = u64::from(burst);
             // Tokens are kept in parts of a nanosecond's refill, so that nothing is rounded.
-            Self { tokens: burst * period, period, burst, last: 0 }
+            Self {
+                tokens: burst * period,
+                period,
+                burst,
+                last: 0,
+            }
         }
 
         fn check(&mut self, now: u64) -> Verdict {
@@ -297,9 +317,13 @@ mod tests {
             self.last = now;
             if self.tokens >= self.period {
                 self.tokens -= self.period;
-                Verdict::Allow { remaining: (self.tokens / self.period) as u32 }
+                Verdict::Allow {
+                    remaining: (self.tokens / self.period) as u32,
+                }
             } else {
-                Verdict::Limited { retry_after: Duration::from_nanos(self.period - self.tokens) }
+                Verdict::Limited {
+                    retry_after: Duration::from_nanos(self.period - self.tokens),
+                }
             }
         }
     }
@@ -327,7 +351,11 @@ mod tests {
                 };
                 let client = random.usize(0..models.len());
                 let verdict = limiter.check(address(client as u32), start + now);
-                assert_eq!(verdict, models[client].check(now.as_nanos() as u64), "{limit:?} at {now:?}");
+                assert_eq!(
+                    verdict,
+                    models[client].check(now.as_nanos() as u64),
+                    "{limit:?} at {now:?}"
+                );
             }
         }
     }
@@ -371,7 +399,7 @@ mod tests {
         let latecomer = address(2);
         let (mut late, mut allowed_hostile) = (0, 0);
         for number in 0..200_000u32 {
-            // Two seconds in all: the buckets of the flood never become full again.
+            // Two seconds in all: a hundred times more new clients in the time of a token than there are places.
             let now = start + Duration::from_micros(10) * number;
             limiter.check(address(1 << 24 | number), now);
             if number % 100 == 0 {
@@ -381,7 +409,10 @@ mod tests {
                 late += usize::from(allowed(limiter.check(latecomer, now)));
             }
         }
-        assert!(allowed_hostile <= 4, "two tokens a second for two seconds: {allowed_hostile}");
+        assert!(
+            allowed_hostile <= 4,
+            "two tokens a second for two seconds: {allowed_hostile}"
+        );
         assert!(late <= 7, "a burst and two tokens a second for one second: {late}");
     }
 
@@ -389,9 +420,13 @@ mod tests {
     fn without_a_place_a_client_gets_its_rate_and_no_more() {
         let start = Instant::now();
         let limiter = ClientLimiter::new(&Limit { clients: 1024, ..LIMIT }, start);
-        let fill = |now| (0..4096u32).for_each(|number| {
-            (0..3).for_each(|_| { limiter.check(address(1 << 24 | number), now); });
-        });
+        let fill = |now| {
+            (0..4096u32).for_each(|number| {
+                (0..3).for_each(|_| {
+                    limiter.check(address(1 << 24 | number), now);
+                });
+            })
+        };
         let mut passed = 0;
         for tenth in 0..600u32 {
             let now = start + Duration::from_millis(100) * tenth;

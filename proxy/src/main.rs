@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use chassis::admin::Admin;
 use chassis::listener::{self, Listening};
-use chassis::{build_info, json_log};
+use chassis::{build_info, healthcheck, json_log};
 use clap::Parser;
 use gopherproxy::client::Networks;
 use gopherproxy::config::{Config, RegistryKind};
@@ -54,6 +54,10 @@ struct Arguments {
     /// Check the configuration and exit.
     #[arg(short, long)]
     test: bool,
+
+    /// Ask the proxy that runs with this configuration whether it is ready, and exit with 0 if it is.
+    #[arg(long)]
+    healthcheck: bool,
 }
 
 fn main() -> ExitCode {
@@ -69,7 +73,12 @@ fn main() -> ExitCode {
     let code = match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            error!(error = problem.to_string().as_str(); "can't start");
+            let what = if arguments.healthcheck {
+                "not ready"
+            } else {
+                "can't start"
+            };
+            error!(error = problem.to_string().as_str(); "{what}");
             ExitCode::FAILURE
         }
     };
@@ -82,6 +91,9 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     if arguments.test {
         info!("the configuration is good");
         return Ok(());
+    }
+    if arguments.healthcheck {
+        return healthcheck::ready(config.admin_listen);
     }
     // Both ports are taken before anything is started, so that a taken one is an error and nothing else.
     let client_socket = listener::bind(config.listen)?;

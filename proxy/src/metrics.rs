@@ -7,9 +7,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::Collector;
-use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-};
+use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::rejection::Rejection;
 
@@ -57,20 +55,32 @@ impl Metrics {
     /// When one of the names is taken.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let rejections = IntCounterVec::new(
-            Opts::new("gopherproxy_rejections_total", "Requests that the proxy answered itself, by reason."),
+            Opts::new(
+                "gopherproxy_rejections_total",
+                "Requests that the proxy answered itself, by reason.",
+            ),
             &["reason"],
         )?;
         let responses = IntCounterVec::new(
-            Opts::new("gopherproxy_responses_total", "Responses that clients got, by class of status."),
+            Opts::new(
+                "gopherproxy_responses_total",
+                "Responses that clients got, by class of status.",
+            ),
             &["class"],
         )?;
         let metrics = Self {
-            processed: IntCounter::new("gopherproxy_processed_requests_total", "Requests that a backend answered.")?,
+            processed: IntCounter::new(
+                "gopherproxy_processed_requests_total",
+                "Requests that a backend answered.",
+            )?,
             dropped: IntCounter::new(
                 "gopherproxy_dropped_requests_total",
                 "Requests that no backend answered: over the limit, no backend alive, or backends failed.",
             )?,
-            active_backends: IntGauge::new("gopherproxy_active_backends", "Backends that are alive and get traffic.")?,
+            active_backends: IntGauge::new(
+                "gopherproxy_active_backends",
+                "Backends that are alive and get traffic.",
+            )?,
             request_duration: HistogramVec::new(
                 HistogramOpts::new(
                     "gopherproxy_request_duration_seconds",
@@ -82,7 +92,10 @@ impl Metrics {
             )?,
             rejections: Rejection::ALL.map(|rejection| rejections.with_label_values(&[rejection.reason()])),
             responses: ["1xx", "2xx", "3xx", "4xx", "5xx"].map(|class| responses.with_label_values(&[class])),
-            inflight: IntGauge::new("gopherproxy_inflight_requests", "Requests that have arrived and are not answered.")?,
+            inflight: IntGauge::new(
+                "gopherproxy_inflight_requests",
+                "Requests that have arrived and are not answered.",
+            )?,
             upstream_retries: IntCounter::new("gopherproxy_upstream_retries_total", "Tries after the first.")?,
             discovery_errors: IntCounter::new(
                 "gopherproxy_discovery_errors_total",
@@ -119,7 +132,9 @@ impl Metrics {
             Box::new(metrics.limiter_clients.clone()),
             Box::new(metrics.access_log_dropped.clone()),
         ];
-        collectors.into_iter().try_for_each(|collector| registry.register(collector))?;
+        collectors
+            .into_iter()
+            .try_for_each(|collector| registry.register(collector))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         chassis::build_info::register(registry, "gopherproxy_build_info")?;
         Ok(metrics)
@@ -148,7 +163,10 @@ impl Metrics {
 
     /// Counts a response that a client got.
     pub fn responded(&self, status: u16) {
-        if let Some(class) = usize::from(status / 100).checked_sub(1).and_then(|index| self.responses.get(index)) {
+        if let Some(class) = usize::from(status / 100)
+            .checked_sub(1)
+            .and_then(|index| self.responses.get(index))
+        {
             class.inc();
         }
     }
@@ -162,6 +180,7 @@ impl Metrics {
 
     /// Brings the count of dropped log lines up to `total`.
     pub fn access_log_dropped(&self, total: u64) {
-        self.access_log_dropped.inc_by(total.saturating_sub(self.access_log_dropped.get()));
+        self.access_log_dropped
+            .inc_by(total.saturating_sub(self.access_log_dropped.get()));
     }
 }

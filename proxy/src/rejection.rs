@@ -7,9 +7,9 @@
 use std::time::Duration;
 
 use http::{HeaderValue, header};
-use pingora::prelude::{Error, ErrorType};
 use pingora::ErrorSource;
 use pingora::http::ResponseHeader;
+use pingora::prelude::{Error, ErrorType};
 
 /// Why the proxy answers a request itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -105,10 +105,7 @@ impl Rejection {
             (_, ErrorSource::Upstream) => Self::BackendFailed,
             (ErrorType::ReadTimedout, ErrorSource::Downstream) => Self::RequestTimeout,
             (
-                ErrorType::ReadError
-                | ErrorType::WriteError
-                | ErrorType::WriteTimedout
-                | ErrorType::ConnectionClosed,
+                ErrorType::ReadError | ErrorType::WriteError | ErrorType::WriteTimedout | ErrorType::ConnectionClosed,
                 ErrorSource::Downstream,
             ) => Self::ClientGone,
             (_, ErrorSource::Downstream) => Self::BadRequest,
@@ -118,16 +115,14 @@ impl Rejection {
 
     /// The head of the answer; its body is [`Rejection::body`].
     pub fn header(self) -> ResponseHeader {
-        let mut header = ResponseHeader::build(self.status(), Some(6))
-            .expect("every status here is a valid one");
+        let mut header = ResponseHeader::build(self.status(), Some(6)).expect("every status here is a valid one");
         header
             .insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"))
             .and_then(|()| header.insert_header(header::CONTENT_LENGTH, self.body().len()))
             .and_then(|()| match self {
-                Self::MethodNotAllowed => header.insert_header(
-                    header::ALLOW,
-                    "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
-                ),
+                Self::MethodNotAllowed => {
+                    header.insert_header(header::ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+                }
                 _ => Ok(()),
             })
             .expect("names and values are literals");

@@ -91,7 +91,6 @@ impl EdgeProxy {
         if !session.is_body_empty() {
             // A client that waits for "100 Continue" sends no body now, and might send it after this answer.
             let waits = session.req_header().headers.contains_key(header::EXPECT);
-            session.set_total_drain_timeout(Some(DRAIN_BODY));
             if waits || session.drain_request_body().await.is_err() {
                 session.set_keepalive(None);
             }
@@ -163,7 +162,12 @@ impl ProxyHttp for EdgeProxy {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     /// Called for every request, the first on a connection too, because `connection` passes one context with each.
-    fn on_connection_reuse(&self, _session: &mut Session, ctx: &mut RequestCtx, connection: Box<dyn Any + Send + Sync>) {
+    fn on_connection_reuse(
+        &self,
+        _session: &mut Session,
+        ctx: &mut RequestCtx,
+        connection: Box<dyn Any + Send + Sync>,
+    ) {
         if let Ok(connection) = connection.downcast::<Arc<Connection>>() {
             connection.request_seen();
             ctx.connection = Some(*connection);
@@ -177,9 +181,19 @@ impl ProxyHttp for EdgeProxy {
         let client = client::identify(peer, &session.req_header().headers, &self.trusted);
         ctx.client = Some(client);
         let tunnel = session.is_upgrade_req();
-        let silence = if tunnel { self.upstream.tunnel_idle_timeout } else { self.client.read_timeout };
+        let silence = if tunnel {
+            self.upstream.tunnel_idle_timeout
+        } else {
+            self.client.read_timeout
+        };
         session.set_read_timeout(Some(silence));
         session.set_write_timeout(Some(self.client.write_timeout));
+        // An answer may come before the request body has ended (an echo, an error): the connection is kept if the rest arrives
+        // soon. Not so where the client waits for "100 Continue": after the answer it sends no body, but its next request.
+        if !session.req_header().headers.contains_key(header::EXPECT) {
+            session.set_close_on_response_before_downstream_finish(false);
+            session.set_total_drain_timeout(Some(DRAIN_BODY));
+        }
         if session.req_header().version == Version::HTTP_10 {
             session.set_ignore_info_resp(true);
         }
@@ -243,9 +257,10 @@ impl ProxyHttp for EdgeProxy {
     ) -> Result<()> {
         ctx.body_sent = true;
         match self.client.max_body {
-            Some(max) if !session.was_upgraded() && session.body_bytes_read() as u64 > max => {
-                Error::e_explain(ErrorType::HTTPStatus(413), "the request body is longer than client.max_body")
-            }
+            Some(max) if !session.was_upgraded() && session.body_bytes_read() as u64 > max => Error::e_explain(
+                ErrorType::HTTPStatus(413),
+                "the request body is longer than client.max_body",
+            ),
             _ => Ok(()),
         }
     }
@@ -320,8 +335,13 @@ impl ProxyHttp for EdgeProxy {
         ctx.rejection = Some(rejection);
         ctx.error = Some(error.to_string());
         session.set_keepalive(None);
-        let begun = session.response_written().is_some_and(|response| !response.status.is_informational());
-        if !begun && rejection != Rejection::ClientGone && self.write(session, rejection, rejection.header()).await.is_err() {
+        let begun = session
+            .response_written()
+            .is_some_and(|response| !response.status.is_informational());
+        if !begun
+            && rejection != Rejection::ClientGone
+            && self.write(session, rejection, rejection.header()).await.is_err()
+        {
             ctx.rejection = Some(Rejection::ClientGone);
         }
         FailToProxy {

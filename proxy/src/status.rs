@@ -37,7 +37,9 @@ impl Probed for Status {
     fn refresh(&self) {
         let gauge = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         self.metrics.inflight.set(gauge(self.lifecycle.in_flight()));
-        self.metrics.limiter_clients.set(gauge(self.limiter.clients(Instant::now())));
+        self.metrics
+            .limiter_clients
+            .set(gauge(self.limiter.clients(Instant::now())));
         self.metrics.access_log_dropped(chassis::json_log::dropped_lines());
     }
 }

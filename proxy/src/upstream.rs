@@ -29,8 +29,10 @@ use crate::config::{Health, UpstreamLimits};
 use crate::discovery::RegistryDiscovery;
 use crate::metrics::Metrics;
 
-/// How soon the registry is read again when it gave no usable set.
-const DISCOVERY_RETRY: Duration = Duration::from_millis(500);
+/// How soon the registry is read again when it gave no usable set: this long, then twice as long, up to the limit. (How
+/// often a Redis that is down is connected to is the registry's own business.)
+const DISCOVERY_RETRY: Duration = Duration::from_millis(20);
+const DISCOVERY_RETRY_LIMIT: Duration = Duration::from_millis(500);
 
 /// A backend that requests can be sent to.
 #[derive(Debug)]
@@ -117,10 +119,15 @@ impl Pool {
         }
     }
 
-    /// The alive backend whose turn it is, none of `tried`; `None` when there is no other.
+    /// The alive backend whose turn it is, none of `tried`; `None` when there is no other. Only the first try of a request
+    /// takes a turn: otherwise a request that was refused by one backend would take the turn of the next, and with two
+    /// backends every second turn would be the broken one's again.
     pub fn pick(&self, tried: &[SocketAddr]) -> Option<Arc<Upstream>> {
         let alive = self.alive.load();
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let turn = match tried {
+            [] => self.turn.fetch_add(1, Ordering::Relaxed),
+            _ => self.turn.load(Ordering::Relaxed),
+        };
         (0..alive.len())
             .map(|step| &alive[turn.wrapping_add(step) % alive.len()])
             .find(|upstream| !tried.contains(&upstream.address))
@@ -135,14 +142,17 @@ impl Pool {
 
     /// Reads the registry every interval; sooner while it gives nothing.
     async fn run_discovery(self: Arc<Self>) {
+        let mut retry = DISCOVERY_RETRY;
         loop {
             let updated = self.backends.update(|_| self.unchecked.notify_one()).await;
             self.publish();
-            sleep(match updated {
-                Ok(()) => self.discovery_interval,
-                Err(_) => self.discovery_interval.min(DISCOVERY_RETRY),
-            })
-            .await;
+            if updated.is_ok() {
+                retry = DISCOVERY_RETRY;
+                sleep(self.discovery_interval).await;
+            } else {
+                sleep(retry.min(self.discovery_interval)).await;
+                retry = (retry * 2).min(DISCOVERY_RETRY_LIMIT);
+            }
         }
     }
 
@@ -173,7 +183,8 @@ impl Pool {
         let mut now = HashMap::with_capacity(known.len());
         let mut alive = Vec::with_capacity(known.len());
         for backend in self.backends.get_backend().iter() {
-            let Some((address, name)) = address_of(backend).and_then(|address| addresses.get_key_value(&address)) else {
+            let Some((address, name)) = address_of(backend).and_then(|address| addresses.get_key_value(&address))
+            else {
                 continue;
             };
             let upstream = match known.get(address) {
@@ -191,7 +202,9 @@ impl Pool {
         }
         drop(names);
         *known = now;
-        self.metrics.active_backends.set(i64::try_from(alive.len()).unwrap_or(i64::MAX));
+        self.metrics
+            .active_backends
+            .set(i64::try_from(alive.len()).unwrap_or(i64::MAX));
         self.alive.store(Arc::new(alive));
     }
 }
@@ -223,7 +236,9 @@ impl HealthObserve for Flips {
     async fn observe(&self, backend: &Backend, healthy: bool) {
         let addresses = self.discovery.addresses();
         let address = backend.addr.to_string();
-        let name = address_of(backend).and_then(|address| addresses.get(&address)).map_or(address.as_str(), |name| name);
+        let name = address_of(backend)
+            .and_then(|address| addresses.get(&address))
+            .map_or(address.as_str(), |name| name);
         if healthy {
             info!(backend = name, address = address.as_str(); "backend recovered");
         } else {
@@ -259,7 +274,13 @@ mod tests {
             interval: Duration::from_secs(1),
             timeout: Duration::from_secs(1),
         };
-        let pool = Pool::new(discovery, Duration::from_secs(1), health, limits.clone(), metrics.clone());
+        let pool = Pool::new(
+            discovery,
+            Duration::from_secs(1),
+            health,
+            limits.clone(),
+            metrics.clone(),
+        );
         let upstreams = ports.iter().map(|port| {
             let address = SocketAddr::from(([127, 0, 0, 1], *port));
             Arc::new(Upstream::new(address, address.to_string().into(), &limits, &metrics))
@@ -275,7 +296,9 @@ mod tests {
         let pick = |_| pool.pick(&[]).unwrap().address.port();
         assert_eq!(count((0..300).map(pick).collect()), [100; 3]);
         let picks: Vec<u16> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| (0..100).map(pick).collect::<Vec<_>>())).collect();
+            let threads: Vec<_> = (0..3)
+                .map(|_| scope.spawn(|| (0..100).map(pick).collect::<Vec<_>>()))
+                .collect();
             threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
         });
         assert_eq!(count(picks), [100; 3]);

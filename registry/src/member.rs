@@ -77,9 +77,7 @@ impl FromStr for Member {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (host, port) = text
-            .rsplit_once(':')
-            .ok_or("takes host:port, and there is no port")?;
+        let (host, port) = text.rsplit_once(':').ok_or("takes host:port, and there is no port")?;
         let port = match port.parse::<u16>() {
             Ok(port) if port > 0 && port.to_string() == text[host.len() + 1..] => port,
             _ => return Err("takes a port from 1 to 65535".into()),

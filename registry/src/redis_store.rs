@@ -20,13 +20,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a call may take, opening the connection included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// The first and the longest wait between attempts to connect.
-const BACKOFF: std::ops::RangeInclusive<Duration> =
-    Duration::from_millis(100)..=Duration::from_secs(2);
+const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(2);
 
 /// Where Redis is. Its `Display` leaves the password out.
 #[derive(Clone)]
 pub struct RedisUrl {
-    info: ConnectionInfo,
+    info: Box<ConnectionInfo>,
     shown: String,
 }
 
@@ -36,9 +35,7 @@ impl RedisUrl {
     /// # Errors
     /// What the text should have been.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let expected = || {
-            "host:port, redis://[user:password@]host[:port][/database] or rediss:// for TLS".to_owned()
-        };
+        let expected = || "host:port, redis://[user:password@]host[:port][/database] or rediss:// for TLS".to_owned();
         // "redis:6379" would be a URL of the scheme "redis", so a bare address is told by what it lacks.
         let url = if text.contains("://") {
             text.to_owned()
@@ -53,7 +50,10 @@ impl RedisUrl {
         let (scheme, rest) = url.split_once("://").ok_or_else(expected)?;
         let place = rest.rsplit_once('@').map_or(rest, |(_credentials, place)| place);
         let shown = format!("{scheme}://{place}");
-        Ok(Self { info, shown })
+        Ok(Self {
+            info: Box::new(info),
+            shown,
+        })
     }
 }
 
@@ -95,7 +95,7 @@ impl RedisStore {
         // Redis may be on rediss://, and rustls wants to be told which cryptography to use. That another part of the
         // process told it first is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::open(url.info.clone()).map_err(|error| Error::new(error.to_string()))?;
+        let client = Client::open((*url.info).clone()).map_err(|error| Error::new(error.to_string()))?;
         Ok(Self {
             client,
             shown: url.to_string(),
@@ -131,10 +131,7 @@ impl RedisStore {
         result
     }
 
-    async fn connection<'l>(
-        &self,
-        link: &'l mut Link,
-    ) -> Result<&'l mut MultiplexedConnection, Error> {
+    async fn connection<'l>(&self, link: &'l mut Link) -> Result<&'l mut MultiplexedConnection, Error> {
         if let Link::Down {
             error,
             next_attempt,
@@ -165,9 +162,7 @@ impl RedisStore {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(None);
-        let attempt = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config);
+        let attempt = self.client.get_multiplexed_async_connection_with_config(&config);
         match timeout(CONNECT_TIMEOUT, attempt).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(self.error(&error.to_string())),

@@ -86,13 +86,10 @@ mod tests {
     async fn a_resolver_that_hangs_costs_no_more_than_the_limit() {
         let resolver = Resolver::default();
         let _all = Arc::clone(&resolver.lookups)
-            .acquire_many_owned(MAX_LOOKUPS as u32)
+            .acquire_many_owned(MAX_LOOKUPS.try_into().unwrap())
             .await;
         let name: Member = "localhost:81".parse().unwrap();
-        let error = resolver
-            .resolve(&name, Duration::from_millis(10))
-            .await
-            .unwrap_err();
+        let error = resolver.resolve(&name, Duration::from_millis(10)).await.unwrap_err();
         assert!(error.to_string().contains("within 10ms"), "{error}");
     }
 }

@@ -55,7 +55,9 @@ impl Config {
         }
         let mut seen = BTreeSet::new();
         for twice in targets.iter().filter(|target| !seen.insert(*target)) {
-            settings.mistake(format!("SENTINEL_TARGETS: {twice} is there twice, takes each target once"));
+            settings.mistake(format!(
+                "SENTINEL_TARGETS: {twice} is there twice, takes each target once"
+            ));
         }
         Self {
             targets,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chassis::admin::{Admin, Probed};
 use chassis::settings::{Settings, whole};
-use chassis::{build_info, json_log, listener};
+use chassis::{build_info, healthcheck, json_log, listener};
 use clap::Parser;
 use log::{error, info};
 use pingora::server::configuration::ServerConf;
@@ -28,10 +28,14 @@ const READY_INTERVALS: u32 = 5;
 /// SENTINEL_FALL, SENTINEL_CONCURRENCY, SENTINEL_METRICS_PORT, REDIS_URL and RUST_LOG.
 #[derive(Parser)]
 #[command(name = "sentinel", version = build_info::describe())]
-struct Arguments {}
+struct Arguments {
+    /// Ask the sentinel that runs with this environment whether it is ready, and exit with 0 if it is.
+    #[arg(long)]
+    healthcheck: bool,
+}
 
 fn main() -> ExitCode {
-    let Arguments {} = Arguments::parse();
+    let arguments = Arguments::parse();
     if let Err(error) = json_log::init("info,pingora=warn,pingora_core=warn") {
         // Without a log standard error is all there is.
         #[allow(clippy::print_stderr)]
@@ -40,10 +44,15 @@ fn main() -> ExitCode {
         }
         return ExitCode::FAILURE;
     }
-    let code = match run() {
+    let code = match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            error!(error = problem.to_string().as_str(); "can't start");
+            let what = if arguments.healthcheck {
+                "not ready"
+            } else {
+                "can't start"
+            };
+            error!(error = problem.to_string().as_str(); "{what}");
             ExitCode::FAILURE
         }
     };
@@ -51,17 +60,23 @@ fn main() -> ExitCode {
     code
 }
 
-fn run() -> Result<(), Box<dyn Error>> {
+fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let settings = Settings::from_process();
     let mut section = settings.section("", None);
     let config = Config::read(&settings, &mut section);
     let redis = settings.variable("REDIS_URL", RedisUrl::parse);
     let redis = redis.map_or_else(|| RedisUrl::parse("localhost:16379"), Ok)?;
-    let port = settings.variable("SENTINEL_METRICS_PORT", whole(0..=u16::MAX)).unwrap_or(2113);
+    let port = settings
+        .variable("SENTINEL_METRICS_PORT", whole(0..=u16::MAX))
+        .unwrap_or(2113);
     section.finish();
     let (config, redis, port) = settings.finish((config, redis, port))?;
 
-    let socket = listener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
+    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    if arguments.healthcheck {
+        return healthcheck::ready(address);
+    }
+    let socket = listener::bind(address)?;
     let registry = prometheus::Registry::new();
     registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
     build_info::register(&registry, "gopherproxy_build_info")?;
@@ -92,9 +107,7 @@ impl Probed for Recently {
     fn ready(&self) -> Result<String, String> {
         match self.metrics.since_last_success() {
             None => Err("no cycle has reached the registry yet".into()),
-            Some(age) if age > self.limit => {
-                Err(format!("the last good cycle ended {} s ago", age.as_secs()))
-            }
+            Some(age) if age > self.limit => Err(format!("the last good cycle ended {} s ago", age.as_secs())),
             Some(_) => Ok("ready".into()),
         }
     }
@@ -106,8 +119,7 @@ struct AnySignal;
 #[async_trait]
 impl ShutdownSignalWatch for AnySignal {
     async fn recv(&self) -> ShutdownSignal {
-        let (Ok(mut terminate), Ok(mut interrupt)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
         else {
             error!("can't listen for signals; SIGKILL will end this process");
             return std::future::pending().await;

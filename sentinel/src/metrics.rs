@@ -32,7 +32,10 @@ impl Metrics {
                 "Cycles whose result could not be written to the registry.",
             )?,
             targets: IntGaugeVec::new(
-                Opts::new("gopherproxy_sentinel_targets", "Targets by state, after the last cycle."),
+                Opts::new(
+                    "gopherproxy_sentinel_targets",
+                    "Targets by state, after the last cycle.",
+                ),
                 &["state"],
             )?,
             probes: IntCounterVec::new(
@@ -44,7 +47,9 @@ impl Metrics {
                     "gopherproxy_sentinel_probe_duration_seconds",
                     "How long a probe took, the lookup of the name included.",
                 )
-                .buckets(vec![0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]),
+                .buckets(vec![
+                    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+                ]),
             )?,
             last_success: Gauge::new(
                 "gopherproxy_sentinel_last_success_timestamp_seconds",

@@ -16,9 +16,7 @@ pub(crate) async fn probe(resolver: &Resolver, target: &Member, limit: Duration)
             .resolve(target, limit)
             .await
             .map_err(|error| error.to_string())?;
-        TcpStream::connect(&*addresses)
-            .await
-            .map_err(|error| error.to_string())
+        TcpStream::connect(&*addresses).await.map_err(|error| error.to_string())
     });
     match connected.await {
         Ok(result) => result.map(drop),

@@ -9,6 +9,7 @@
 //! | `/chunked/3` | so many chunks, a line each |
 //! | `/delay/500` | after so many milliseconds |
 //! | `/echo` | the request's body, streamed back |
+//! | `/upload` | how many bytes the request's body had, once it has all come |
 //! | `/headers` | the request line and the fields it came with, a line each |
 //! | `/upgrade` | 101, and every byte echoed |
 //! | anything else | one line that names the origin |
@@ -108,12 +109,16 @@ async fn accept(listener: tokio::net::TcpListener, name: HeaderValue, requests: 
 
 async fn answer(request: Request<Incoming>, name: HeaderValue) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path().to_owned();
-    let (action, argument) = path[1.min(path.len())..].split_once('/').unwrap_or((&path[1.min(path.len())..], ""));
+    let (action, argument) = path[1.min(path.len())..]
+        .split_once('/')
+        .unwrap_or((&path[1.min(path.len())..], ""));
     let number = argument.parse::<u32>().unwrap_or(0);
     let mut response = match action {
         "status" => {
             let mut response = Response::new(full(Bytes::new()));
-            let status = u16::try_from(number).ok().and_then(|code| StatusCode::from_u16(code).ok());
+            let status = u16::try_from(number)
+                .ok()
+                .and_then(|code| StatusCode::from_u16(code).ok());
             *response.status_mut() = status.unwrap_or(StatusCode::BAD_REQUEST);
             response
         }
@@ -127,6 +132,14 @@ async fn answer(request: Request<Incoming>, name: HeaderValue) -> Result<Respons
             Response::new(full(greeting(&name)))
         }
         "echo" => Response::new(request.into_body().boxed()),
+        "upload" => {
+            let size = request
+                .into_body()
+                .collect()
+                .await
+                .map_or(0, |body| body.to_bytes().len());
+            Response::new(full(Bytes::from(format!("{size}\n"))))
+        }
         "headers" => Response::new(full(describe(&request))),
         "upgrade" => upgrade(request),
         _ => Response::new(full(greeting(&name))),
@@ -167,7 +180,9 @@ fn upgrade(mut request: Request<Incoming>) -> Response<Body> {
         }
     });
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("upgrade"));
     response.headers_mut().insert(UPGRADE, protocol);
     response
 }

@@ -40,7 +40,10 @@ async fn main() -> ExitCode {
 async fn run(addresses: &[SocketAddr]) -> Result<(), Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let sockets = addresses.iter().map(|address| listener::bind(*address)).collect::<Result<Vec<_>, _>>()?;
+    let sockets = addresses
+        .iter()
+        .map(|address| listener::bind(*address))
+        .collect::<Result<Vec<_>, _>>()?;
     let origins = sockets.into_iter().map(Origin::serve).collect::<Result<Vec<_>, _>>()?;
     for origin in &origins {
         info!(service = "origin", address = origin.address().to_string().as_str(); "listening");

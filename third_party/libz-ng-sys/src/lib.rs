@@ -9,9 +9,9 @@ use std::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
 use std::mem::{align_of, offset_of, size_of};
 
 pub use libz_rs_sys::{
-    Z_BLOCK, Z_BUF_ERROR, Z_DATA_ERROR, Z_DEFAULT_STRATEGY, Z_DEFLATED, Z_FINISH, Z_FULL_FLUSH, Z_MEM_ERROR,
-    Z_NEED_DICT, Z_NO_FLUSH, Z_OK, Z_PARTIAL_FLUSH, Z_STREAM_END, Z_STREAM_ERROR, Z_SYNC_FLUSH, internal_state,
-    zlibVersion,
+    internal_state, zlibVersion, Z_BLOCK, Z_BUF_ERROR, Z_DATA_ERROR, Z_DEFAULT_STRATEGY, Z_DEFLATED, Z_FINISH,
+    Z_FULL_FLUSH, Z_MEM_ERROR, Z_NEED_DICT, Z_NO_FLUSH, Z_OK, Z_PARTIAL_FLUSH, Z_STREAM_END, Z_STREAM_ERROR,
+    Z_SYNC_FLUSH,
 };
 
 pub type uInt = c_uint;
@@ -84,7 +84,9 @@ mod tests {
         let packed = packer.finish().unwrap();
         assert!(packed.len() < text.len() / 10);
         let mut unpacked = Vec::new();
-        flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut unpacked).unwrap();
+        flate2::read::GzDecoder::new(&packed[..])
+            .read_to_end(&mut unpacked)
+            .unwrap();
         assert_eq!(unpacked, text);
     }
 }

@@ -1,0 +1,42 @@
+//! A process asking another of its kind whether it is ready: for container health checks, in images without a shell.
+
+use std::error::Error;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// How long each step of the question may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// No answer is longer than this.
+const MAX_ANSWER: u64 = 4096;
+
+/// Asks `/readyz` at `admin`, where the process listens; an unspecified address is asked through loopback.
+///
+/// # Errors
+/// What the process answered instead of 200, or that nobody answered.
+pub fn ready(admin: SocketAddr) -> Result<(), Box<dyn Error>> {
+    let host = match admin.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        address => address,
+    };
+    let address = SocketAddr::new(host, admin.port());
+    let ask = || {
+        let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        write!(
+            stream,
+            "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.take(MAX_ANSWER).read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = ask().map_err(|error: std::io::Error| format!("nobody answers at {address}: {error}"))?;
+    if answer.starts_with("HTTP/1.1 200 ") {
+        return Ok(());
+    }
+    let reason = answer.split("\r\n\r\n").nth(1).unwrap_or(&answer).trim();
+    Err(format!("{address} says: {reason}").into())
+}

@@ -1,0 +1,47 @@
+#!/bin/sh
+# Three demo origins and the proxy, until Ctrl-C. `make run` builds the binaries and runs this.
+set -eu
+
+conf=${CONF:-conf/embedded.yaml}
+proxy_port=${PROXY_PORT:-8080}
+metrics_port=${METRICS_PORT:-2112}
+origins=
+proxy=
+
+# Whatever ends this script ends what it started, and waits for it.
+end() {
+    trap '' INT TERM EXIT
+    # shellcheck disable=SC2086  # each is one process id or none
+    kill $proxy $origins 2>/dev/null || true
+    wait 2>/dev/null || true
+}
+trap end EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+target/debug/origin 127.0.0.1:8081 127.0.0.1:8082 127.0.0.1:8083 &
+origins=$!
+target/debug/gopherproxy -c "$conf" &
+proxy=$!
+
+# Ready is what the proxy says it is; a process that has ended has said why.
+until target/debug/gopherproxy -c "$conf" --healthcheck >/dev/null 2>&1; do
+    kill -0 "$origins" 2>/dev/null || { echo "the demo origins have ended; see the log above" >&2; exit 1; }
+    kill -0 "$proxy" 2>/dev/null || { echo "the proxy has ended; see the log above" >&2; exit 1; }
+    sleep 0.1
+done
+
+cat <<READY
+
+  GopherProxy   http://localhost:$proxy_port        balanced over 127.0.0.1:8081, :8082 and :8083
+  Metrics       http://localhost:$metrics_port/metrics
+  Readiness     http://localhost:$metrics_port/readyz
+
+  Try it:       for i in 1 2 3 4 5 6 7; do curl -i http://localhost:$proxy_port/; done
+  Five answers from three origins, then 429: a client may send five at once and two a second after that.
+
+  Ctrl-C ends all of it. The log follows.
+
+READY
+
+wait "$proxy"

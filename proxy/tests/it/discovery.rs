@@ -1,0 +1,241 @@
+//! The set in Redis, and what happens when Redis is not well.
+
+use std::time::Duration;
+
+use crate::support::{Connection, Process, Redis, embedded, eventually, free_port, get, origin, origin_at, with_redis};
+
+async fn readyz(proxy: &Process) -> (u16, String) {
+    let response = get(proxy.admin(), "/readyz").await;
+    (response.status, response.text())
+}
+
+#[tokio::test]
+async fn members_come_and_go_and_what_is_no_member_is_skipped_counted_and_logged_once() {
+    let (redis, one, two) = (Redis::start().await, origin(), origin());
+    redis
+        .command(&format!(
+            "SADD gopher_backends http://{} https://10.0.0.1:443 \"no\\nmember\" \"\\xff\"",
+            one.address()
+        ))
+        .await;
+    let proxy = Process::proxy(&with_redis(&redis)).await;
+    proxy.active_backends(1).await;
+    proxy.reaches("gopherproxy_discovery_malformed_members", 3.0).await;
+
+    redis
+        .command(&format!("SADD gopher_backends http://{}", two.address()))
+        .await;
+    proxy.active_backends(2).await;
+    proxy.reaches("gopherproxy_discovery_backends", 2.0).await;
+    redis
+        .command(&format!("SREM gopher_backends http://{}", one.address()))
+        .await;
+    proxy.active_backends(1).await;
+    assert_eq!(get(proxy.address(), "/").await.origin(), two.address());
+
+    let skipped = proxy.lines("skipping a member of the registry that does not parse");
+    let mut members: Vec<&str> = skipped.iter().filter_map(|line| line["member"].as_str()).collect();
+    members.sort_unstable();
+    assert_eq!(members.len(), 3, "{members:?}");
+    assert!(members[0].starts_with("\"\\xff\": not UTF-8"), "{members:?}");
+    assert!(
+        members[1].starts_with("\"https://10.0.0.1:443\": https:// is reserved"),
+        "{members:?}"
+    );
+    assert!(
+        members[2].starts_with("\"no\\nmember\": takes http://host:port"),
+        "{members:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_name_is_resolved_and_keeps_its_name_in_metrics_and_log() {
+    let (redis, origin) = (Redis::start().await, origin());
+    let name = format!("localhost:{}", origin.address().port());
+    redis
+        .command(&format!(
+            "SADD gopher_backends http://{name} http://no-such-name.invalid:80"
+        ))
+        .await;
+    let proxy = Process::proxy(&with_redis(&redis)).await;
+    // "localhost" may be ::1 too, where nobody listens: the health check finds out.
+    eventually("the name has an address that answers", async || {
+        get(proxy.address(), "/").await.status == 200 && proxy.metric("gopherproxy_active_backends").await == 1.0
+    })
+    .await;
+    let line = proxy.said("request", |line| line["status"] == 200).await;
+    assert_eq!(line["backend"], name);
+    assert!(
+        proxy
+            .metric(&format!(
+                "gopherproxy_request_duration_seconds_count{{backend=\"{name}\"}}"
+            ))
+            .await
+            >= 1.0
+    );
+    proxy
+        .said("name does not resolve", |line| {
+            line["backend"] == "no-such-name.invalid:80"
+        })
+        .await;
+    assert_eq!(proxy.lines("name does not resolve").len(), 1);
+}
+
+#[tokio::test]
+async fn started_without_redis_it_waits_says_so_once_and_serves_when_redis_comes() {
+    let (redis, origin) = (Redis::stopped(), origin());
+    let proxy = Process::proxy(&with_redis(&redis)).await;
+    let line = proxy.said("waiting for the first backends", |_| true).await;
+    assert!(
+        line["error"]
+            .as_str()
+            .expect("the error's words")
+            .contains(&redis.address().to_string()),
+        "{line}"
+    );
+    let (status, reason) = readyz(&proxy).await;
+    assert_eq!(status, 503);
+    assert!(
+        reason.starts_with("no backends discovered yet: redis://127.0.0.1:"),
+        "{reason}"
+    );
+    assert_eq!(get(proxy.address(), "/").await.status, 503);
+    eventually("it keeps trying", async || {
+        proxy.metric("gopherproxy_discovery_errors_total").await > 5.0
+    })
+    .await;
+
+    redis.go().await;
+    redis
+        .command(&format!("SADD gopher_backends http://{}", origin.address()))
+        .await;
+    proxy.active_backends(1).await;
+    assert_eq!(readyz(&proxy).await, (200, "ready\n".into()));
+    assert_eq!(get(proxy.address(), "/").await.status, 200);
+    assert_eq!(proxy.lines("waiting for the first backends").len(), 1);
+    assert_eq!(proxy.lines("first backends discovered").len(), 1);
+}
+
+#[tokio::test]
+async fn an_error_a_hang_and_an_empty_answer_keep_the_last_known_set() {
+    let (redis, origin) = (Redis::start().await, origin());
+    let member = format!("SADD gopher_backends http://{}", origin.address());
+    redis.command(&member).await;
+    let proxy = Process::proxy(&with_redis(&redis)).await;
+    proxy.active_backends(1).await;
+
+    for (number, fault) in ["FLUSHALL", "SET gopher_backends x", "STOP", "KILL"]
+        .into_iter()
+        .enumerate()
+    {
+        match fault {
+            "STOP" => redis.signal("STOP"),
+            "KILL" => redis.kill(),
+            command => drop(redis.command(command).await),
+        }
+        eventually(&format!("{fault} is noticed"), async || {
+            proxy.lines("registry gives no usable set").len() == number + 1
+        })
+        .await;
+        let errors = proxy.metric("gopherproxy_discovery_errors_total").await;
+        eventually("it is counted on", async || {
+            proxy.metric("gopherproxy_discovery_errors_total").await > errors
+        })
+        .await;
+        let (status, text) = readyz(&proxy).await;
+        assert_eq!(status, 200);
+        assert!(
+            text.starts_with("ready, but the set of backends is "),
+            "{fault}: {text}"
+        );
+        assert_eq!(get(proxy.address(), "/").await.status, 200, "{fault}");
+        proxy.reaches("gopherproxy_active_backends", 1.0).await;
+
+        match fault {
+            "STOP" => redis.signal("CONT"),
+            "KILL" => redis.go().await,
+            _ => drop(redis.command("DEL gopher_backends").await),
+        }
+        redis.command(&member).await;
+        eventually("it is well again", async || {
+            proxy.lines("registry is back").len() == number + 1
+        })
+        .await;
+        assert_eq!(readyz(&proxy).await, (200, "ready\n".into()));
+    }
+    assert_eq!(
+        proxy.lines("registry gives no usable set").len(),
+        4,
+        "each fault is told once"
+    );
+}
+
+/// The intervals that users have, and Redis gone for half a minute: the one slow test of all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_gone_for_30_s_and_flushed_under_traffic_loses_no_request() {
+    let (redis, origins) = (Redis::start().await, [origin(), origin(), origin()]);
+    let targets = origins.each_ref().map(|origin| origin.address().to_string()).join(", ");
+    let url = redis.address().to_string();
+    let sentinel = Process::sentinel(&[("REDIS_URL", &url), ("SENTINEL_TARGETS", &targets)]).await;
+    let configuration = "gopherproxy: {listen: '127.0.0.1:0', admin_listen: '127.0.0.1:0'}";
+    let limit = [
+        ("REDIS_URL", url.as_str()),
+        ("RATE_LIMIT_BURST", "1000000"),
+        ("RATE_LIMIT_PER_SECOND", "1000000"),
+    ];
+    let proxy = Process::proxy_with(configuration, &limit).await;
+    proxy.active_backends(3).await;
+
+    let address = proxy.address();
+    let (end, mut ended) = tokio::sync::watch::channel(false);
+    let traffic = tokio::spawn(async move {
+        let mut client = Connection::open(address).await;
+        let mut answered = 0u32;
+        while !*ended.borrow_and_update() {
+            assert_eq!(client.get("/").await.status, 200, "after {answered} requests");
+            answered += 1;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        answered
+    });
+
+    redis.command("FLUSHALL").await;
+    eventually("the set is whole again", async || redis.members().await.len() == 3).await;
+    redis.kill();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    redis.go().await;
+    eventually("the set is whole again", async || redis.members().await.len() == 3).await;
+    eventually("the proxy reads it again", async || {
+        readyz(&proxy).await == (200, "ready\n".into())
+    })
+    .await;
+
+    end.send(true).expect("the traffic goes on");
+    let answered = traffic.await.expect("no request was lost");
+    proxy
+        .reaches("gopherproxy_processed_requests_total", f64::from(answered))
+        .await;
+    proxy.reaches("gopherproxy_dropped_requests_total", 0.0).await;
+    assert_eq!(sentinel.lines("registry unavailable; probing goes on").len(), 1);
+    assert_eq!(
+        sentinel
+            .lines("registry is back; the targets are published again")
+            .len(),
+        1
+    );
+    assert_eq!(sentinel.lines("target is up").len(), 3, "the targets were never down");
+}
+
+#[tokio::test]
+async fn in_process_a_set_whose_targets_are_all_down_is_kept_and_answers_503() {
+    let target = std::net::SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let first = origin_at(target);
+    let proxy = Process::proxy(&embedded(&[target])).await;
+    proxy.active_backends(1).await;
+    first.stop().await;
+    proxy.active_backends(0).await;
+    assert_eq!(get(proxy.address(), "/").await.status, 503);
+    let _second = origin_at(target);
+    proxy.active_backends(1).await;
+    assert_eq!(get(proxy.address(), "/").await.status, 200);
+}

@@ -1,0 +1,15 @@
+//! The real binaries over real sockets, with a real redis-server where one is needed. A file a behaviour.
+
+#![allow(clippy::panic, reason = "in a test a panic is the failure of the test")]
+
+mod admin;
+mod configuration;
+mod discovery;
+mod forwarding;
+mod hostile;
+mod lifecycle;
+mod limit;
+mod observability;
+mod pool;
+mod sentinel;
+mod support;

@@ -1,0 +1,154 @@
+//! The sentinel in a process of its own.
+
+use std::time::Duration;
+
+use crate::support::{Process, Redis, eventually, free_port, get, origin, origin_at};
+
+fn member(address: impl ToString) -> String {
+    format!("http://{}", address.to_string())
+}
+
+#[tokio::test]
+async fn targets_are_added_and_removed_and_other_members_stay() {
+    let (redis, steady, moving) = (Redis::start().await, origin(), origin());
+    redis.command("SADD gopher_backends http://10.9.9.9:80 whatever").await;
+    let late = free_port();
+    let targets = format!("{}, {} ,localhost:{late}", steady.address(), moving.address());
+    let url = redis.address().to_string();
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("SENTINEL_TARGETS", &targets),
+        ("SENTINEL_INTERVAL", "50ms"),
+    ];
+    let sentinel = Process::sentinel(&variables).await;
+    let set = async |members: &[String]| {
+        let mut expected = [&[member("10.9.9.9:80"), "whatever".into()], members].concat();
+        expected.sort();
+        eventually(&format!("the set is {expected:?}"), async || {
+            redis.members().await == expected
+        })
+        .await;
+    };
+    let (steady_member, moving_member) = (member(steady.address()), member(moving.address()));
+    set(&[steady_member.clone(), moving_member.clone()]).await;
+
+    let address = moving.address();
+    moving.stop().await;
+    set(std::slice::from_ref(&steady_member)).await;
+    let _again = origin_at(address);
+    let _late = origin_at(([127, 0, 0, 1], late).into());
+    set(&[steady_member, moving_member, member(format!("localhost:{late}"))]).await;
+
+    // One line at each change, and none in between.
+    let about = |message: &str, target: &str| {
+        sentinel
+            .lines(message)
+            .into_iter()
+            .filter(|line| line["target"] == target)
+            .count()
+    };
+    assert_eq!(about("target is up", &steady.address().to_string()), 1);
+    assert_eq!(about("target is up", &address.to_string()), 2);
+    assert_eq!(about("target is down", &address.to_string()), 1);
+    assert_eq!(about("target is down", &format!("localhost:{late}")), 1);
+
+    redis.command("DEL gopher_backends").await;
+    eventually("the set is whole again", async || redis.members().await.len() == 3).await;
+}
+
+#[tokio::test]
+async fn it_tells_how_it_is_and_leaves_within_a_second_with_its_targets_registered() {
+    for signal in ["TERM", "INT"] {
+        let (redis, origin) = (Redis::start().await, origin());
+        let targets = format!("{},127.0.0.1:{}", origin.address(), free_port());
+        let url = redis.address().to_string();
+        let sentinel = Process::sentinel(&[("REDIS_URL", &url), ("SENTINEL_TARGETS", &targets)]).await;
+        eventually("a cycle ends", async || {
+            get(sentinel.admin(), "/readyz").await.status == 200
+        })
+        .await;
+        assert_eq!(get(sentinel.admin(), "/healthz").await.text(), "ok\n");
+        assert_eq!(get(sentinel.admin(), "/other").await.status, 404);
+        let metrics = sentinel.metrics().await;
+        let metric = |name: &str| *metrics.get(name).unwrap_or_else(|| panic!("no {name} in {metrics:#?}"));
+        assert_eq!(metric("gopherproxy_sentinel_targets{state=\"up\"}"), 1.0);
+        assert_eq!(metric("gopherproxy_sentinel_targets{state=\"down\"}"), 1.0);
+        assert!(metric("gopherproxy_sentinel_probes_total{result=\"success\"}") >= 1.0);
+        assert!(metric("gopherproxy_sentinel_probes_total{result=\"failure\"}") >= 1.0);
+        assert!(metric("gopherproxy_sentinel_probe_duration_seconds_count") >= 2.0);
+        assert!(metric("gopherproxy_sentinel_last_success_timestamp_seconds") > 1.7e9);
+        assert_eq!(metric("gopherproxy_sentinel_registry_errors_total"), 0.0);
+
+        sentinel.signal(signal);
+        let (status, took) = sentinel.ended().await;
+        assert!(status.success(), "{status}");
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        assert_eq!(redis.members().await, [member(origin.address())]);
+    }
+}
+
+#[tokio::test]
+async fn without_redis_it_starts_says_so_once_and_publishes_when_redis_comes() {
+    let (redis, origin) = (Redis::stopped(), origin());
+    let (url, target) = (redis.address().to_string(), origin.address().to_string());
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("SENTINEL_TARGETS", &target),
+        ("SENTINEL_INTERVAL", "50ms"),
+    ];
+    let sentinel = Process::sentinel(&variables).await;
+    eventually("it keeps trying", async || {
+        sentinel.metric("gopherproxy_sentinel_registry_errors_total").await > 5.0
+    })
+    .await;
+    assert_eq!(get(sentinel.admin(), "/readyz").await.status, 503);
+    redis.go().await;
+    eventually("it publishes", async || redis.members().await == [member(&target)]).await;
+    sentinel
+        .said("registry is back; the targets are published again", |_| true)
+        .await;
+    assert_eq!(sentinel.lines("registry unavailable; probing goes on").len(), 1);
+}
+
+#[tokio::test]
+async fn targets_that_make_no_sense_end_it_with_their_names() {
+    for (targets, named) in [
+        ("", "no target"),
+        ("a:1,a:1", "a:1 is there twice"),
+        ("a:1,b:x", r#"entry 2 is "b:x""#),
+    ] {
+        let variables = [
+            ("SENTINEL_TARGETS", targets),
+            ("REDIS_URL", "nonsense"),
+            ("SENTINEL_METRICS_PORT", "0"),
+        ];
+        let sentinel = Process::start(Process::sentinel_binary(), None, &variables);
+        let (status, _) = sentinel.ended().await;
+        assert_eq!(status.code(), Some(1));
+        let line = sentinel.said("can't start", |_| true).await;
+        let error = line["error"].as_str().expect("the error's words");
+        assert!(
+            error.contains(named) && error.contains("REDIS_URL: got \"nonsense\""),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn inside_the_proxy_it_writes_to_redis_too() {
+    let (redis, origin) = (Redis::start().await, origin());
+    let configuration = format!(
+        "gopherproxy:
+  listen: 127.0.0.1:0
+  admin_listen: 127.0.0.1:0
+  registry: {{redis: '{}'}}
+  discovery: {{interval: 100ms}}
+  sentinel: {{enabled: true, interval: 100ms, targets: ['{}']}}",
+        redis.address(),
+        origin.address()
+    );
+    let proxy = Process::proxy(&configuration).await;
+    proxy.active_backends(1).await;
+    assert_eq!(redis.members().await, [member(origin.address())]);
+    proxy.reaches("gopherproxy_sentinel_targets{state=\"up\"}", 1.0).await;
+}

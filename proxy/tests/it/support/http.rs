@@ -1,0 +1,216 @@
+//! An HTTP/1.1 client that hides nothing: what it sends is what the test wrote, what it returns is what came.
+
+use std::net::{IpAddr, SocketAddr};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+use super::LIMIT;
+
+/// A response as it came.
+#[derive(Debug, Clone)]
+pub struct Response {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    /// The value of the field `name`, if it is there; panics if it is there twice.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut values = self.headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
+        let value = values.next().map(|(_, value)| value.as_str());
+        assert!(values.next().is_none(), "{name} is there twice: {:?}", self.headers);
+        value
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The origin that answered.
+    pub fn origin(&self) -> SocketAddr {
+        self.header("x-origin")
+            .expect("an origin answered")
+            .parse()
+            .expect("an address")
+    }
+}
+
+/// A connection to a server.
+pub struct Connection {
+    stream: TcpStream,
+    received: Vec<u8>,
+}
+
+impl Connection {
+    pub async fn open(to: SocketAddr) -> Self {
+        Self::try_open(to, IpAddr::from([127, 0, 0, 1]))
+            .await
+            .expect("a connection")
+    }
+
+    pub async fn open_from(to: SocketAddr, from: IpAddr) -> Self {
+        Self::try_open(to, from).await.expect("a connection")
+    }
+
+    pub async fn try_open(to: SocketAddr, from: IpAddr) -> std::io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::new(from, 0))?;
+        let stream = timeout(LIMIT, socket.connect(to)).await??;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream,
+            received: Vec::new(),
+        })
+    }
+
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.try_send(bytes).await.expect("the server takes it");
+    }
+
+    pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
+        self.stream.write_all(bytes.as_ref()).await
+    }
+
+    pub async fn get(&mut self, path: &str) -> Response {
+        self.request("GET", path, "", "").await
+    }
+
+    /// Sends a request with more header lines (each ended) and a body, and reads its response.
+    pub async fn request(&mut self, method: &str, path: &str, lines: &str, body: &str) -> Response {
+        self.try_request(method, path, lines, body).await.expect("a response")
+    }
+
+    pub async fn try_request(
+        &mut self,
+        method: &str,
+        path: &str,
+        lines: &str,
+        body: &str,
+    ) -> std::io::Result<Response> {
+        let length = if body.is_empty() {
+            String::new()
+        } else {
+            format!("Content-Length: {}\r\n", body.len())
+        };
+        self.try_send(format!(
+            "{method} {path} HTTP/1.1\r\nHost: test\r\n{length}{lines}\r\n{body}"
+        ))
+        .await?;
+        self.try_response(method == "HEAD").await
+    }
+
+    /// Reads a response, 1xx ones too.
+    pub async fn response(&mut self) -> Response {
+        self.try_response(false).await.expect("a response")
+    }
+
+    pub async fn try_response(&mut self, no_body: bool) -> std::io::Result<Response> {
+        timeout(LIMIT, self.read_response(no_body)).await?
+    }
+
+    /// Everything until the server closes.
+    pub async fn rest(&mut self) -> Vec<u8> {
+        let mut rest = std::mem::take(&mut self.received);
+        // A reset is an end too.
+        let _ = timeout(LIMIT, self.stream.read_to_end(&mut rest))
+            .await
+            .expect("the server closes");
+        rest
+    }
+
+    /// Exactly `count` bytes.
+    pub async fn bytes(&mut self, count: usize) -> Vec<u8> {
+        timeout(LIMIT, self.fill(count))
+            .await
+            .expect("in time")
+            .expect("so many bytes");
+        self.received.drain(..count).collect()
+    }
+
+    async fn read_response(&mut self, no_body: bool) -> std::io::Result<Response> {
+        let end = loop {
+            match self.received.windows(4).position(|window| window == b"\r\n\r\n") {
+                Some(end) => break end + 4,
+                None => self.more().await?,
+            }
+        };
+        let head = String::from_utf8_lossy(&self.received[..end]).into_owned();
+        self.received.drain(..end);
+        let mut lines = head.split("\r\n");
+        let status = lines
+            .next()
+            .and_then(|line| line.split(' ').nth(1)?.parse().ok())
+            .expect("a status line");
+        let headers: Vec<(String, String)> = lines
+            .filter(|line| !line.is_empty())
+            .map(|line| line.split_once(':').expect("a field"))
+            .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
+            .collect();
+        let mut response = Response {
+            status,
+            headers,
+            body: Vec::new(),
+        };
+        if no_body || (100..200).contains(&status) || matches!(status, 204 | 304) {
+            return Ok(response);
+        }
+        if response.header("transfer-encoding") == Some("chunked") {
+            loop {
+                let size = self.line().await?;
+                let size = usize::from_str_radix(size.trim(), 16).expect("a chunk size");
+                self.fill(size + 2).await?;
+                response.body.extend(self.received.drain(..size));
+                self.received.drain(..2);
+                if size == 0 {
+                    return Ok(response);
+                }
+            }
+        }
+        match response
+            .header("content-length")
+            .map(|length| length.parse().expect("a length"))
+        {
+            Some(length) => {
+                self.fill(length).await?;
+                response.body = self.received.drain(..length).collect();
+            }
+            None => {
+                while self.more().await.is_ok() {}
+                response.body = std::mem::take(&mut self.received);
+            }
+        }
+        Ok(response)
+    }
+
+    async fn line(&mut self) -> std::io::Result<String> {
+        loop {
+            if let Some(end) = self.received.windows(2).position(|window| window == b"\r\n") {
+                let line = self.received.drain(..end + 2).collect::<Vec<u8>>();
+                return Ok(String::from_utf8_lossy(&line[..end]).into_owned());
+            }
+            self.more().await?;
+        }
+    }
+
+    async fn fill(&mut self, count: usize) -> std::io::Result<()> {
+        while self.received.len() < count {
+            self.more().await?;
+        }
+        Ok(())
+    }
+
+    async fn more(&mut self) -> std::io::Result<()> {
+        match self.stream.read_buf(&mut self.received).await? {
+            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// One GET on a connection of its own.
+pub async fn get(from: SocketAddr, path: &str) -> Response {
+    Connection::open(from).await.get(path).await
+}

@@ -1,0 +1,89 @@
+//! What the tests stand on: processes, an HTTP client that shows what is on the wire, and waiting for a condition.
+
+pub mod http;
+pub mod process;
+pub mod raw_origin;
+pub mod redis;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use origin::Origin;
+
+pub use http::{Connection, get};
+pub use process::Process;
+pub use raw_origin::RawOrigin;
+pub use redis::Redis;
+
+/// Far more than anything here takes on a slow machine: it ends a test that would never end.
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// Polls until `condition` holds.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !condition().await {
+        assert!(Instant::now() < end, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// An origin on a free port.
+pub fn origin() -> Origin {
+    origin_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+}
+
+/// An origin at `address`.
+pub fn origin_at(address: SocketAddr) -> Origin {
+    let socket = chassis::listener::bind(address).expect("a free port");
+    Origin::serve(socket).expect("a runtime")
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let socket = chassis::listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a free port");
+    socket.local_addr().expect("it is bound").port()
+}
+
+/// A configuration for a proxy with the sentinel inside it, so quick that a test need not wait, and without a limit.
+pub fn embedded(targets: &[SocketAddr]) -> String {
+    let targets: Vec<String> = targets.iter().map(ToString::to_string).collect();
+    format!(
+        "threads: 2
+gopherproxy:
+  listen: 127.0.0.1:0
+  admin_listen: 127.0.0.1:0
+  registry: {{kind: in-process}}
+  sentinel: {{enabled: true, interval: 100ms, targets: [{}]}}
+  discovery: {{interval: 100ms}}
+  health: {{interval: 100ms}}
+",
+        targets.join(", ")
+    ) + UNLIMITED
+}
+
+/// A configuration for a proxy that reads the set from Redis.
+pub fn with_redis(redis: &Redis) -> String {
+    format!(
+        "threads: 2
+gopherproxy:
+  listen: 127.0.0.1:0
+  admin_listen: 127.0.0.1:0
+  registry: {{redis: '{}'}}
+  discovery: {{interval: 100ms}}
+  health: {{interval: 100ms}}
+",
+        redis.address()
+    ) + UNLIMITED
+}
+
+/// The last lines of a configuration: a limit that no test reaches. Tests of the limit replace it.
+pub const UNLIMITED: &str = "  limit: {burst: 1000000, per_second: 1000000}\n";
+
+/// A proxy over `count` origins that all get traffic.
+pub async fn proxy_over(count: usize) -> (Process, Vec<Origin>) {
+    let origins: Vec<Origin> = (0..count).map(|_| origin()).collect();
+    let addresses: Vec<SocketAddr> = origins.iter().map(Origin::address).collect();
+    let proxy = Process::proxy(&embedded(&addresses)).await;
+    proxy.active_backends(count).await;
+    (proxy, origins)
+}

@@ -1,0 +1,208 @@
+//! A binary of this project in a process of its own, and what it says.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{LIMIT, eventually, get};
+
+/// A running process. Dropping it kills it.
+pub struct Process {
+    child: Mutex<Child>,
+    lines: Arc<Mutex<Vec<String>>>,
+    _files: TempDir,
+}
+
+impl Process {
+    /// A proxy with this configuration, listening on both its ports.
+    pub async fn proxy(configuration: &str) -> Self {
+        Self::proxy_with(configuration, &[]).await
+    }
+
+    /// A proxy with this configuration and these variables.
+    pub async fn proxy_with(configuration: &str, variables: &[(&str, &str)]) -> Self {
+        let proxy = Self::start(env!("CARGO_BIN_EXE_gopherproxy").into(), Some(configuration), variables);
+        proxy.said("listening", |line| line["service"] == "proxy").await;
+        proxy.said("listening", |line| line["service"] == "admin").await;
+        proxy
+    }
+
+    /// A sentinel with these variables, its admin port a free one, listening there.
+    pub async fn sentinel(variables: &[(&str, &str)]) -> Self {
+        let variables = [&[("SENTINEL_METRICS_PORT", "0")], variables].concat();
+        let sentinel = Self::start(Self::sentinel_binary(), None, &variables);
+        sentinel.said("listening", |line| line["service"] == "admin").await;
+        sentinel
+    }
+
+    /// The sentinel's binary lies beside the proxy's.
+    pub fn sentinel_binary() -> PathBuf {
+        let binary = PathBuf::from(env!("CARGO_BIN_EXE_gopherproxy")).with_file_name("sentinel");
+        assert!(binary.exists(), "build the workspace first: cargo build --workspace");
+        binary
+    }
+
+    /// Starts `binary` with nothing of this process's environment but `variables`.
+    pub fn start(binary: PathBuf, configuration: Option<&str>, variables: &[(&str, &str)]) -> Self {
+        let files = tempfile::tempdir().expect("a directory for the configuration");
+        let mut command = Command::new(binary);
+        if let Some(configuration) = configuration {
+            let path = files.path().join("gopherproxy.yaml");
+            std::fs::write(&path, configuration).expect("the configuration is written");
+            command.arg("-c").arg(path);
+        }
+        command
+            .env_clear()
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the binary starts");
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let (heard, out) = (Arc::clone(&lines), child.stdout.take().expect("it is piped"));
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                heard.lock().expect("no test panics with it").push(line);
+            }
+        });
+        Self {
+            child: Mutex::new(child),
+            lines,
+            _files: files,
+        }
+    }
+
+    /// Every line so far, each of which must be a JSON object.
+    pub fn log(&self) -> Vec<Value> {
+        let lines = self.lines.lock().expect("no test panics with it");
+        let parse = |line: &String| match serde_json::from_str(line) {
+            Ok(Value::Object(line)) => Value::Object(line),
+            other => panic!("not a JSON object: {line:?}: {other:?}"),
+        };
+        lines.iter().map(parse).collect()
+    }
+
+    /// The lines so far with this message.
+    pub fn lines(&self, message: &str) -> Vec<Value> {
+        self.log().into_iter().filter(|line| line["msg"] == message).collect()
+    }
+
+    /// Waits for a line with this message that `fits`, and returns it.
+    pub async fn said(&self, message: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        let mut found = None;
+        eventually(
+            &format!("log line {message:?} in {:#?}", self.lines.lock()),
+            async || {
+                found = self.lines(message).into_iter().find(&fits);
+                found.is_some()
+            },
+        )
+        .await;
+        found.expect("it was found")
+    }
+
+    /// The access log's line of a request with this path.
+    pub async fn request_line(&self, path: &str) -> Value {
+        self.said("request", |line| line["path"] == path).await
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> SocketAddr {
+        self.listening("proxy")
+    }
+
+    /// Where Prometheus connects.
+    pub fn admin(&self) -> SocketAddr {
+        self.listening("admin")
+    }
+
+    fn listening(&self, service: &str) -> SocketAddr {
+        let line = self
+            .lines("listening")
+            .into_iter()
+            .find(|line| line["service"] == service);
+        line.and_then(|line| line["address"].as_str()?.parse().ok())
+            .expect("it listens")
+    }
+
+    /// Every sample of `/metrics`, by its name and labels as Prometheus writes them.
+    pub async fn metrics(&self) -> BTreeMap<String, f64> {
+        let response = get(self.admin(), "/metrics").await;
+        assert_eq!(response.status, 200);
+        let sample = |line: &str| {
+            let (name, value) = line.rsplit_once(' ')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        };
+        let text = response.text();
+        text.lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(sample)
+            .collect()
+    }
+
+    /// One sample of `/metrics`.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let metrics = self.metrics().await;
+        *metrics.get(name).unwrap_or_else(|| panic!("no {name} in {metrics:#?}"))
+    }
+
+    /// Waits until a sample has this value: a request is counted after its client has the answer.
+    pub async fn reaches(&self, name: &str, value: f64) {
+        eventually(&format!("{name} is {value}"), async || {
+            self.metrics().await.get(name) == Some(&value)
+        })
+        .await;
+    }
+
+    /// Waits until so many backends get traffic.
+    pub async fn active_backends(&self, count: usize) {
+        self.reaches("gopherproxy_active_backends", count as f64).await;
+    }
+
+    /// Sends a signal by its name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        let sent = Command::new("kill")
+            .args(["-s", name, &pid])
+            .status()
+            .expect("kill is there");
+        assert!(sent.success());
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.lock().expect("no test panics with it").id()
+    }
+
+    /// Waits until the process has ended by itself; returns how, and how long that took.
+    pub async fn ended(&self) -> (ExitStatus, Duration) {
+        let start = Instant::now();
+        let mut status = None;
+        eventually("the process ends", async || {
+            status = self
+                .child
+                .lock()
+                .expect("no test panics with it")
+                .try_wait()
+                .expect("it is our child");
+            status.is_some()
+        })
+        .await;
+        assert!(start.elapsed() < LIMIT);
+        (status.expect("it has ended"), start.elapsed())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let mut child = self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}

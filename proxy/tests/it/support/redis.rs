@@ -1,0 +1,128 @@
+//! A redis-server of a test's own.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+use super::{eventually, free_port};
+
+/// A running redis-server, empty at first. Dropping it kills it.
+pub struct Redis {
+    port: u16,
+    server: Mutex<Option<Child>>,
+    files: TempDir,
+}
+
+impl Redis {
+    pub async fn start() -> Self {
+        let redis = Self::stopped();
+        redis.go().await;
+        redis
+    }
+
+    /// A redis-server that is not running yet, so that nothing listens on its port.
+    pub fn stopped() -> Self {
+        Self {
+            port: free_port(),
+            server: Mutex::new(None),
+            files: tempfile::tempdir().expect("a directory for the server"),
+        }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
+    /// Starts the server, as empty as it was when it first started, and waits until it answers.
+    pub async fn go(&self) {
+        let server = Command::new("redis-server")
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .current_dir(self.files.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed: `make test` does it");
+        *self.server.lock().expect("no test panics with it") = Some(server);
+        eventually("redis-server answers", async || self.try_command("PING").await.is_ok()).await;
+    }
+
+    /// Kills the server.
+    pub fn kill(&self) {
+        if let Some(mut server) = self
+            .server
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take()
+        {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+
+    /// Sends a signal by its name, such as `STOP`.
+    pub fn signal(&self, name: &str) {
+        let pid = self
+            .server
+            .lock()
+            .expect("no test panics with it")
+            .as_ref()
+            .expect("it runs")
+            .id()
+            .to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-s", name, &pid])
+                .status()
+                .expect("kill is there")
+                .success()
+        );
+    }
+
+    /// Runs an inline command and returns the lines of its reply.
+    pub async fn command(&self, command: &str) -> Vec<String> {
+        self.try_command(command).await.expect("redis-server answers")
+    }
+
+    /// The members of the set, in order.
+    pub async fn members(&self) -> Vec<String> {
+        let mut members = self.command("SMEMBERS gopher_backends").await;
+        members.sort();
+        members
+    }
+
+    async fn try_command(&self, command: &str) -> std::io::Result<Vec<String>> {
+        let mut stream = BufReader::new(TcpStream::connect(self.address()).await?);
+        stream.write_all(format!("{command}\r\n").as_bytes()).await?;
+        let mut lines = Vec::new();
+        let mut left = 1;
+        while left > 0 {
+            let mut line = String::new();
+            if stream.read_line(&mut line).await? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            left -= 1;
+            let (kind, rest) = line.trim_end().split_at(1);
+            match kind {
+                "*" => left += rest.parse::<usize>().expect("a count"),
+                "$" => {
+                    let mut bytes = vec![0; rest.parse::<usize>().expect("a length") + 2];
+                    stream.read_exact(&mut bytes).await?;
+                    lines.push(String::from_utf8_lossy(&bytes[..bytes.len() - 2]).into_owned());
+                }
+                "-" => return Err(std::io::Error::other(rest.to_owned())),
+                _ => lines.push(rest.to_owned()),
+            }
+        }
+        Ok(lines)
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
