@@ -19,15 +19,18 @@ trap end EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+# A process that has ended has said why in its log.
+both_run() {
+    kill -0 "$origins" 2>/dev/null || { echo "the demo origins have ended; see the log above" >&2; exit 1; }
+    kill -0 "$proxy" 2>/dev/null || { echo "the proxy has ended; see the log above" >&2; exit 1; }
+}
+
 target/debug/origin 127.0.0.1:8081 127.0.0.1:8082 127.0.0.1:8083 &
 origins=$!
 target/debug/gopherproxy -c "$conf" &
 proxy=$!
-
-# Ready is what the proxy says it is; a process that has ended has said why.
-until target/debug/gopherproxy -c "$conf" --healthcheck >/dev/null 2>&1; do
-    kill -0 "$origins" 2>/dev/null || { echo "the demo origins have ended; see the log above" >&2; exit 1; }
-    kill -0 "$proxy" 2>/dev/null || { echo "the proxy has ended; see the log above" >&2; exit 1; }
+sleep 0.5
+until both_run && target/debug/gopherproxy -c "$conf" --healthcheck >/dev/null; do
     sleep 0.1
 done
 
@@ -44,4 +47,6 @@ cat <<READY
 
 READY
 
-wait "$proxy"
+while both_run; do
+    sleep 1
+done
