@@ -19,13 +19,25 @@ const CAPACITY: usize = 8 << 20;
 
 static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
 
-/// Starts the log. `default_filter` is what `RUST_LOG` means when it is not set, in `env_logger`'s syntax.
+/// Starts the log. `default_filter` is what `RUST_LOG` means when it is not set or empty, in `env_logger`'s syntax.
 ///
 /// Panics of any thread are logged as errors from here on.
 ///
 /// # Errors
-/// When a logger is already installed, or the writer thread can't be started.
+/// When `RUST_LOG` makes no sense, a logger is already installed, or the writer thread can't be started.
 pub fn init(default_filter: &str) -> io::Result<()> {
+    let filter = std::env::var("RUST_LOG").unwrap_or_default();
+    let filter = if filter.trim().is_empty() {
+        default_filter
+    } else {
+        &filter
+    };
+    // env_logger itself would print a complaint and go on.
+    env_filter::Builder::new().try_parse(filter).map_err(|error| {
+        io::Error::other(format!(
+            "RUST_LOG: got {filter:?}, takes levels and targets, such as info,access=off ({error})"
+        ))
+    })?;
     let queue = Arc::new(Queue::default());
     let writer = Arc::clone(&queue);
     std::thread::Builder::new()
@@ -33,7 +45,7 @@ pub fn init(default_filter: &str) -> io::Result<()> {
         .spawn(move || writer.write_out(io::stdout()))?;
 
     env_logger::Builder::new()
-        .parse_filters(&std::env::var("RUST_LOG").unwrap_or_else(|_| default_filter.into()))
+        .parse_filters(filter)
         .format(|out, record| {
             let time = out.timestamp_millis().to_string();
             write_line(out, &time, record)

@@ -5,6 +5,7 @@
 //! - [`build_info`]: the version and commit a binary was built from.
 //! - [`settings`]: a file and the environment read into values, with every mistake reported at once.
 //! - [`json_log`]: everything a process says, one JSON object a line, off the caller's path.
+//! - [`process`]: from `main` to an exit code.
 //! - [`listener`]: ports bound before anything starts, so that a taken one is an error and not a silent process.
 //! - [`admin`]: `/metrics`, `/healthz` and `/readyz` over HTTP.
 //! - [`healthcheck`]: a process asking another of its kind whether it is ready.
@@ -15,5 +16,6 @@ pub mod build_info;
 pub mod healthcheck;
 pub mod json_log;
 pub mod listener;
+pub mod process;
 pub mod settings;
 pub mod supervisor;

@@ -57,9 +57,15 @@ impl Line<'_> {
         }
     }
 
-    /// The target up to its query, cut at [`MAX_PATH`].
+    /// The target without authority (which may hold a password) and query, cut at [`MAX_PATH`].
     fn path(&self) -> &str {
-        let path = self.target.split('?').next().unwrap_or_default();
+        let path = match self.target.split_once("://") {
+            Some((scheme, rest)) if !scheme.contains(['/', '?']) => {
+                rest.find(['/', '?']).map_or("/", |start| &rest[start..])
+            }
+            _ => self.target,
+        };
+        let path = path.split('?').next().unwrap_or_default();
         let mut end = path.len().min(MAX_PATH);
         while !path.is_char_boundary(end) {
             end -= 1;
@@ -114,6 +120,10 @@ mod tests {
         };
         assert_eq!(path("/a?password=x"), "/a");
         assert_eq!(path("/a"), "/a");
+        assert_eq!(path("*"), "*");
+        assert_eq!(path("http://user:secret@host/a?b"), "/a");
+        assert_eq!(path("http://user:secret@host"), "/");
+        assert_eq!(path("/a?to=http://user@host/"), "/a");
         let long = format!("/{}", "\u{e4}".repeat(5000));
         assert_eq!(path(&long).len(), MAX_PATH - 1);
     }

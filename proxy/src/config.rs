@@ -4,7 +4,7 @@
 //! so that a misspelt one would do nothing; here a key that nobody knows is a mistake at either level. All mistakes come in
 //! one error ([`chassis::settings`]), and without a file every default below holds.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -264,9 +264,17 @@ impl Config {
 
 /// Pingora's own keys, each read by itself so that one mistake doesn't hide the next.
 fn server_conf(settings: &Settings, keys: Mapping) -> ServerConf {
+    const SUPERVISOR: &str = "that is for a supervisor (systemd, a container) to do";
     /// Keys that Pingora has and this program sets itself or can't have, and what to do instead.
-    const OURS: [(&str, &str); 5] = [
-        ("daemon", "run it under a supervisor (systemd, a container) instead"),
+    const OURS: [(&str, &str); 12] = [
+        ("daemon", SUPERVISOR),
+        ("daemon_wait_for_ready", SUPERVISOR),
+        ("daemon_ready_timeout_seconds", SUPERVISOR),
+        ("daemon_notify_timeout_seconds", SUPERVISOR),
+        ("pid_file", SUPERVISOR),
+        ("user", SUPERVISOR),
+        ("group", SUPERVISOR),
+        ("working_directory", SUPERVISOR),
         ("grace_period_seconds", "set gopherproxy.drain_timeout instead"),
         (
             "graceful_shutdown_timeout_seconds",
@@ -294,6 +302,28 @@ fn server_conf(settings: &Settings, keys: Mapping) -> ServerConf {
         }
         let alone = Mapping::from_iter([(key.clone(), value.clone())]);
         match yaml_serde::from_value::<ServerConf>(Value::Mapping(alone)) {
+            Ok(conf)
+                if !conf
+                    .client_bind_to_ipv4
+                    .iter()
+                    .all(|address| address.parse::<Ipv4Addr>().is_ok()) =>
+            {
+                settings.mistake(format!(
+                    "{name}: got {:?}, takes IPv4 addresses",
+                    conf.client_bind_to_ipv4
+                ));
+            }
+            Ok(conf)
+                if !conf
+                    .client_bind_to_ipv6
+                    .iter()
+                    .all(|address| address.parse::<Ipv6Addr>().is_ok()) =>
+            {
+                settings.mistake(format!(
+                    "{name}: got {:?}, takes IPv6 addresses",
+                    conf.client_bind_to_ipv6
+                ));
+            }
             Ok(conf) if conf.threads == 0 => settings.mistake("threads: got \"0\", takes a number from 1"),
             Ok(_) => {
                 accepted.insert(key, value);
@@ -485,6 +515,15 @@ mod tests {
                 "max_retries: 3",
                 "max_retries: can't be set here; set gopherproxy.upstream.retries",
             ),
+            (
+                "client_bind_to_ipv4: [nonsense]",
+                "client_bind_to_ipv4: got [\"nonsense\"], takes IPv4 addresses",
+            ),
+            (
+                "client_bind_to_ipv6: [127.0.0.1]",
+                "client_bind_to_ipv6: got [\"127.0.0.1\"], takes IPv6",
+            ),
+            ("user: www", "user: can't be set here; that is for a supervisor"),
             ("- a", "not a group of keys"),
             ("a: [", "not YAML"),
         ] {
@@ -507,7 +546,7 @@ mod tests {
 
     #[test]
     fn all_mistakes_come_at_once() {
-        let text = "threads: x\nuser: 3\nwork_stealing: perhaps\ngopherproxy: {limit: {burst: x}, typo: 1}";
+        let text = "threads: x\nwork_stealing: perhaps\ngopherproxy: {limit: {burst: x}, typo: 1}";
         let error = read(text, &[("PROXY_PORT", "x")]).unwrap_err();
         for part in [
             "threads",

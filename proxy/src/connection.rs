@@ -21,8 +21,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::access_log;
+use crate::chunks::{BadFraming, Chunks};
 use crate::config::ClientLimits;
-use crate::gate::Gate;
+use crate::gate::{Gate, Rest};
 use crate::head::{self, Body, RequestLine};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -70,6 +71,8 @@ pub struct Edge {
 enum Arrival {
     /// A whole head of so many bytes is there.
     Head(usize),
+    /// Nothing but empty lines, which RFC 9112 has servers ignore before a request.
+    Nothing,
     /// The client left, or was idle for too long, or the process is leaving.
     End,
     /// What came is no head.
@@ -95,10 +98,12 @@ impl Edge {
         let mut scanned = 0;
         let read = timeout(self.limits.head_timeout, async {
             loop {
-                // RFC 9112 has servers ignore an empty line before a request.
                 while received.starts_with(b"\r\n") {
                     let _ = received.split_to(2);
                     scanned = 0;
+                }
+                if received.is_empty() {
+                    return Arrival::Nothing;
                 }
                 if let Some(length) = head::length(received, scanned) {
                     return if length > self.limits.max_head {
@@ -130,11 +135,12 @@ impl Edge {
         peer: SocketAddr,
         start: Instant,
     ) {
-        let answered = timeout(self.limits.write_timeout, async {
+        let answered = async {
             stream.write_all(&rejection.raw()).await?;
             stream.flush().await
-        });
-        let answered = matches!(answered.await, Ok(Ok(())));
+        };
+        let answered: std::io::Result<()> = answered.await;
+        let answered = answered.is_ok();
         self.report(received, rejection, peer, start, answered);
         Shutdown::shutdown(&mut *stream).await;
         let _ = timeout(LINGER, async {
@@ -173,6 +179,23 @@ impl Edge {
     }
 }
 
+/// How many of the bytes that came behind a head are its body, and what of it is still to come. All else that came is the next
+/// request.
+fn split(body: Body, came: &[u8]) -> Result<(usize, Rest), Rejection> {
+    match body {
+        Body::Length(length) => {
+            let here = came.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+            Ok((here, Rest::Length(length - here as u64)))
+        }
+        Body::Chunked => {
+            let mut chunks = Chunks::default();
+            let here = chunks.follow(came).map_err(|BadFraming| Rejection::BadRequest)?;
+            Ok((here, Rest::Chunked(chunks)))
+        }
+        Body::Upgrade => Ok((came.len(), Rest::All)),
+    }
+}
+
 #[async_trait]
 impl ServerApp for Edge {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
@@ -182,7 +205,7 @@ impl ServerApp for Edge {
             requests: AtomicU64::new(0),
         });
         let mut shutdown = shutdown.clone();
-        let mut stream = Box::new(Gate::new(stream));
+        let mut stream = Box::new(Gate::new(stream, self.limits.write_timeout));
         let mut received = BytesMut::new();
         loop {
             if received.is_empty() {
@@ -195,26 +218,23 @@ impl ServerApp for Edge {
             let start = Instant::now();
             let length = match self.rest_of_head(&mut stream, &mut received).await {
                 Arrival::Head(length) => length,
+                Arrival::Nothing => continue,
                 Arrival::End => return None,
                 Arrival::Refused(rejection) => {
                     self.refuse(stream, &received, rejection, peer, start).await;
                     return None;
                 }
             };
-            let request = match head::parse(&received[..length]) {
-                // What follows a request of known length is the next request, and stays here.
-                Ok(Body::Length(body)) => {
-                    let arrived = (received.len() - length) as u64;
-                    stream.limit(Some(body.saturating_sub(arrived)));
-                    let part = usize::try_from(body.min(arrived)).unwrap_or(usize::MAX);
-                    received.split_to(length + part)
-                }
-                Ok(Body::Chunked | Body::Upgrade) => received.split(),
+            let (body, rest) = match head::parse(&received[..length]).and_then(|body| split(body, &received[length..]))
+            {
+                Ok(split) => split,
                 Err(rejection) => {
                     self.refuse(stream, &received, rejection, peer, start).await;
                     return None;
                 }
             };
+            let request = received.split_to(length + body);
+            stream.shut_behind(rest, received.len());
 
             let mut session = ServerSession::new_http1(stream);
             session.set_connection_user_context(Some(Box::new(Arc::clone(&connection))));

@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderValue, Version, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
 
@@ -109,10 +109,18 @@ pub fn strip_hop_by_hop(response: &mut ResponseHeader) {
     }
     response.remove_header("Keep-Alive");
     response.remove_header("Proxy-Connection");
-    if response.status != http::StatusCode::SWITCHING_PROTOCOLS {
+    if response.status != StatusCode::SWITCHING_PROTOCOLS {
         response.remove_header(&header::CONNECTION);
         response.remove_header(&header::UPGRADE);
     }
+}
+
+/// Whether a response to `method` ends with its head.
+pub fn has_no_body(method: &Method, response: &ResponseHeader) -> bool {
+    let length = response.headers.get(header::CONTENT_LENGTH);
+    method == Method::HEAD
+        || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        || (!response.status.is_informational() && length.is_some_and(|length| length == "0"))
 }
 
 /// Whether the response has to end with its connection, because a client of `version` knows no chunks and the length of

@@ -1,8 +1,13 @@
 //! The client's stream, shut behind the request that is being served.
 //!
-//! A client may send its next request before it has the answer to the last (pipelining). Pingora, waiting for a client that goes
-//! away, would take the first byte of it for a mistake and end the request in flight. So Pingora reads through a [`Gate`], which
-//! gives it the bytes of the current request and holds what comes after; that a client has gone away is still seen.
+//! Pingora reads a client through a [`Gate`], for three reasons:
+//!
+//! - A client may send its next request before it has the answer to the last (pipelining). Pingora, waiting for a client that
+//!   goes away, would take the first byte of it for a mistake and end the request in flight. The gate lets the bytes of the
+//!   current request through and holds what comes after.
+//! - Pingora reads chunked bodies leniently; the gate follows their framing strictly ([`Chunks`]).
+//! - Pingora has a deadline for writing a body, but none for a head or a flush, so that a client that does not read would be
+//!   waited for as long as it likes. The gate has one for each write.
 
 use std::io;
 use std::pin::Pin;
@@ -18,44 +23,66 @@ use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
     UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+use crate::chunks::{BadFraming, Chunks};
 
 /// How much of later requests is held; the rest waits in the kernel, as a client that sends too fast must.
 const MAX_HELD: usize = 16 << 10;
+
+/// What is still to come of the current request.
+#[derive(Debug)]
+pub enum Rest {
+    /// All there is: between requests, and on a connection that may be switched to another protocol.
+    All,
+    /// So many bytes.
+    Length(u64),
+    /// Until the last chunk.
+    Chunked(Chunks),
+}
 
 /// A client's stream and how much of it the current request may read.
 #[derive(Debug)]
 pub struct Gate {
     stream: Stream,
-    /// How many bytes of the current request are still to come; `None`: as many as there are.
-    left: Option<u64>,
+    rest: Rest,
+    /// How much more may be held.
+    room: usize,
     held: BytesMut,
+    write_timeout: Duration,
+    /// Runs while the client takes nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl Gate {
-    /// An open gate in front of `stream`.
-    pub fn new(stream: Stream) -> Self {
+    /// An open gate in front of `stream`, whose client may take `write_timeout` before it reads on.
+    pub fn new(stream: Stream, write_timeout: Duration) -> Self {
         Self {
             stream,
-            left: None,
+            rest: Rest::All,
+            room: 0,
             held: BytesMut::new(),
+            write_timeout,
+            stalled: None,
         }
     }
 
-    /// Lets `left` more bytes through, or all there are.
-    pub fn limit(&mut self, left: Option<u64>) {
-        self.left = left;
+    /// Shuts the gate behind `rest`. `waiting` bytes of later requests have been read already.
+    pub fn shut_behind(&mut self, rest: Rest, waiting: usize) {
+        self.rest = rest;
+        self.room = MAX_HELD.saturating_sub(waiting);
     }
 
     /// Opens the gate and returns what it has held.
     pub fn open(&mut self) -> BytesMut {
-        self.left = None;
+        self.rest = Rest::All;
         std::mem::take(&mut self.held)
     }
 
     /// Reads ahead while the request is being served. Ready only when the client has gone away.
     fn poll_hold(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.held.len() < MAX_HELD {
+        while self.held.len() < self.room {
             let mut bytes = [0; 1024];
             let mut read = ReadBuf::new(&mut bytes);
             ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
@@ -68,46 +95,90 @@ impl Gate {
         }
         Poll::Pending
     }
+
+    /// Gives up a write that the client lets wait for too long.
+    fn limit<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let limit = self.write_timeout;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(stalled.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
 }
 
 impl AsyncRead for Gate {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let gate = self.get_mut();
-        let Some(left) = gate.left else {
-            return Pin::new(&mut gate.stream).poll_read(context, buffer);
-        };
-        if left == 0 {
-            return gate.poll_hold(context);
+        match &mut gate.rest {
+            Rest::All => Pin::new(&mut gate.stream).poll_read(context, buffer),
+            Rest::Length(0) => gate.poll_hold(context),
+            Rest::Chunked(chunks) if chunks.ended() => gate.poll_hold(context),
+            Rest::Length(left) => {
+                let most = buffer.remaining().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
+                ready!(Pin::new(&mut gate.stream).poll_read(context, &mut part))?;
+                let read = part.filled().len();
+                buffer.advance(read);
+                *left -= read as u64;
+                Poll::Ready(Ok(()))
+            }
+            Rest::Chunked(chunks) => {
+                let mut part = ReadBuf::new(buffer.initialize_unfilled());
+                ready!(Pin::new(&mut gate.stream).poll_read(context, &mut part))?;
+                let read = chunks.follow(part.filled()).map_err(|BadFraming| bad_framing())?;
+                gate.held.extend_from_slice(&part.filled()[read..]);
+                buffer.advance(read);
+                Poll::Ready(Ok(()))
+            }
         }
-        let most = buffer.remaining().min(usize::try_from(left).unwrap_or(usize::MAX));
-        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
-        ready!(Pin::new(&mut gate.stream).poll_read(context, &mut part))?;
-        let read = part.filled().len();
-        buffer.advance(read);
-        gate.left = Some(left - read as u64);
-        Poll::Ready(Ok(()))
     }
 }
 
+/// The error that a body with broken framing ends in; [`is_bad_framing`] knows it again.
+fn bad_framing() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "the chunks of the body are not framed as they must be",
+    )
+}
+
+/// Whether `error` is a client's broken framing.
+pub fn is_bad_framing(error: &(dyn std::error::Error + 'static)) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::InvalidData)
+}
+
 impl AsyncWrite for Gate {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let gate = self.get_mut();
+        let written = Pin::new(&mut gate.stream).poll_write(context, bytes);
+        gate.limit(context, written)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let gate = self.get_mut();
+        let flushed = Pin::new(&mut gate.stream).poll_flush(context);
+        gate.limit(context, flushed)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let gate = self.get_mut();
+        let shut = Pin::new(&mut gate.stream).poll_shutdown(context);
+        gate.limit(context, shut)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let gate = self.get_mut();
+        let written = Pin::new(&mut gate.stream).poll_write_vectored(context, slices);
+        gate.limit(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -118,7 +189,8 @@ impl AsyncWrite for Gate {
 #[async_trait]
 impl Shutdown for Gate {
     async fn shutdown(&mut self) {
-        Shutdown::shutdown(&mut *self.stream).await;
+        // Through our own half, which has the deadline.
+        let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
 

@@ -11,6 +11,9 @@ use crate::rejection::Rejection;
 /// More header fields than this are answered 431.
 const MAX_FIELDS: usize = 100;
 
+/// A longer target is answered 431 whatever `client.max_head` is: the HTTP library takes none.
+const MAX_TARGET: usize = 65_534;
+
 /// The line of a request, as far as anything could be made of it: for the access log of a request that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestLine<'b> {
@@ -42,7 +45,7 @@ pub enum Body {
     Length(u64),
     /// Until the last chunk.
     Chunked,
-    /// Whatever follows belongs to another protocol, if the backend agrees to switch.
+    /// Whatever follows is WebSocket, if the backend agrees to switch.
     Upgrade,
 }
 
@@ -79,6 +82,9 @@ pub fn parse(head: &[u8]) -> Result<Body, Rejection> {
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
         return Err(Rejection::BadRequest);
     };
+    if target.len() > MAX_TARGET {
+        return Err(Rejection::HeadTooLarge);
+    }
     if has_bare_line_end(head) || !is_target(target) {
         return Err(Rejection::BadRequest);
     }
@@ -87,6 +93,9 @@ pub fn parse(head: &[u8]) -> Result<Body, Rejection> {
     }
 
     let named = authority_of(target);
+    if named.is_some_and(|named| !is_authority(named.as_bytes())) {
+        return Err(Rejection::BadRequest);
+    }
     let (mut hosts, mut length, mut chunked, mut upgrade) = (0, None, false, false);
     for field in request.headers.iter() {
         let name = field.name;
@@ -106,7 +115,7 @@ pub fn parse(head: &[u8]) -> Result<Body, Rejection> {
             }
             chunked = true;
         } else if name.eq_ignore_ascii_case("upgrade") {
-            upgrade = true;
+            upgrade = minor == 1 && is_websocket(field.value);
         }
     }
     // HTTP/1.0 knows neither a required Host nor chunks.
@@ -139,6 +148,11 @@ fn is_target(target: &str) -> bool {
 /// The host that a target in absolute form names. One that differs from `Host` would leave it to each reader which to believe.
 fn authority_of(target: &str) -> Option<&str> {
     target.strip_prefix("http://")?.split(['/', '?']).next()
+}
+
+/// Whether `Upgrade` asks for the one protocol that Pingora switches to; all others are asked for in vain.
+pub fn is_websocket(upgrade: &[u8]) -> bool {
+    upgrade.eq_ignore_ascii_case(b"websocket")
 }
 
 /// A host with an optional port: no user, no path, no spaces, not empty.
@@ -199,6 +213,10 @@ mod tests {
                 "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
                 Body::Upgrade,
             ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+                Body::Length(0),
+            ),
         ] {
             assert_eq!(check(head), Ok(body), "{head:?}");
         }
@@ -223,6 +241,8 @@ mod tests {
             "GET /\u{1} HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET http://a?b HTTP/1.1\r\nHost: a:80\r\n\r\n",
+            "GET http://u:p@a/ HTTP/1.0\r\n\r\n",
+            "GET http:/// HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
             "GET / HTTP/1.1 \r\nHost: a\r\n\r\n",

@@ -5,6 +5,7 @@
 //! - [`config`]: the file and the environment, validated.
 //! - [`connection`]: one client connection: reads each request head itself, then lets Pingora proxy it.
 //! - [`head`]: what a request head must be before anything else looks at it.
+//! - [`chunks`]: where a chunked body ends.
 //! - [`gate`]: the client's stream, shut behind the request that is being served.
 //! - [`service`]: what happens to a request, phase by phase.
 //! - [`client`]: whose request it is.
@@ -19,6 +20,7 @@
 //! - [`lifecycle`]: signals, drain, exit.
 
 pub mod access_log;
+pub mod chunks;
 pub mod client;
 pub mod config;
 pub mod connection;

@@ -4,6 +4,7 @@
 //! decided here: SIGTERM and SIGINT stop the listeners, and the process leaves as soon as the last request in flight is answered,
 //! after [`drain_timeout`](crate::config::Config::drain_timeout) at the latest. A second signal ends it at once.
 
+use std::net::TcpListener;
 use std::process::exit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,12 +13,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use log::{error, info, warn};
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
+use socket2::SockRef;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 /// How long after the signal the drain begins to count: connections that were accepted a moment ago may not have been
 /// read yet.
 const SETTLE: Duration = Duration::from_millis(250);
+/// How long the connections that wait in the kernel have to be accepted.
+const ACCEPT_THE_LAST: Duration = Duration::from_millis(50);
 /// How often the requests in flight are counted.
 const TICK: Duration = Duration::from_millis(10);
 /// How long the log may take at the end.
@@ -62,14 +66,17 @@ impl Drop for InFlight {
 pub struct DrainOnSignal {
     lifecycle: Arc<Lifecycle>,
     drain_timeout: Duration,
+    client_socket: TcpListener,
 }
 
 impl DrainOnSignal {
-    /// Drains what `lifecycle` counts, `drain_timeout` at most.
-    pub fn new(lifecycle: Arc<Lifecycle>, drain_timeout: Duration) -> Self {
+    /// Drains what `lifecycle` counts, `drain_timeout` at most, and before that the connections that wait at
+    /// `client_socket`, the socket that clients connect to or a clone of it.
+    pub fn new(lifecycle: Arc<Lifecycle>, drain_timeout: Duration, client_socket: TcpListener) -> Self {
         Self {
             lifecycle,
             drain_timeout,
+            client_socket,
         }
     }
 }
@@ -87,6 +94,13 @@ impl ShutdownSignalWatch for DrainOnSignal {
         let (name, _) = signals.next_to_end().await;
         self.lifecycle.draining.store(true, Ordering::SeqCst);
         info!(signal = name, in_flight = self.lifecycle.in_flight(); "shutting down; requests in flight may finish");
+
+        // Closing the socket would reset the connections that the kernel has taken and nobody has accepted yet. With a backlog of
+        // none, it takes no more, and those that wait are accepted before the listeners are told to stop.
+        if let Err(problem) = SockRef::from(&self.client_socket).listen(0) {
+            warn!(error = problem.to_string().as_str(); "can't stop new connections before closing the port");
+        }
+        sleep(ACCEPT_THE_LAST).await;
 
         let (lifecycle, drain_timeout) = (Arc::clone(&self.lifecycle), self.drain_timeout);
         // The runtime of this task lives through the sleep in which Pingora spends its grace period.

@@ -28,6 +28,8 @@ use crate::config::Limit;
 const SHARDS: usize = 64;
 /// How long a full shard is left alone after a search for places, so that a flood does not buy a search with each request.
 const SWEEP_PAUSE: u64 = 50_000_000;
+/// A window of the estimator is at least this long, in nanoseconds, because each turn of it empties all its counts.
+const SHORTEST_WINDOW: u64 = 1_000_000_000;
 /// The estimator's rows and columns: 4 MiB for both windows. With 100,000 clients in a window a count is too high by one
 /// or so.
 const ROWS: usize = 4;
@@ -92,7 +94,7 @@ impl ClientLimiter {
             ipv6_mask: u128::MAX << (128 - u32::from(limit.ipv6_prefix)),
             shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
             places_in_shard: limit.clients.div_ceil(SHARDS),
-            seen: Windows::new(bucket),
+            seen: Windows::new(bucket.max(SHORTEST_WINDOW)),
             crowded_until: AtomicU64::new(0),
             hasher,
         }
@@ -151,14 +153,19 @@ impl ClientLimiter {
         if now >= self.crowded_until.load(Ordering::Relaxed) {
             return 0;
         }
-        (seen - 1).saturating_mul(self.token).min(self.bucket)
+        let spare = self.seen.length / self.token - self.bucket / self.token;
+        (seen - 1)
+            .saturating_sub(spare)
+            .saturating_mul(self.token)
+            .min(self.bucket)
     }
 
-    /// The verdict on a client without a bucket: no more than a burst in the time that a burst takes to come back.
+    /// The verdict on a client without a bucket: no more in a window than comes back in that time. (A window is usually as
+    /// long as a burst takes to come back, so that this is a burst.)
     fn estimate(&self, seen: u64, now: u64) -> Verdict {
-        let burst = self.bucket / self.token;
-        if seen <= burst {
-            self.allow((burst - seen) * self.token)
+        let allowed = self.seen.length / self.token;
+        if seen <= allowed {
+            self.allow((allowed - seen) * self.token)
         } else {
             Verdict::Limited {
                 retry_after: Duration::from_nanos(self.seen.forgotten_in(now)),

@@ -4,11 +4,11 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use chassis::admin::Admin;
 use chassis::listener::{self, Listening};
-use chassis::{build_info, healthcheck, json_log};
+use chassis::{build_info, healthcheck, process};
 use clap::Parser;
 use gopherproxy::client::Networks;
 use gopherproxy::config::{Config, RegistryKind};
@@ -21,7 +21,7 @@ use gopherproxy::rejection::LimitedAnswers;
 use gopherproxy::service::EdgeProxy;
 use gopherproxy::status::Status;
 use gopherproxy::upstream::{Pool, PoolService};
-use log::{error, info};
+use log::info;
 use pingora::listeners::ListenerConfig;
 use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::server::{RunArgs, Server};
@@ -62,28 +62,12 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Err(error) = json_log::init(LOG_FILTER) {
-        // Without a log standard error is all there is.
-        #[allow(clippy::print_stderr)]
-        {
-            eprintln!("gopherproxy: can't start the log: {error}");
-        }
-        return ExitCode::FAILURE;
-    }
-    let code = match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            let what = if arguments.healthcheck {
-                "not ready"
-            } else {
-                "can't start"
-            };
-            error!(error = problem.to_string().as_str(); "{what}");
-            ExitCode::FAILURE
-        }
+    let failure = if arguments.healthcheck {
+        "not ready"
+    } else {
+        "can't start"
     };
-    json_log::flush(Duration::from_secs(1));
-    code
+    process::run(LOG_FILTER, failure, || run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
@@ -98,6 +82,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     // Both ports are taken before anything is started, so that a taken one is an error and nothing else.
     let client_socket = listener::bind(config.listen)?;
     let admin_socket = listener::bind(config.admin_listen)?;
+    let waiting = client_socket.try_clone()?;
     info!(version = build_info::VERSION, commit = build_info::COMMIT; "starting");
 
     let prometheus = prometheus::Registry::new();
@@ -158,7 +143,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         service
     })?);
     server.run(RunArgs {
-        shutdown_signal: Box::new(DrainOnSignal::new(lifecycle, config.drain_timeout)),
+        shutdown_signal: Box::new(DrainOnSignal::new(lifecycle, config.drain_timeout, waiting)),
     });
     Ok(())
 }

@@ -151,13 +151,10 @@ impl Metrics {
         let _ = self.request_duration.remove_label_values(&[backend]);
     }
 
-    /// Counts a request that the proxy answered itself.
+    /// Counts a request that the proxy answered itself, or whose answer broke off.
     pub fn rejected(&self, rejection: Rejection) {
         if let Some(index) = Rejection::ALL.iter().position(|one| *one == rejection) {
             self.rejections[index].inc();
-        }
-        if rejection.is_drop() {
-            self.dropped.inc();
         }
     }
 

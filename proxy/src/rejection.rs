@@ -11,6 +11,8 @@ use pingora::ErrorSource;
 use pingora::http::ResponseHeader;
 use pingora::prelude::{Error, ErrorType};
 
+use crate::gate::is_bad_framing;
+
 /// Why the proxy answers a request itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Rejection {
@@ -98,6 +100,7 @@ impl Rejection {
     pub fn of(error: &Error) -> Self {
         match (error.etype(), error.esource()) {
             (ErrorType::HTTPStatus(413), _) => Self::BodyTooLarge,
+            (ErrorType::ReadError, ErrorSource::Downstream) if is_bad_framing(error.root_cause()) => Self::BadRequest,
             (
                 ErrorType::ReadTimedout | ErrorType::WriteTimedout | ErrorType::ConnectTimedout,
                 ErrorSource::Upstream,

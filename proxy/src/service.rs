@@ -26,6 +26,7 @@ use crate::client::{self, Client, Networks};
 use crate::config::{ClientLimits, UpstreamLimits};
 use crate::connection::Connection;
 use crate::forwarding;
+use crate::head;
 use crate::lifecycle::Lifecycle;
 use crate::limiter::{ClientLimiter, Verdict};
 use crate::metrics::Metrics;
@@ -72,10 +73,18 @@ pub struct RequestCtx {
     body_sent: bool,
     /// A backend answered: its final status has been seen.
     answered: bool,
-    /// When the connection was switched to another protocol.
-    switched_after: Option<Duration>,
+    /// The connection was switched to another protocol.
+    switched: bool,
+    /// When the response had ended, or the connection was switched.
+    answered_after: Option<Duration>,
     rejection: Option<Rejection>,
     error: Option<String>,
+}
+
+/// Whether Pingora will ask the backend to switch to WebSocket, the one protocol that it switches to.
+fn asks_for_websocket(request: &RequestHeader) -> bool {
+    let upgrade = request.headers.get(header::UPGRADE);
+    request.version == Version::HTTP_11 && upgrade.is_some_and(|upgrade| head::is_websocket(upgrade.as_bytes()))
 }
 
 impl EdgeProxy {
@@ -103,9 +112,22 @@ impl EdgeProxy {
         if self.lifecycle.is_draining() {
             session.set_keepalive(None);
         }
-        session.write_response_header(Box::new(header), false).await?;
         let body = Bytes::from_static(rejection.body().as_bytes());
-        session.write_response_body(Some(body), true).await
+        let written = match session.write_response_header(Box::new(header), false).await {
+            Ok(()) => session.write_response_body(Some(body), true).await,
+            Err(error) => Err(error),
+        };
+        // Pingora leaves open whose fault a failed write is. It is the client's.
+        written.map_err(|error| error.into_down())
+    }
+
+    /// Notes that the client has its whole response. What is left of a request body that nobody waits for gets a moment to
+    /// arrive, so that the connection can be kept.
+    fn response_ended(&self, session: &mut Session, ctx: &mut RequestCtx) {
+        ctx.answered_after.get_or_insert_with(|| ctx.start.elapsed());
+        if !session.is_body_done() {
+            session.set_read_timeout(Some(DRAIN_BODY));
+        }
     }
 
     /// Whether the client has said that its body is longer than allowed.
@@ -125,11 +147,15 @@ impl EdgeProxy {
         if ctx.answered {
             self.metrics.processed.inc();
             if let Some(upstream) = &ctx.upstream {
-                let took = ctx.switched_after.unwrap_or_else(|| ctx.start.elapsed());
+                let took = ctx.answered_after.unwrap_or_else(|| ctx.start.elapsed());
                 upstream.duration.observe(took.as_secs_f64());
             }
-        } else if let Some(rejection) = ctx.rejection {
+        }
+        if let Some(rejection) = ctx.rejection {
             self.metrics.rejected(rejection);
+            if rejection.is_drop() && !ctx.answered {
+                self.metrics.dropped.inc();
+            }
         }
         if status != Rejection::ClientGone.status() {
             self.metrics.responded(status);
@@ -152,7 +178,8 @@ impl ProxyHttp for EdgeProxy {
             tried: Vec::new(),
             body_sent: false,
             answered: false,
-            switched_after: None,
+            switched: false,
+            answered_after: None,
             rejection: None,
             error: None,
         }
@@ -180,14 +207,7 @@ impl ProxyHttp for EdgeProxy {
         };
         let client = client::identify(peer, &session.req_header().headers, &self.trusted);
         ctx.client = Some(client);
-        let tunnel = session.is_upgrade_req();
-        let silence = if tunnel {
-            self.upstream.tunnel_idle_timeout
-        } else {
-            self.client.read_timeout
-        };
-        session.set_read_timeout(Some(silence));
-        session.set_write_timeout(Some(self.client.write_timeout));
+        session.set_read_timeout(Some(self.client.read_timeout));
         // An answer may come before the request body has ended (an echo, an error): the connection is kept if the rest arrives
         // soon. Not so where the client waits for "100 Continue": after the answer it sends no body, but its next request.
         if !session.req_header().headers.contains_key(header::EXPECT) {
@@ -208,7 +228,7 @@ impl ProxyHttp for EdgeProxy {
             let rejection = Rejection::BodyTooLarge;
             return self.refuse(session, ctx, rejection, rejection.header()).await;
         }
-        ctx.upstream = self.pool.pick(&[]);
+        ctx.upstream = self.pool.pick();
         if ctx.upstream.is_none() {
             let rejection = Rejection::NoBackend;
             return self.refuse(session, ctx, rejection, rejection.header()).await;
@@ -221,13 +241,13 @@ impl ProxyHttp for EdgeProxy {
         ctx.tries += 1;
         if ctx.tries > 1 {
             self.metrics.upstream_retries.inc();
-            ctx.upstream = self.pool.pick(&ctx.tried).or(ctx.upstream.take());
+            ctx.upstream = self.pool.pick_again(&ctx.tried).or(ctx.upstream.take());
         }
         let Some(upstream) = &ctx.upstream else {
             return Error::e_explain(ErrorType::InternalError, "a request without a backend");
         };
         let mut peer = upstream.peer();
-        if session.is_upgrade_req() {
+        if asks_for_websocket(session.req_header()) {
             peer.options.read_timeout = Some(self.upstream.tunnel_idle_timeout);
         }
         Ok(peer)
@@ -273,7 +293,9 @@ impl ProxyHttp for EdgeProxy {
     ) -> Result<()> {
         let switches = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
         if switches {
-            ctx.switched_after = Some(ctx.start.elapsed());
+            ctx.switched = true;
+            ctx.answered_after = Some(ctx.start.elapsed());
+            session.set_read_timeout(Some(self.upstream.tunnel_idle_timeout));
         }
         if switches || !response.status.is_informational() {
             ctx.answered = true;
@@ -286,7 +308,23 @@ impl ProxyHttp for EdgeProxy {
         if ends || self.lifecycle.is_draining() {
             session.set_keepalive(None);
         }
+        if !switches && forwarding::has_no_body(&session.req_header().method, response) {
+            self.response_ended(session, ctx);
+        }
         Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        session: &mut Session,
+        _body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut RequestCtx,
+    ) -> Result<Option<Duration>> {
+        if end_of_stream && !ctx.switched {
+            self.response_ended(session, ctx);
+        }
+        Ok(None)
     }
 
     /// Nothing was sent, so any request may be tried on another backend.
@@ -321,7 +359,7 @@ impl ProxyHttp for EdgeProxy {
             error.etype(),
             ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError
         );
-        let idempotent = session.req_header().method.is_idempotent() && !session.is_upgrade_req();
+        let idempotent = session.req_header().method.is_idempotent();
         // A kept connection that the backend had closed says nothing about the backend: it may be tried again.
         if !(reused && error.retry == RetryType::ReusedOnly) {
             ctx.tried.extend(ctx.upstream.as_ref().map(|upstream| upstream.address));
@@ -331,23 +369,35 @@ impl ProxyHttp for EdgeProxy {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestCtx) -> FailToProxy {
-        let rejection = Rejection::of(error);
-        ctx.rejection = Some(rejection);
-        ctx.error = Some(error.to_string());
         session.set_keepalive(None);
-        let begun = session
-            .response_written()
-            .is_some_and(|response| !response.status.is_informational());
-        if !begun
-            && rejection != Rejection::ClientGone
-            && self.write(session, rejection, rejection.header()).await.is_err()
-        {
-            ctx.rejection = Some(Rejection::ClientGone);
-        }
-        FailToProxy {
+        let answer = |rejection: Rejection| FailToProxy {
             error_code: rejection.status(),
             can_reuse_downstream: false,
+        };
+        let rejection = Rejection::of(error);
+        let unread = matches!(rejection, Rejection::ClientGone | Rejection::RequestTimeout)
+            && !matches!(error.etype(), ErrorType::WriteError);
+        if unread && ctx.answered_after.is_some() && !ctx.switched {
+            // The client has its whole response; what failed is the rest of its request, which nobody waits for.
+            return answer(rejection);
         }
+        // An answer of our own that could not be written keeps its reason.
+        let rejection = *ctx.rejection.get_or_insert(rejection);
+        ctx.error = Some(error.to_string());
+        let begun = session.was_upgraded()
+            || session
+                .response_written()
+                .is_some_and(|response| !response.status.is_informational());
+        if !begun
+            && rejection != Rejection::ClientGone
+            && self.write(session, rejection, rejection.header()).await.is_ok()
+            && rejection != Rejection::RequestTimeout
+        {
+            // Closing on a client that still sends would destroy the answer before it is read.
+            session.set_total_drain_timeout(Some(DRAIN_BODY));
+            let _ = session.drain_request_body().await;
+        }
+        answer(rejection)
     }
 
     /// The access log tells of every failure, with the error's words.
@@ -369,7 +419,7 @@ impl ProxyHttp for EdgeProxy {
         let status = session
             .response_written()
             .map(|response| response.status)
-            .filter(|status| !status.is_informational() || ctx.switched_after.is_some())
+            .filter(|status| !status.is_informational() || ctx.switched)
             .map_or(Rejection::ClientGone.status(), |status| status.as_u16());
         self.count(ctx, status);
 

@@ -119,22 +119,26 @@ impl Pool {
         }
     }
 
-    /// The alive backend whose turn it is, none of `tried`; `None` when there is no other. Only the first try of a request
-    /// takes a turn: otherwise a request that was refused by one backend would take the turn of the next, and with two
-    /// backends every second turn would be the broken one's again.
-    pub fn pick(&self, tried: &[SocketAddr]) -> Option<Arc<Upstream>> {
+    /// The alive backend whose turn it is; `None` when none is alive.
+    pub fn pick(&self) -> Option<Arc<Upstream>> {
         let alive = self.alive.load();
-        let turn = match tried {
-            [] => self.turn.fetch_add(1, Ordering::Relaxed),
-            _ => self.turn.load(Ordering::Relaxed),
-        };
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        (!alive.is_empty()).then(|| Arc::clone(&alive[turn % alive.len()]))
+    }
+
+    /// Another alive backend than those of `tried`, for a request that one of them did not answer. It takes no turn: otherwise
+    /// such a request would take the turn of the next one, and with two backends every second turn would be the broken one's
+    /// again.
+    pub fn pick_again(&self, tried: &[SocketAddr]) -> Option<Arc<Upstream>> {
+        let alive = self.alive.load();
+        let turn = self.turn.load(Ordering::Relaxed);
         (0..alive.len())
             .map(|step| &alive[turn.wrapping_add(step) % alive.len()])
             .find(|upstream| !tried.contains(&upstream.address))
             .map(Arc::clone)
     }
 
-    /// Whether [`Pool::pick`] would find a backend.
+    /// Whether [`Pool::pick_again`] would find a backend.
     pub fn has_other_than(&self, tried: &[SocketAddr]) -> bool {
         let alive = self.alive.load();
         alive.iter().any(|upstream| !tried.contains(&upstream.address))
@@ -293,7 +297,7 @@ mod tests {
     fn turns_are_exact_and_stay_exact_with_threads() {
         let pool = pool(&[1, 2, 3]);
         let count = |picks: Vec<u16>| [1, 2, 3].map(|port| picks.iter().filter(|one| **one == port).count());
-        let pick = |_| pool.pick(&[]).unwrap().address.port();
+        let pick = |_| pool.pick().unwrap().address.port();
         assert_eq!(count((0..300).map(pick).collect()), [100; 3]);
         let picks: Vec<u16> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..3)
@@ -310,16 +314,16 @@ mod tests {
         let mut tried = Vec::new();
         for _ in 0..3 {
             assert!(pool.has_other_than(&tried));
-            let address = pool.pick(&tried).unwrap().address;
+            let address = pool.pick_again(&tried).unwrap().address;
             assert!(!tried.contains(&address));
             tried.push(address);
         }
         assert!(!pool.has_other_than(&tried));
-        assert!(pool.pick(&tried).is_none());
+        assert!(pool.pick_again(&tried).is_none());
     }
 
     #[test]
     fn an_empty_pool_has_nobody_to_pick() {
-        assert!(pool(&[]).pick(&[]).is_none());
+        assert!(pool(&[]).pick().is_none());
     }
 }

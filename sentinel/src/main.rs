@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chassis::admin::{Admin, Probed};
 use chassis::settings::{Settings, whole};
-use chassis::{build_info, healthcheck, json_log, listener};
+use chassis::{build_info, healthcheck, listener, process};
 use clap::Parser;
 use log::{error, info};
 use pingora::server::configuration::ServerConf;
@@ -19,8 +19,11 @@ use registry::{RedisStore, RedisUrl};
 use sentinel::{Config, Metrics, Sentinel};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// After this many intervals without a good cycle the sentinel calls itself not ready.
-const READY_INTERVALS: u32 = 5;
+/// What `RUST_LOG` means when it is not set: Pingora tells of its own services at `info`.
+const LOG_FILTER: &str = "info,pingora=warn,pingora_core=warn";
+
+/// After the time of this many cycles without a good one the sentinel calls itself not ready.
+const READY_CYCLES: u32 = 5;
 
 /// Probes origins over TCP and keeps the Redis set gopher_backends true.
 ///
@@ -36,28 +39,12 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Err(error) = json_log::init("info,pingora=warn,pingora_core=warn") {
-        // Without a log standard error is all there is.
-        #[allow(clippy::print_stderr)]
-        {
-            eprintln!("sentinel: can't start the log: {error}");
-        }
-        return ExitCode::FAILURE;
-    }
-    let code = match run(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            let what = if arguments.healthcheck {
-                "not ready"
-            } else {
-                "can't start"
-            };
-            error!(error = problem.to_string().as_str(); "{what}");
-            ExitCode::FAILURE
-        }
+    let failure = if arguments.healthcheck {
+        "not ready"
+    } else {
+        "can't start"
     };
-    json_log::flush(Duration::from_secs(1));
-    code
+    process::run(LOG_FILTER, failure, || run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
@@ -83,7 +70,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let metrics = Metrics::register(&registry)?;
     let recently = Recently {
         metrics: metrics.clone(),
-        limit: config.interval * READY_INTERVALS,
+        limit: (config.interval + config.timeout) * READY_CYCLES,
     };
 
     info!(version = build_info::VERSION, commit = build_info::COMMIT, redis = redis.to_string().as_str(); "starting");

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::select_ok;
 use registry::{Member, Resolver};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -16,7 +17,11 @@ pub(crate) async fn probe(resolver: &Resolver, target: &Member, limit: Duration)
             .resolve(target, limit)
             .await
             .map_err(|error| error.to_string())?;
-        TcpStream::connect(&*addresses).await.map_err(|error| error.to_string())
+        // All at once, so that an address that swallows packets can't use up the time of one that answers.
+        let attempts = addresses
+            .into_iter()
+            .map(|address| Box::pin(TcpStream::connect(address)));
+        select_ok(attempts).await.map_err(|error| error.to_string())
     });
     match connected.await {
         Ok(result) => result.map(drop),

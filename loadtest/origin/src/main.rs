@@ -3,11 +3,10 @@
 use std::error::Error;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use chassis::{json_log, listener};
+use chassis::{listener, process};
 use clap::Parser;
-use log::{error, info};
+use log::info;
 use origin::Origin;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -20,21 +19,12 @@ struct Arguments {
     addresses: Vec<SocketAddr>,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if json_log::init("info").is_err() {
-        return ExitCode::FAILURE;
-    }
-    let code = match run(&arguments.addresses).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            error!(error = problem.to_string().as_str(); "can't start");
-            ExitCode::FAILURE
-        }
-    };
-    json_log::flush(Duration::from_secs(1));
-    code
+    process::run("info", "can't start", || {
+        let runtime = tokio::runtime::Runtime::new()?;
+        runtime.block_on(run(&arguments.addresses))
+    })
 }
 
 async fn run(addresses: &[SocketAddr]) -> Result<(), Box<dyn Error>> {

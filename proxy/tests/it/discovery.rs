@@ -239,3 +239,62 @@ async fn in_process_a_set_whose_targets_are_all_down_is_kept_and_answers_503() {
     proxy.active_backends(1).await;
     assert_eq!(get(proxy.address(), "/").await.status, 200);
 }
+
+#[tokio::test]
+async fn redis_is_reached_with_user_password_and_database() {
+    let origin = origin();
+    let redis = Redis::with(&["--user", "gopher", "on", ">se-cret", "~*", "+@all"], &[]).await;
+    redis.command("SELECT 3").await;
+    let url = format!("redis://gopher:se-cret@{}/3", redis.address());
+    let target = origin.address().to_string();
+    let _sentinel = Process::sentinel(&[("REDIS_URL", &url), ("SENTINEL_TARGETS", &target)]).await;
+    let proxy = Process::proxy_with(&with_redis(&redis), &[("REDIS_URL", &url)]).await;
+    proxy.active_backends(1).await;
+    assert_eq!(redis.members().await, [""; 0], "it is not in database 0");
+
+    let wrong = url.replace("se-cret", "wrong");
+    let refused = Process::proxy_with(&with_redis(&redis), &[("REDIS_URL", &wrong)]).await;
+    let line = refused
+        .said("waiting for the first backends", |_| true)
+        .await
+        .to_string();
+    assert!(
+        line.contains("authentication failed") && !line.contains(":wrong"),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn redis_is_reached_over_tls_when_its_certificate_is_trusted() {
+    let origin = origin();
+    let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
+    let (certificate, key) = (certified.cert.pem(), certified.signing_key.serialize_pem());
+    let tls_port = free_port().to_string();
+    let arguments = [
+        ["--tls-port", &tls_port],
+        ["--tls-cert-file", "certificate.pem"],
+        ["--tls-key-file", "key.pem"],
+        ["--tls-ca-cert-file", "certificate.pem"],
+        ["--tls-auth-clients", "no"],
+    ];
+    let redis = Redis::with(
+        &arguments.concat(),
+        &[("certificate.pem", &certificate), ("key.pem", &key)],
+    )
+    .await;
+    redis
+        .command(&format!("SADD gopher_backends http://{}", origin.address()))
+        .await;
+    let url = format!("rediss://127.0.0.1:{tls_port}");
+
+    let trusted = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(trusted.path(), &certificate).expect("it is written");
+    let store = trusted.path().to_str().expect("text");
+    let proxy = Process::proxy_with(&with_redis(&redis), &[("REDIS_URL", &url), ("SSL_CERT_FILE", store)]).await;
+    proxy.active_backends(1).await;
+    assert_eq!(get(proxy.address(), "/").await.status, 200);
+
+    let wary = Process::proxy_with(&with_redis(&redis), &[("REDIS_URL", &url)]).await;
+    let line = wary.said("waiting for the first backends", |_| true).await.to_string();
+    assert!(line.to_lowercase().contains("certificate"), "{line}");
+}

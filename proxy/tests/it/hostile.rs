@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::support::{Connection, Process, embedded, eventually, get, origin, proxy_over};
 
 /// A head, a body that must not become a request, and what is answered.
-const REFUSED: [(&str, &str, u16); 24] = [
+const REFUSED: [(&str, &str, u16); 25] = [
     ("no HTTP", "hello\r\n\r\n", 400),
     ("TLS", "\x16\x03\x01\x02\r\n\r\n", 400),
     ("no host", "GET / HTTP/1.1\r\n\r\n", 400),
@@ -60,6 +60,11 @@ const REFUSED: [(&str, &str, u16); 24] = [
         "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
         400,
     ),
+    (
+        "user in target",
+        "GET http://u:secret@a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        400,
+    ),
     ("CONNECT", "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", 400),
     ("TRACE", "TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
 ];
@@ -94,10 +99,11 @@ async fn what_can_be_read_in_two_ways_is_refused_logged_and_never_reaches_a_back
     }
     assert_eq!(origins[0].requests(), 0);
     proxy
-        .reaches("gopherproxy_rejections_total{reason=\"bad_request\"}", 23.0)
+        .reaches("gopherproxy_rejections_total{reason=\"bad_request\"}", 24.0)
         .await;
-    proxy.reaches("gopherproxy_responses_total{class=\"4xx\"}", 24.0).await;
+    proxy.reaches("gopherproxy_responses_total{class=\"4xx\"}", 25.0).await;
     proxy.reaches("gopherproxy_dropped_requests_total", 0.0).await;
+    assert!(!format!("{:?}", proxy.log()).contains("secret"));
 }
 
 #[tokio::test]

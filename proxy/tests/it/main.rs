@@ -4,6 +4,7 @@
 
 mod admin;
 mod configuration;
+mod connections;
 mod discovery;
 mod forwarding;
 mod hostile;

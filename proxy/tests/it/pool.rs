@@ -250,6 +250,11 @@ async fn a_backend_that_dies_in_the_middle_of_a_body_is_not_hidden() {
     let all = String::from_utf8(client.rest().await).expect("text");
     assert!(all.ends_with("\r\n\r\nhalf"), "{all}");
     assert_eq!(proxy.request_line("/").await["reason"], "backend_failed");
+    proxy
+        .reaches("gopherproxy_rejections_total{reason=\"backend_failed\"}", 1.0)
+        .await;
+    proxy.reaches("gopherproxy_processed_requests_total", 1.0).await;
+    proxy.reaches("gopherproxy_dropped_requests_total", 0.0).await;
 }
 
 #[tokio::test]

@@ -102,6 +102,11 @@ impl Connection {
         self.try_response(method == "HEAD").await
     }
 
+    /// Ends the connection with a reset.
+    pub fn reset(self) {
+        let _ = socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO));
+    }
+
     /// Reads a response, 1xx ones too.
     pub async fn response(&mut self) -> Response {
         self.try_response(false).await.expect("a response")

@@ -87,3 +87,16 @@ pub async fn proxy_over(count: usize) -> (Process, Vec<Origin>) {
     proxy.active_backends(count).await;
     (proxy, origins)
 }
+
+/// How much memory a process has, in KiB.
+pub fn resident_kib(process: &Process) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("it runs");
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .expect("Linux tells");
+    line.split_whitespace()
+        .nth(1)
+        .and_then(|kib| kib.parse().ok())
+        .expect("a number")
+}

@@ -13,6 +13,8 @@ use super::{eventually, free_port};
 /// A running redis-server, empty at first. Dropping it kills it.
 pub struct Redis {
     port: u16,
+    /// What its command line has beside the usual.
+    arguments: Vec<String>,
     server: Mutex<Option<Child>>,
     files: TempDir,
 }
@@ -24,10 +26,22 @@ impl Redis {
         redis
     }
 
+    /// A redis-server with more on its command line, and `files` where it runs.
+    pub async fn with(arguments: &[&str], files: &[(&str, &str)]) -> Self {
+        let mut redis = Self::stopped();
+        redis.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        for (name, content) in files {
+            std::fs::write(redis.files.path().join(name), content).expect("a file for the server");
+        }
+        redis.go().await;
+        redis
+    }
+
     /// A redis-server that is not running yet, so that nothing listens on its port.
     pub fn stopped() -> Self {
         Self {
             port: free_port(),
+            arguments: Vec::new(),
             server: Mutex::new(None),
             files: tempfile::tempdir().expect("a directory for the server"),
         }
@@ -41,6 +55,7 @@ impl Redis {
     pub async fn go(&self) {
         let server = Command::new("redis-server")
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .args(&self.arguments)
             .current_dir(self.files.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

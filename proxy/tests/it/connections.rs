@@ -1,0 +1,245 @@
+//! Client connections that are used in unusual ways, and stay in order or end cleanly.
+
+use std::time::Duration;
+
+use crate::support::{
+    Connection, Process, RawOrigin, UNLIMITED, embedded, eventually, get, origin, proxy_over, resident_kib,
+};
+
+async fn over(origin: &RawOrigin, more: &str) -> Process {
+    let proxy = Process::proxy(&(embedded(&[origin.address]) + more)).await;
+    proxy.active_backends(1).await;
+    proxy
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let (proxy, _origins) = proxy_over(2).await;
+    let mut client = Connection::open(proxy.address()).await;
+    let request = |path: &str, body: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    client
+        .send(request("/echo", "one") + &request("/echo", "two") + "\r\n" + &request("/echo", ""))
+        .await;
+    for body in ["one", "two", ""] {
+        assert_eq!(client.response().await.text(), body);
+    }
+    // The second arrives while the backend works on the first.
+    client.send(request("/delay/300", "one")).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    client.send(request("/echo", "two")).await;
+    assert!(client.response().await.text().starts_with("hello from "));
+    assert_eq!(client.response().await.text(), "two");
+}
+
+#[tokio::test]
+async fn a_chunked_request_ends_where_it_ends_whatever_follows_it() {
+    let (proxy, _origins) = proxy_over(1).await;
+    let chunked = |path: &str| format!("POST {path} HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let mut client = Connection::open(proxy.address()).await;
+    client
+        .send(chunked("/echo") + "3\r\none\r\n0\r\n\r\n" + &chunked("/echo") + "3\r\ntwo\r\n0\r\nA: b\r\n\r\n")
+        .await;
+    assert_eq!(client.response().await.text(), "one");
+    assert_eq!(client.response().await.text(), "two");
+    // The end of the first and the second come while the backend waits for the rest of the first.
+    client.send(chunked("/upload") + "3\r\non").await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    client
+        .send("e\r\n0\r\n\r\n".to_owned() + &chunked("/upload") + "5\r\nthree\r\n0\r\n\r\n")
+        .await;
+    assert_eq!(client.response().await.text(), "3\n");
+    assert_eq!(client.response().await.text(), "5\n");
+}
+
+#[tokio::test]
+async fn chunks_that_readers_disagree_on_are_refused_at_once_or_when_they_come() {
+    let (proxy, _origins) = proxy_over(1).await;
+    let head = |path: &str| format!("POST {path} HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let bad = ";x\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: test\r\n\r\n";
+    let mut client = Connection::open(proxy.address()).await;
+    client.send(head("/at-once") + bad).await;
+    assert_eq!(client.response().await.status, 400);
+    assert_eq!(client.rest().await, b"");
+
+    let mut client = Connection::open(proxy.address()).await;
+    client.send(head("/upload") + "3\r\none\r\n").await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    client.send(bad).await;
+    assert_eq!(client.response().await.status, 400);
+    assert_eq!(client.rest().await, b"");
+    assert_eq!(proxy.request_line("/upload").await["reason"], "bad_request");
+    assert!(proxy.lines("request").iter().all(|line| line["path"] != "/smuggled"));
+}
+
+#[tokio::test]
+async fn empty_lines_between_requests_are_nothing() {
+    let origin = origin();
+    let proxy = Process::proxy(&(embedded(&[origin.address()]) + "  client: {head_timeout: 200ms}\n")).await;
+    proxy.active_backends(1).await;
+    let mut client = Connection::open(proxy.address()).await;
+    client
+        .send("POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 3\r\n\r\none\r\n")
+        .await;
+    assert_eq!(client.response().await.text(), "one");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(client.get("/after").await.status, 200, "no deadline ran");
+    proxy.reaches("gopherproxy_inflight_requests", 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_held_of_later_requests_is_bounded() {
+    let (proxy, _origins) = proxy_over(1).await;
+    let before = resident_kib(&proxy);
+    let mut client = Connection::open(proxy.address()).await;
+    // 64 MiB of requests on one connection, of which nobody reads the answers.
+    let many = "GET / HTTP/1.1\r\nHost: test\r\n\r\n".repeat(32 << 10);
+    let flood = async {
+        for _ in 0..64 {
+            client.send(&many).await;
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(3), flood).await;
+    let grown = resident_kib(&proxy).saturating_sub(before);
+    assert!(grown < 16 << 10, "{grown} KiB more for one connection");
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_is_given_up() {
+    let origin = origin();
+    let proxy = Process::proxy(&(embedded(&[origin.address()]) + "  client: {write_timeout: 300ms}\n")).await;
+    proxy.active_backends(1).await;
+    for path in ["/bytes/50000000", "/chunked/4000000"] {
+        let mut client = Connection::open(proxy.address()).await;
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).await;
+        let line = proxy.request_line(path).await;
+        assert_eq!(line["reason"], "client_gone", "{line}");
+        proxy.reaches("gopherproxy_inflight_requests", 0.0).await;
+    }
+    // Heads without bodies, until the client's window is full.
+    let mut client = Connection::open(proxy.address()).await;
+    let heads = "HEAD / HTTP/1.1\r\nHost: test\r\n\r\n".repeat(4096);
+    let ended = async { while client.try_send(&heads).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(20), ended)
+        .await
+        .expect("the proxy gives up");
+    proxy.reaches("gopherproxy_inflight_requests", 0.0).await;
+}
+
+#[tokio::test]
+async fn an_answer_before_the_end_of_the_request_leaves_the_connection_in_order() {
+    let early = RawOrigin::start(|mut peer| async move {
+        while tokio::io::AsyncReadExt::read(&mut peer.stream, &mut [0; 4096])
+            .await
+            .is_ok_and(|read| read > 0)
+        {
+            peer.send("HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\nno")
+                .await;
+        }
+    })
+    .await;
+    let proxy = over(&early, "").await;
+    // The rest of the request comes soon: the connection is kept.
+    let mut client = Connection::open(proxy.address()).await;
+    client
+        .send("POST /soon HTTP/1.1\r\nHost: test\r\nContent-Length: 6\r\n\r\none")
+        .await;
+    assert_eq!(client.response().await.status, 401);
+    client.send("two").await;
+    assert_eq!(client.get("/next").await.status, 401);
+    // It never comes: the request ends all the same, and not as a failure of anybody.
+    let mut client = Connection::open(proxy.address()).await;
+    client
+        .send("POST /never HTTP/1.1\r\nHost: test\r\nContent-Length: 6\r\n\r\none")
+        .await;
+    assert_eq!(client.response().await.status, 401);
+    let line = proxy.request_line("/never").await;
+    assert!(line.get("reason").is_none(), "{line}");
+    assert_eq!(client.rest().await, b"");
+}
+
+#[tokio::test]
+async fn a_tunnel_that_fails_ends_without_a_word_of_ours_in_it() {
+    let origin = RawOrigin::start(|mut peer| async move {
+        let request = peer.request().await.expect("the upgrade");
+        peer.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nhello")
+            .await;
+        if request.starts_with("GET /reset ") {
+            socket2::SockRef::from(&peer.stream)
+                .set_linger(Some(Duration::ZERO))
+                .expect("a socket");
+        } else {
+            std::future::pending::<()>().await;
+        }
+    })
+    .await;
+    let proxy = over(&origin, "  upstream: {tunnel_idle_timeout: 300ms}\n").await;
+    for path in ["/reset", "/silent"] {
+        let mut client = Connection::open(proxy.address()).await;
+        client
+            .send(format!(
+                "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+            ))
+            .await;
+        assert_eq!(client.response().await.status, 101);
+        let rest = String::from_utf8(client.rest().await).expect("text");
+        assert!("hello".starts_with(&rest), "{path}: {rest:?}");
+        assert_eq!(proxy.request_line(path).await["status"], 101);
+    }
+}
+
+#[tokio::test]
+async fn an_upgrade_to_anything_but_websocket_is_a_plain_request_with_its_timeouts() {
+    let silent = RawOrigin::start(|mut peer| async move {
+        peer.request().await;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let proxy = over(&silent, "  upstream: {read_timeout: 300ms}\n").await;
+    let lines = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n";
+    let mut client = Connection::open(proxy.address()).await;
+    assert_eq!(client.request("GET", "/", lines, "").await.status, 504);
+    let [request] = silent.requests().try_into().expect("one request");
+    assert!(!request.to_lowercase().contains("h2c"), "{request}");
+}
+
+#[tokio::test]
+async fn a_refused_upgrade_is_an_ordinary_answer() {
+    let origin = RawOrigin::answering(OK).await;
+    let proxy = over(&origin, "").await;
+    let mut client = Connection::open(proxy.address()).await;
+    let lines = "Connection: upgrade\r\nUpgrade: websocket\r\n";
+    assert_eq!(client.request("GET", "/", lines, "").await.text(), "ok");
+    assert_eq!(client.get("/next").await.text(), "ok");
+}
+
+#[tokio::test]
+async fn refusals_that_nobody_waits_for_keep_their_reason() {
+    let origin = origin();
+    let strict = embedded(&[origin.address()]).replace(UNLIMITED, "  limit: {burst: 1, per_second: 0.001}\n");
+    let proxy = Process::proxy(&strict).await;
+    proxy.active_backends(1).await;
+    assert_eq!(get(proxy.address(), "/").await.status, 200);
+    for _ in 0..50 {
+        let mut client = Connection::open(proxy.address()).await;
+        client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n".repeat(50)).await;
+        client.reset();
+    }
+    eventually("all are counted", async || {
+        proxy.metric("gopherproxy_inflight_requests").await == 0.0
+    })
+    .await;
+    assert_eq!(
+        proxy.metric("gopherproxy_rejections_total{reason=\"internal\"}").await,
+        0.0
+    );
+    let limited = proxy.metric("gopherproxy_rejections_total{reason=\"limited\"}").await;
+    assert!(limited > 0.0);
+    proxy.reaches("gopherproxy_dropped_requests_total", limited).await;
+}
