@@ -2,7 +2,9 @@
 # Three demo origins and the proxy, until Ctrl-C. `make run` builds the binaries and runs this.
 set -eu
 
+bin=${BIN:-target/debug}
 conf=${CONF:-conf/embedded.yaml}
+targets=${SENTINEL_TARGETS:-127.0.0.1:8081,127.0.0.1:8082,127.0.0.1:8083}
 proxy_port=${PROXY_PORT:-8080}
 metrics_port=${METRICS_PORT:-2112}
 origins=
@@ -25,18 +27,19 @@ both_run() {
     kill -0 "$proxy" 2>/dev/null || { echo "the proxy has ended; see the log above" >&2; exit 1; }
 }
 
-target/debug/origin 127.0.0.1:8081 127.0.0.1:8082 127.0.0.1:8083 &
+# shellcheck disable=SC2046  # one word an address
+"$bin/origin" $(echo "$targets" | tr ',' ' ') &
 origins=$!
-target/debug/gopherproxy -c "$conf" &
+SENTINEL_TARGETS=$targets "$bin/gopherproxy" -c "$conf" &
 proxy=$!
 sleep 0.5
-until both_run && target/debug/gopherproxy -c "$conf" --healthcheck >/dev/null; do
+until both_run && "$bin/gopherproxy" -c "$conf" --healthcheck >/dev/null; do
     sleep 0.1
 done
 
 cat <<READY
 
-  GopherProxy   http://localhost:$proxy_port        balanced over 127.0.0.1:8081, :8082 and :8083
+  GopherProxy   http://localhost:$proxy_port        balanced over $targets
   Metrics       http://localhost:$metrics_port/metrics
   Readiness     http://localhost:$metrics_port/readyz
 

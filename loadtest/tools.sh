@@ -8,16 +8,13 @@ for tool in "$@"; do
 done
 [ -n "$missing" ] || exit 0
 
-as_root=
-[ "$(id -u)" = 0 ] || as_root=sudo
-
+as_root=sudo
 # The packages have the names of their tools, except redis-server outside Debian.
 packages=$missing
 if command -v apt-get >/dev/null 2>&1; then
     install="apt-get install -y --no-install-recommends"
     before="apt-get update"
 else
-    packages=$(echo "$missing" | sed 's/redis-server/redis/')
     before=true
     if command -v dnf >/dev/null 2>&1; then
         install="dnf install -y"
@@ -35,6 +32,8 @@ else
     fi
 fi
 
+[ "$(id -u)" != 0 ] || as_root=
+command -v apt-get >/dev/null 2>&1 || packages=$(echo "$missing" | sed 's/redis-server/redis/')
 if [ -n "$as_root" ] && ! command -v "$as_root" >/dev/null 2>&1; then
     echo "missing:$missing, and neither root nor sudo to install with." >&2
     echo "As root, run: $install$packages" >&2

@@ -206,3 +206,36 @@ impl ServiceDiscovery for RegistryDiscovery {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_keeps_the_addresses_it_last_had_until_it_leaves() {
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let discovery = RegistryDiscovery::new(Arc::new(registry::InProcess::default()), metrics);
+        let name: Member = "origin:80".parse().unwrap();
+        let members = BTreeSet::from([name.clone()]);
+        let addresses = ["192.0.2.1:80", "[2001:db8::1]:80"].map(|address| address.parse().unwrap());
+        let both = Addresses::from(addresses.map(|address: SocketAddr| (address, "origin:80".into())));
+        let failed = || vec![(name.clone(), Err(registry::Error::new("no answer")))];
+
+        assert_eq!(
+            discovery.remember(failed(), &members),
+            Addresses::new(),
+            "it never had any"
+        );
+        assert_eq!(
+            discovery.remember(vec![(name.clone(), Ok(addresses.into()))], &members),
+            both
+        );
+        assert_eq!(discovery.remember(failed(), &members), both);
+        assert_eq!(discovery.remember(vec![], &BTreeSet::new()), Addresses::new());
+        assert_eq!(
+            discovery.remember(failed(), &members),
+            Addresses::new(),
+            "it has left since"
+        );
+    }
+}

@@ -5,6 +5,7 @@
 mod admin;
 mod configuration;
 mod connections;
+mod demo;
 mod discovery;
 mod forwarding;
 mod hostile;

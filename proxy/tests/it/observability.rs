@@ -1,6 +1,6 @@
 //! What the metrics and the log say of requests.
 
-use crate::support::{Connection, Process, UNLIMITED, embedded, get, origin, proxy_over};
+use crate::support::{Connection, Process, UNLIMITED, embedded, eventually, free_port, get, origin, proxy_over};
 
 #[tokio::test]
 async fn the_go_programs_metrics_are_here_under_their_names_and_mean_what_they_meant() {
@@ -87,4 +87,53 @@ async fn a_request_has_one_line_with_all_its_fields() {
     );
     assert!(line.get("reason").is_none() && line.get("error").is_none());
     assert_eq!(proxy.lines("request").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_nobody_reads_costs_lines_and_no_request() {
+    let (origin, port, admin) = (origin(), free_port(), free_port());
+    let files = tempfile::tempdir().expect("a directory");
+    let path = files.path().join("gopherproxy.yaml");
+    let configuration = embedded(&[origin.address()]);
+    let configuration = configuration.replacen("127.0.0.1:0", &format!("127.0.0.1:{port}"), 1);
+    std::fs::write(
+        &path,
+        configuration.replacen("127.0.0.1:0", &format!("127.0.0.1:{admin}"), 1),
+    )
+    .expect("written");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_gopherproxy"));
+    // A pipe that is never read: it is full after 64 KiB.
+    let mut proxy = command
+        .arg("-c")
+        .arg(&path)
+        .env_clear()
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let (address, admin) = (
+        [127, 0, 0, 1].into(),
+        std::net::SocketAddr::from(([127, 0, 0, 1], admin)),
+    );
+    let address = std::net::SocketAddr::new(address, port);
+    eventually("it answers", async || {
+        match Connection::try_open(address, [127, 0, 0, 1].into()).await {
+            Ok(mut client) => client.get("/").await.status == 200,
+            Err(_) => false,
+        }
+    })
+    .await;
+    // Lines of 2 KiB and more, 12 MiB of them, for a queue of 8.
+    let long = format!("/{}", "x".repeat(2000));
+    let mut client = Connection::open(address).await;
+    for _ in 0..6000 {
+        assert_eq!(client.get(&long).await.status, 200);
+    }
+    let metrics = get(admin, "/metrics").await.text();
+    let dropped = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("gopherproxy_access_log_dropped_lines_total "));
+    let dropped: f64 = dropped.and_then(|dropped| dropped.parse().ok()).expect("it is there");
+    assert!((1000.0..6000.0).contains(&dropped), "{dropped}");
+    proxy.kill().expect("it runs");
+    proxy.wait().expect("it has ended");
 }

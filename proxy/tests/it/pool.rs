@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Connection, Process, RawOrigin, Redis, embedded, eventually, free_port, get, origin, origin_at, proxy_over,
-    with_redis,
+    BlackHole, Connection, Process, RawOrigin, Redis, embedded, eventually, free_port, get, origin, origin_at,
+    proxy_over, with_redis,
 };
 
 /// How many of `count` requests in sequence each origin answers.
@@ -277,4 +277,23 @@ async fn a_request_in_flight_on_a_backend_that_leaves_the_set_is_finished() {
     }
     assert!(start.elapsed() < Duration::from_secs(10));
     assert_eq!(shares(&proxy, 4).await[&staying.address()], 4);
+}
+
+#[tokio::test]
+async fn a_backend_that_swallows_packets_costs_the_connect_timeout_and_no_request() {
+    let (redis, alive, hole) = (Redis::start().await, origin(), BlackHole::new());
+    for member in [alive.address(), hole.address] {
+        redis.command(&format!("SADD gopher_backends http://{member}")).await;
+    }
+    // A health check that waits as long never finds out.
+    let patient = with_redis(&redis).replace("health: {interval: 100ms}", "health: {interval: 1h, timeout: 1h}");
+    let proxy = Process::proxy(&(patient + "  upstream: {connect_timeout: 200ms}\n")).await;
+    proxy.active_backends(2).await;
+    for _ in 0..6 {
+        assert_eq!(get(proxy.address(), "/").await.origin(), alive.address());
+    }
+    assert_eq!(proxy.metric("gopherproxy_upstream_retries_total").await, 3.0);
+    alive.stop().await;
+    let response = get(proxy.address(), "/alone").await;
+    assert!(matches!(response.status, 502 | 504), "{}", response.status);
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Process, Redis, eventually, free_port, get, origin, origin_at};
+use crate::support::{BlackHole, Process, Redis, eventually, free_port, get, origin, origin_at};
 
 fn member(address: impl ToString) -> String {
     format!("http://{}", address.to_string())
@@ -151,4 +151,30 @@ async fn inside_the_proxy_it_writes_to_redis_too() {
     proxy.active_backends(1).await;
     assert_eq!(redis.members().await, [member(origin.address())]);
     proxy.reaches("gopherproxy_sentinel_targets{state=\"up\"}", 1.0).await;
+}
+
+#[tokio::test]
+async fn a_target_that_swallows_packets_is_down_after_the_dial_timeout_and_holds_up_no_other() {
+    let (redis, origin) = (Redis::start().await, origin());
+    let holes: Vec<BlackHole> = (0..20).map(|_| BlackHole::new()).collect();
+    let mut targets: Vec<String> = holes.iter().map(|hole| hole.address.to_string()).collect();
+    targets.push(origin.address().to_string());
+    let (url, targets) = (redis.address().to_string(), targets.join(","));
+    // One after the other they would take 40 s, which is longer than this test waits for anything.
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("SENTINEL_TARGETS", &targets),
+        ("SENTINEL_TIMEOUT", "2s"),
+    ];
+    let sentinel = Process::sentinel(&variables).await;
+    eventually("the one that answers is published", async || {
+        redis.members().await == [member(origin.address())]
+    })
+    .await;
+    assert_eq!(sentinel.lines("target is down").len(), 20);
+    let line = sentinel.said("target is down", |_| true).await;
+    assert_eq!(line["error"], "no connection within 2s");
+    sentinel
+        .reaches("gopherproxy_sentinel_targets{state=\"down\"}", 20.0)
+        .await;
 }

@@ -100,3 +100,37 @@ pub fn resident_kib(process: &Process) -> usize {
         .and_then(|kib| kib.parse().ok())
         .expect("a number")
 }
+
+/// An address that takes no connection and refuses none, like a host behind a firewall: its backlog is full.
+pub struct BlackHole {
+    pub address: SocketAddr,
+    _sockets: Vec<socket2::Socket>,
+}
+
+impl BlackHole {
+    pub fn new() -> Self {
+        let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        let listener = socket();
+        listener
+            .bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
+            .expect("a free port");
+        listener.listen(0).expect("it is bound");
+        let address = listener
+            .local_addr()
+            .ok()
+            .and_then(|address| address.as_socket())
+            .expect("it is bound");
+        let mut sockets = vec![listener];
+        // Linux takes one more than the backlog; a second is for kernels that count otherwise.
+        for _ in 0..2 {
+            let client = socket();
+            client.set_nonblocking(true).expect("a socket");
+            let _ = client.connect(&address.into());
+            sockets.push(client);
+        }
+        Self {
+            address,
+            _sockets: sockets,
+        }
+    }
+}
