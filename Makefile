@@ -1,13 +1,17 @@
 # GopherProxy: `make help` lists what there is.
 
-CARGO ?= cargo
-CONF  ?= conf/embedded.yaml
+CARGO  ?= cargo
+CONF   ?= conf/embedded.yaml
+# Stamped into binaries and images that are built from here.
+VERSION ?= $(shell git describe --tags --always 2>/dev/null)
+COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
+STAMP    = VERSION=$(VERSION) COMMIT=$(COMMIT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run mock-backends test lint build tools
+.PHONY: help run mock-backends test lint build up down logs clean check-observability e2e k6-smoke k6-load k6-spike k6-sustained tools
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## the proxy over three demo origins, with no Redis and no Docker
 	@$(CARGO) build --quiet --bin gopherproxy --bin origin
@@ -18,7 +22,32 @@ mock-backends: ## the three demo origins alone, on all addresses (ports 8081 to 
 	@exec target/debug/origin 0.0.0.0:8081 0.0.0.0:8082 0.0.0.0:8083
 
 build: ## the binaries as they are shipped (link-time optimisation: takes minutes)
-	$(CARGO) build --release --bin gopherproxy --bin sentinel
+	$(STAMP) $(CARGO) build --release --bin gopherproxy --bin sentinel
+
+up: ## the compose stack, built and stamped; waits until all of it is healthy
+	@grep -qs '^GRAFANA_PASSWORD=..*' .env && ! grep -qs '^GRAFANA_PASSWORD=admin$$' .env || \
+	echo "WARNING: Grafana has the default password, which everybody knows. Set GRAFANA_PASSWORD in .env." >&2
+	$(STAMP) docker compose build
+	$(STAMP) docker compose up --detach --wait
+	@echo "proxy http://localhost:8080   prometheus http://localhost:9090   grafana http://localhost:3000"
+
+down: ## stops the compose stack; its volumes stay
+	$(STAMP) docker compose down
+
+logs: ## follows the log of proxy and sentinel
+	$(STAMP) docker compose logs --follow proxy sentinel
+
+clean: ## removes what was built, and the stack with its volumes
+	$(CARGO) clean
+	$(STAMP) docker compose down --volumes
+
+e2e: ## builds and starts the compose stack, checks it from outside, and removes it
+	$(STAMP) docker compose build
+	$(STAMP) sh loadtest/e2e.sh
+
+check-observability: tools ## every query of the dashboard and the alerts, asked of a real Prometheus under traffic
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --package gopherproxy --test it -- prometheus::
 
 test: tools ## every test, on real sockets and a real redis-server
 	$(CARGO) build --workspace --bins
@@ -32,4 +61,4 @@ lint: ## formatting, clippy, docs, dependencies
 	else echo "cargo-deny is not installed: dependencies not checked (cargo install cargo-deny)"; fi
 
 tools:
-	@sh loadtest/tools.sh redis-server
+	@sh loadtest/tools.sh redis-server prometheus

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use chassis::{listener, process};
+use chassis::{healthcheck, listener, process};
 use clap::Parser;
 use log::info;
 use origin::Origin;
@@ -17,11 +17,18 @@ struct Arguments {
     /// Where to listen, one origin each.
     #[arg(value_name = "ADDRESS", default_values = ["127.0.0.1:8081", "127.0.0.1:8082", "127.0.0.1:8083"])]
     addresses: Vec<SocketAddr>,
+
+    /// Ask the origins that run at these addresses whether they answer, and exit with 0 if all do.
+    #[arg(long)]
+    healthcheck: bool,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    process::run("info", "can't start", || {
+    process::run("info", "origin failed", || {
+        if arguments.healthcheck {
+            return arguments.addresses.iter().copied().try_for_each(healthcheck::ready);
+        }
         let runtime = tokio::runtime::Runtime::new()?;
         runtime.block_on(run(&arguments.addresses))
     })

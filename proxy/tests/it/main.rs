@@ -13,5 +13,6 @@ mod lifecycle;
 mod limit;
 mod observability;
 mod pool;
+mod prometheus;
 mod sentinel;
 mod support;

@@ -1,0 +1,53 @@
+# Three images from one build: `proxy`, `sentinel`, and `origin` for the demo. Each has a static binary, certificates, and
+# nothing else: no shell, no package manager, no C library. It needs no BuildKit.
+
+FROM rust:1.95-bookworm AS build
+WORKDIR /src
+# The binaries are static, because the images have nothing to link with; and no path of the builder is in them, so that
+# the same sources give the same bytes wherever they are built.
+ENV RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=/src=gopherproxy --remap-path-prefix=/usr/local/cargo=cargo"
+
+# Dependencies first, with the manifests and empty crates: this layer is built anew only when they change. They are
+# built for a named target, or else the static flag would reach procedural macros too, which can't have it.
+COPY Cargo.toml Cargo.lock ./
+COPY third_party third_party
+COPY chassis/Cargo.toml chassis/
+COPY registry/Cargo.toml registry/
+COPY sentinel/Cargo.toml sentinel/
+COPY proxy/Cargo.toml proxy/
+COPY loadtest/origin/Cargo.toml loadtest/origin/
+RUN set -eu; \
+    for crate in chassis registry sentinel proxy loadtest/origin; do mkdir -p $crate/src; touch $crate/src/lib.rs; done; \
+    for crate in sentinel proxy loadtest/origin; do echo 'fn main() {}' > $crate/src/main.rs; done; \
+    rustc -vV | sed -n 's/^host: //p' > /target; \
+    cargo build --locked --release --target "$(cat /target)" --bins; \
+    rm -rf chassis registry sentinel proxy loadtest
+
+COPY . .
+ARG VERSION=
+ARG COMMIT=
+# The sources may be older than the empty crates were, by which cargo would take them for built.
+RUN set -eu; \
+    find chassis registry sentinel proxy loadtest -name '*.rs' -exec touch {} +; \
+    cargo build --locked --release --target "$(cat /target)" --bin gopherproxy --bin sentinel --bin origin; \
+    mkdir /out; cd "target/$(cat /target)/release"; cp gopherproxy sentinel origin /out/
+
+FROM gcr.io/distroless/static-debian12:nonroot AS origin
+COPY --from=build /out/origin /usr/local/bin/origin
+USER 1001:1001
+ENTRYPOINT ["/usr/local/bin/origin"]
+
+FROM gcr.io/distroless/static-debian12:nonroot AS sentinel
+COPY --from=build /out/sentinel /usr/local/bin/sentinel
+USER 1001:1001
+EXPOSE 2113
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["/usr/local/bin/sentinel", "--healthcheck"]
+ENTRYPOINT ["/usr/local/bin/sentinel"]
+
+FROM gcr.io/distroless/static-debian12:nonroot AS proxy
+COPY --from=build /out/gopherproxy /usr/local/bin/gopherproxy
+COPY conf/gopherproxy.yaml /etc/gopherproxy/gopherproxy.yaml
+USER 1001:1001
+EXPOSE 8080 2112
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["/usr/local/bin/gopherproxy", "-c", "/etc/gopherproxy/gopherproxy.yaml", "--healthcheck"]
+ENTRYPOINT ["/usr/local/bin/gopherproxy", "-c", "/etc/gopherproxy/gopherproxy.yaml"]
