@@ -16,7 +16,7 @@ use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::{Shutdown, Stream};
 use pingora::server::ShutdownWatch;
-use pingora_proxy::HttpProxy;
+use pingora_proxy::{HttpProxy, ProxyHttp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -28,7 +28,6 @@ use crate::head::{self, Body, RequestLine};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::rejection::Rejection;
-use crate::service::EdgeProxy;
 
 /// Room for a first read; most heads fit.
 const FIRST_READ: usize = 4096;
@@ -55,10 +54,10 @@ impl Connection {
     }
 }
 
-/// The server of client connections.
-pub struct Edge {
+/// The server of client connections, in front of the application `A`.
+pub struct Edge<A> {
     /// What proxies a request.
-    pub proxy: Arc<HttpProxy<EdgeProxy>>,
+    pub proxy: Arc<HttpProxy<A>>,
     /// What a connection may take.
     pub limits: ClientLimits,
     /// Whether the process is on its way out.
@@ -79,7 +78,7 @@ enum Arrival {
     Refused(Rejection),
 }
 
-impl Edge {
+impl<A> Edge<A> {
     /// Waits for the first byte of a request; `None` when there will be none.
     async fn first_byte(&self, stream: &mut Gate, shutdown: &mut ShutdownWatch) -> Option<u8> {
         // One byte on the stack: an idle connection holds no buffer of ours.
@@ -197,7 +196,11 @@ fn split(body: Body, came: &[u8]) -> Result<(usize, Rest), Rejection> {
 }
 
 #[async_trait]
-impl ServerApp for Edge {
+impl<A> ServerApp for Edge<A>
+where
+    A: ProxyHttp + Send + Sync + 'static,
+    A::CTX: Send + Sync,
+{
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let peer = *stream.get_socket_digest()?.peer_addr()?.as_inet()?;
         let connection = Arc::new(Connection {
