@@ -109,20 +109,25 @@ for service in proxy sentinel origin1; do
 done
 echo "ok: users, root file systems, capabilities, limits"
 
-# One request after the other while the proxy stops: each is answered, or refused because nobody listens any more.
-# (The limit is not in the way: 429 is an answer.)
+# One request after the other while the proxy stops. What the proxy took it must have answered: as many requests are in its
+# log as clients got answers. (429 is an answer. After the end, the engine's own forwarding resets connections: those
+# never reached the proxy, and are in nobody's log.)
+logged() {
+    docker compose logs --no-log-prefix proxy | grep -c '"msg":"request"' || true
+}
+before=$(logged)
 results=$(mktemp)
-(while :; do curl -s -o /dev/null -w '%{http_code} %{errormsg}\n' http://localhost:8080/ || true; done >"$results") &
+(while :; do curl -s -o /dev/null -w '%{http_code}\n' http://localhost:8080/ || true; done >"$results") &
 loader=$!
 sleep 2
 docker compose stop proxy >/dev/null 2>&1
 sleep 1
 kill "$loader"
 loader=
-if grep -Ev '^(200|429) |^000 .*([Cc]ould ?n.t connect|[Ff]ailed to connect|[Cc]onnection refused)' "$results" | sort | uniq -c | grep .; then
-    fail "requests were lost while the proxy stopped"
-fi
-echo "ok: stopping under load lost none of $(grep -c -E '^(200|429) ' "$results") requests"
+answered=$(grep -c -E '^(200|429)$' "$results") || true
+taken=$(($(logged) - before))
+[ "$taken" = "$answered" ] && [ "$taken" -gt 0 ] || fail "the proxy took $taken requests and $answered were answered"
+echo "ok: stopping under load lost none of $taken requests"
 [ "$(docker inspect --format '{{.State.ExitCode}}' "$(docker compose ps -aq proxy)")" = 0 ] || fail "the proxy did not leave with 0"
 rm -f "$results"
 

