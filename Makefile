@@ -8,7 +8,7 @@ COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 STAMP    = VERSION=$(VERSION) COMMIT=$(COMMIT)
 
 .DEFAULT_GOAL := help
-.PHONY: help run mock-backends test lint build up down logs clean check-observability e2e k6-smoke k6-load k6-spike k6-sustained tools
+.PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained tools
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,14 @@ check-observability: tools ## every query of the dashboard and the alerts, asked
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --package gopherproxy --test it -- prometheus::
 
+check-dashboard: ## the dashboard against Grafana's own types and the README's metrics (needs Node 20)
+	@cd observability/grafana/check && npm install --no-audit --no-fund --silent && npm run --silent check
+
+k6-smoke: ## users at work, counted by k6, over a proxy and origins of its own; also k6-load, k6-spike, k6-sustained
+k6-smoke k6-load k6-spike k6-sustained:
+	@[ -n "$(PROXY_URL)" ] || $(STAMP) $(CARGO) build --quiet --release --bin gopherproxy --bin origin
+	@BIN=target/release sh loadtest/k6.sh $(@:k6-%=%)
+
 test: tools ## every test, on real sockets and a real redis-server
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
@@ -59,6 +67,8 @@ lint: ## formatting, clippy, docs, dependencies
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check bans licenses sources; \
 	else echo "cargo-deny is not installed: dependencies not checked (cargo install cargo-deny)"; fi
+	@if node -e 'process.exit(+(parseInt(process.versions.node) < 20))' >/dev/null 2>&1; then $(MAKE) --no-print-directory check-dashboard; \
+	else echo "Node 20 is not installed: the dashboard's types not checked (make check-dashboard)"; fi
 
 tools:
 	@sh loadtest/tools.sh redis-server prometheus
