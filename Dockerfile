@@ -1,5 +1,5 @@
-# Three images from one build: `proxy`, `sentinel`, and `origin` for the demo. Each has a static binary, certificates, and
-# nothing else: no shell, no package manager, no C library. It needs no BuildKit.
+# Three images from one build: `proxy`, `sentinel`, and `origin` for the demo. Each is a static binary, its configuration and
+# the certificate authorities, on nothing at all: no shell, no package manager, no C library. It needs no BuildKit.
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
@@ -19,7 +19,7 @@ COPY loadtest/origin/Cargo.toml loadtest/origin/
 RUN set -eu; \
     for crate in chassis registry sentinel proxy loadtest/origin; do mkdir -p $crate/src; touch $crate/src/lib.rs; done; \
     for crate in sentinel proxy loadtest/origin; do echo 'fn main() {}' > $crate/src/main.rs; done; \
-    rustc -vV | sed -n 's/^host: //p' > /target; \
+    rustc --print host-tuple > /target; \
     cargo build --locked --release --target "$(cat /target)" --bins; \
     rm -rf chassis registry sentinel proxy loadtest
 
@@ -30,21 +30,24 @@ ARG COMMIT=
 RUN set -eu; \
     find chassis registry sentinel proxy loadtest -name '*.rs' -exec touch {} +; \
     cargo build --locked --release --target "$(cat /target)" --bin gopherproxy --bin sentinel --bin origin; \
-    mkdir /out; cd "target/$(cat /target)/release"; cp gopherproxy sentinel origin /out/
+    mkdir /out; \
+    for bin in gopherproxy sentinel origin; do cp "target/$(cat /target)/release/$bin" /out/; done
 
-FROM gcr.io/distroless/static-debian12:nonroot AS origin
+FROM scratch AS origin
 COPY --from=build /out/origin /usr/local/bin/origin
 USER 1001:1001
 ENTRYPOINT ["/usr/local/bin/origin"]
 
-FROM gcr.io/distroless/static-debian12:nonroot AS sentinel
+FROM scratch AS sentinel
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/sentinel /usr/local/bin/sentinel
 USER 1001:1001
 EXPOSE 2113
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["/usr/local/bin/sentinel", "--healthcheck"]
 ENTRYPOINT ["/usr/local/bin/sentinel"]
 
-FROM gcr.io/distroless/static-debian12:nonroot AS proxy
+FROM scratch AS proxy
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/gopherproxy /usr/local/bin/gopherproxy
 COPY conf/gopherproxy.yaml /etc/gopherproxy/gopherproxy.yaml
 USER 1001:1001

@@ -19,6 +19,9 @@
 //
 // A user's next request is due at a time of its own, not a pause after the last answer, so a proxy that is slow by less
 // than that pace sees no less traffic for it.
+//
+// k6 itself needs most of a core for `load`, and its garbage collector more. Where it shares few cores with the proxy, run it
+// as k6.sh does, with GOGC=off GOMEMLIMIT=2GiB, or the p95 is the collector's.
 
 import { sleep } from 'k6';
 import exec from 'k6/execution';
