@@ -13,13 +13,24 @@ use std::time::Duration;
 use async_trait::async_trait;
 use log::{error, info, warn};
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
-use socket2::SockRef;
+use socket2::{SockFilter, SockRef};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 /// How long after the signal the drain begins to count: connections that were accepted a moment ago may not have been
 /// read yet.
 const SETTLE: Duration = Duration::from_millis(250);
+/// A socket filter (classic BPF, on the TCP header) that drops the packet that opens a connection, SYN without ACK, and
+/// lets all others pass. The client sends it again a second later, and is then refused by a port that is closed. (A backlog
+/// of none would also drop the last packet of a handshake, after which the client believes it is connected.)
+const NO_NEW_CONNECTIONS: [SockFilter; 5] = [
+    // The flags, of which SYN is 2 and ACK is 16.
+    SockFilter::new(0x30, 0, 0, 13),
+    SockFilter::new(0x54, 0, 0, 2 | 16),
+    SockFilter::new(0x15, 0, 1, 2),
+    SockFilter::new(0x06, 0, 0, 0),
+    SockFilter::new(0x06, 0, 0, u32::MAX),
+];
 /// How long the connections that wait in the kernel have to be accepted.
 const ACCEPT_THE_LAST: Duration = Duration::from_millis(50);
 /// How often the requests in flight are counted.
@@ -95,9 +106,9 @@ impl ShutdownSignalWatch for DrainOnSignal {
         self.lifecycle.draining.store(true, Ordering::SeqCst);
         info!(signal = name, in_flight = self.lifecycle.in_flight(); "shutting down; requests in flight may finish");
 
-        // Closing the socket would reset the connections that the kernel has taken and nobody has accepted yet. With a backlog of
-        // none, it takes no more, and those that wait are accepted before the listeners are told to stop.
-        if let Err(problem) = SockRef::from(&self.client_socket).listen(0) {
+        // Closing the socket would reset the connections that the kernel has taken and nobody has accepted yet. So it first
+        // takes no more, and those that wait are accepted before the listeners are told to stop.
+        if let Err(problem) = SockRef::from(&self.client_socket).attach_filter(&NO_NEW_CONNECTIONS) {
             warn!(error = problem.to_string().as_str(); "can't stop new connections before closing the port");
         }
         sleep(ACCEPT_THE_LAST).await;
