@@ -40,7 +40,7 @@ pub struct Metrics {
     /// When the registry last gave a usable set.
     discovery_last_success: Gauge,
     /// Backends in the last usable set.
-    pub discovery_backends: IntGauge,
+    discovery_backends: IntGauge,
     /// Members of the registry that could not be understood, at the last read.
     pub discovery_malformed: IntGauge,
     /// Clients whose bucket is not full.
