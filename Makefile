@@ -6,6 +6,8 @@ CONF   ?= conf/embedded.yaml
 VERSION ?= $(shell git describe --tags --always 2>/dev/null)
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 STAMP    = VERSION=$(VERSION) COMMIT=$(COMMIT)
+# One image after the other: the classic builder does not see that they share their build, and would do it for each at once.
+COMPOSE_BUILD = COMPOSE_PARALLEL_LIMIT=1 docker compose build
 
 .DEFAULT_GOAL := help
 .PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained tools
@@ -27,7 +29,7 @@ build: ## the binaries as they are shipped (link-time optimisation: takes minute
 up: ## the compose stack, built and stamped; waits until all of it is healthy
 	@grep -qs '^GRAFANA_PASSWORD=..*' .env && ! grep -qs '^GRAFANA_PASSWORD=admin$$' .env || \
 	echo "WARNING: Grafana has the default password, which everybody knows. Set GRAFANA_PASSWORD in .env." >&2
-	$(STAMP) docker compose build
+	$(STAMP) $(COMPOSE_BUILD)
 	$(STAMP) docker compose up --detach --wait
 	@echo "proxy http://localhost:8080   prometheus http://localhost:9090   grafana http://localhost:3000"
 
@@ -42,7 +44,7 @@ clean: ## removes what was built, and the stack with its volumes
 	$(STAMP) docker compose down --volumes
 
 e2e: ## builds and starts the compose stack, checks it from outside, and removes it
-	$(STAMP) docker compose build
+	$(STAMP) $(COMPOSE_BUILD)
 	$(STAMP) sh loadtest/e2e.sh
 
 check-observability: tools ## every query of the dashboard and the alerts, asked of a real Prometheus under traffic
