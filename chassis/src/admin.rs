@@ -11,10 +11,11 @@ use http::{Method, Response, StatusCode, header};
 use log::error;
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
+use pingora::server::ShutdownWatch;
 use pingora::services::listening;
 use prometheus::{Registry, TextEncoder};
 
-use crate::listener::Listening;
+use crate::listener::{Doors, Listening};
 
 /// What a process shows on its admin port.
 pub trait Probed: Send + Sync + 'static {
@@ -40,18 +41,23 @@ impl Admin {
         Self { registry, probed }
     }
 
-    /// Serves on `socket` until the process exits, so that a shutdown can be watched.
+    /// Serves on `socket` from when `doors` open until `end`, later than the shutdown, so that a shutdown can be watched.
     ///
     /// # Errors
     /// When the socket can't tell its address.
-    pub fn listen(self, socket: TcpListener) -> std::io::Result<Listening<listening::Service<Self>>> {
-        let service = Listening::new(socket, |address| {
+    pub fn listen(
+        self,
+        socket: TcpListener,
+        doors: Doors,
+        end: ShutdownWatch,
+    ) -> std::io::Result<Listening<listening::Service<Self>>> {
+        let service = Listening::new(socket, doors, |address| {
             let mut service = listening::Service::new("admin".into(), self);
             service.add_tcp(address);
             service.threads = Some(1);
             service
         })?;
-        Ok(service.until_exit())
+        Ok(service.until(end))
     }
 
     fn answer(&self, method: &Method, path: &str) -> Response<Vec<u8>> {

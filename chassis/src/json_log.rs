@@ -18,6 +18,7 @@ use log::kv::{self, Key, Value, VisitSource, VisitValue};
 const CAPACITY: usize = 8 << 20;
 
 static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
+static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// Starts the log. `default_filter` is what `RUST_LOG` means when it is not set or empty, in `env_logger`'s syntax.
 ///
@@ -56,6 +57,7 @@ pub fn init(default_filter: &str) -> io::Result<()> {
     let _ = QUEUE.set(queue);
 
     std::panic::set_hook(Box::new(|panic| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
         let place = panic.location().map(ToString::to_string);
         let what = panic.payload_as_str().unwrap_or("not a text");
         log::error!(place = place.as_deref().unwrap_or("unknown"), panic = what; "panicked");
@@ -68,6 +70,11 @@ pub fn flush(limit: Duration) {
     if let Some(queue) = QUEUE.get() {
         queue.wait_until_written(limit);
     }
+}
+
+/// How many panics there were since the start. Each has its line.
+pub fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
 }
 
 /// How many lines were dropped since the start, because the queue was full or standard output could not be written.

@@ -7,15 +7,19 @@
 //! - [`json_log`]: everything a process says, one JSON object a line, off the caller's path.
 //! - [`process`]: from `main` to an exit code.
 //! - [`listener`]: ports bound before anything starts, so that a taken one is an error and not a silent process.
+//! - [`handover`]: listening sockets passed from a running process to its successor.
+//! - [`service_manager`]: what systemd is told.
 //! - [`admin`]: `/metrics`, `/healthz` and `/readyz` over HTTP.
 //! - [`healthcheck`]: a process asking another of its kind whether it is ready.
 //! - [`supervisor`]: background loops that outlive their own panics.
 
 pub mod admin;
 pub mod build_info;
+pub mod handover;
 pub mod healthcheck;
 pub mod json_log;
 pub mod listener;
 pub mod process;
+pub mod service_manager;
 pub mod settings;
 pub mod supervisor;

@@ -2,18 +2,21 @@
 //!
 //! Pingora binds inside a service's task, where a taken port panics that task and leaves a process that looks alive and
 //! serves nothing. So [`bind`] takes the port first, in `main`, where an error can still be told and end the process, and
-//! [`Listening`] hands the socket to the Pingora service through the table in which Pingora looks for inherited sockets.
+//! [`Listening`] hands the socket to the Pingora service through the table in which Pingora looks for inherited sockets. Between
+//! the two there may be a time in which the port is this process's and not yet served: [`Doors`] says when that ends.
 
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use log::{error, info};
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::watch;
 
 /// Pingora raises the backlog to its own when it takes the socket over; until then this many may wait.
 const BACKLOG: i32 = 1024;
@@ -93,34 +96,77 @@ fn owner_of(port: u16) -> Option<String> {
     })
 }
 
+/// When the services of a process begin to serve, and how many of them do. Clones are the same doors.
+#[derive(Debug, Clone)]
+pub struct Doors(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    open: watch::Sender<bool>,
+    serving: watch::Sender<usize>,
+}
+
+impl Default for Doors {
+    fn default() -> Self {
+        Self(Arc::new(State {
+            open: watch::Sender::new(false),
+            serving: watch::Sender::new(0),
+        }))
+    }
+}
+
+impl Doors {
+    /// Lets the services begin.
+    pub fn open(&self) {
+        self.0.open.send_replace(true);
+    }
+
+    /// Waits until so many services accept connections.
+    pub async fn serving(&self, services: usize) {
+        // The sender lives as long as these doors.
+        let _ = self
+            .0
+            .serving
+            .subscribe()
+            .wait_for(|serving| *serving >= services)
+            .await;
+    }
+
+    async fn opened(&self) {
+        let _ = self.0.open.subscribe().wait_for(|open| *open).await;
+    }
+}
+
 /// A Pingora listening service on a socket that is already bound.
 pub struct Listening<S> {
     inner: S,
     key: String,
     socket: Option<TcpListener>,
-    until_exit: bool,
+    doors: Doors,
+    until: Option<ShutdownWatch>,
 }
 
 impl<S> Listening<S> {
-    /// Serves `socket` until the server shuts down, with the service that `make` makes: it is given the address that the
-    /// service must have as its one TCP address.
+    /// Serves `socket` from when `doors` open until the server shuts down, with the service that `make` makes: it is given
+    /// the address that the service must have as its one TCP address.
     ///
     /// # Errors
     /// When the socket can't tell its address.
-    pub fn new(socket: TcpListener, make: impl FnOnce(&str) -> S) -> io::Result<Self> {
+    pub fn new(socket: TcpListener, doors: Doors, make: impl FnOnce(&str) -> S) -> io::Result<Self> {
         let key = socket.local_addr()?.to_string();
         Ok(Self {
             inner: make(&key),
             key,
             socket: Some(socket),
-            until_exit: false,
+            doors,
+            until: None,
         })
     }
 
-    /// Goes on serving through the shutdown, until the process exits: for the port that tells how the shutdown goes.
+    /// Goes on serving through the shutdown, until `end`: for the port that tells how the shutdown goes.
     #[must_use]
-    pub fn until_exit(mut self) -> Self {
-        self.until_exit = true;
+    pub fn until(mut self, end: ShutdownWatch) -> Self {
+        self.until = Some(end);
         self
     }
 }
@@ -128,18 +174,24 @@ impl<S> Listening<S> {
 #[async_trait]
 impl<S: Service> Service for Listening<S> {
     async fn start_service(&mut self, fds: Option<ListenFds>, shutdown: ShutdownWatch, listeners_per_fd: usize) {
+        self.doors.opened().await;
         if let (Some(fds), Some(socket)) = (&fds, self.socket.take()) {
             fds.lock().add(self.key.clone(), socket.into_raw_fd());
         }
-        info!(service = self.inner.name(), address = self.key.as_str(); "listening");
-
-        // Dropped only when the inner service has ended, because a closed watch would end it.
-        let (_never, ignored) = tokio::sync::watch::channel(false);
-        let shutdown = if self.until_exit { ignored } else { shutdown };
+        let shutdown = self.until.take().unwrap_or(shutdown);
+        let name = self.inner.name().to_owned();
         let served = self.inner.start_service(fds, shutdown, listeners_per_fd);
         let served = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(served));
-        if served.await.is_err() {
-            error!(service = self.inner.name(), address = self.key.as_str(); "can't serve; exiting");
+        tokio::pin!(served);
+        // In its first poll Pingora builds its listeners and starts the tasks that accept; it is over only at the end.
+        let mut over = futures::poll!(&mut served);
+        if over.is_pending() {
+            info!(service = name.as_str(), address = self.key.as_str(); "listening");
+            self.doors.0.serving.send_modify(|serving| *serving += 1);
+            over = std::task::Poll::Ready(served.await);
+        }
+        if matches!(over, std::task::Poll::Ready(Err(_))) {
+            error!(service = name.as_str(), address = self.key.as_str(); "can't serve; exiting");
             crate::json_log::flush(std::time::Duration::from_secs(1));
             std::process::exit(1);
         }

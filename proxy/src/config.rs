@@ -5,17 +5,22 @@
 //! one error ([`chassis::settings`]), and without a file every default below holds.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use chassis::settings::{Settings, duration, duration_or_zero, positive, size, whole};
+use chassis::settings::{Section, Settings, duration, duration_or_zero, positive, size, whole};
 use ipnet::IpNet;
 use pingora::server::configuration::ServerConf;
 use registry::RedisUrl;
 use yaml_serde::{Mapping, Value};
 
+use crate::head::MOST_FIELDS;
+
 /// Our section in the file.
 const SECTION: &str = "gopherproxy";
+
+/// Where a successor waits for the listening sockets, in a directory of its own that nobody else may enter.
+const UPGRADE_SOCKET: &str = "/run/gopherproxy/upgrade.sock";
 
 /// The longest that a token bucket may take to fill, in seconds: what is longer is a quota, not a rate.
 const LONGEST_REFILL: f64 = 86_400.0;
@@ -33,8 +38,8 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// Where the set of origins is.
     pub registry: RegistryKind,
-    /// How often the set is read.
-    pub discovery_interval: Duration,
+    /// How the set is read.
+    pub discovery: Discovery,
     /// The proxy's own health check.
     pub health: Health,
     /// The limit for each client.
@@ -43,11 +48,18 @@ pub struct Config {
     pub client: ClientLimits,
     /// What a backend may take.
     pub upstream: UpstreamLimits,
-    /// How long requests in flight may go on after SIGTERM.
+    /// How long the process calls itself not ready, and serves on, before it stops taking connections.
+    pub lame_duck: Duration,
+    /// How long requests in flight may go on after that.
     pub drain_timeout: Duration,
-    /// The sentinel inside this process, when there is one.
-    pub sentinel: Option<sentinel::Config>,
+    /// Whether there is a sentinel inside this process.
+    pub sentinel_enabled: bool,
+    /// What it probes, and how.
+    pub sentinel: sentinel::Config,
 }
+
+/// Keys, each with its value in words.
+pub type Fixed = Vec<(&'static str, String)>;
 
 /// Where the set of origins is.
 #[derive(Debug)]
@@ -56,6 +68,15 @@ pub enum RegistryKind {
     Redis(RedisUrl),
     /// In this process, written by the sentinel inside it.
     InProcess,
+}
+
+/// How the set of origins is read.
+#[derive(Debug, Clone)]
+pub struct Discovery {
+    /// From one read to the next.
+    pub interval: Duration,
+    /// The file that the last good set is kept in.
+    pub state_file: Option<PathBuf>,
 }
 
 /// The proxy's own health check of every backend.
@@ -68,7 +89,7 @@ pub struct Health {
 }
 
 /// The token bucket of each client.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Limit {
     /// How many requests a client may send at once.
     pub burst: u32,
@@ -93,10 +114,20 @@ pub struct ClientLimits {
     pub read_timeout: Duration,
     /// For the client to take a piece of the response.
     pub write_timeout: Duration,
+    /// The fewest bytes a second, on the average, that a request body may come at and a response be taken at.
+    pub min_rate: Option<u64>,
     /// The longest request head, in bytes.
     pub max_head: usize,
+    /// The most fields in a request head.
+    pub max_fields: usize,
     /// The longest request body, in bytes.
     pub max_body: Option<u64>,
+    /// The most requests on one connection.
+    pub max_requests: u64,
+    /// The most connections at a time.
+    pub max_connections: usize,
+    /// The most connections at a time from one address that is no trusted proxy.
+    pub max_connections_per_client: usize,
 }
 
 /// What a backend may take.
@@ -114,6 +145,23 @@ pub struct UpstreamLimits {
     pub tunnel_idle_timeout: Duration,
     /// Tries after the first.
     pub retries: usize,
+    /// How many tries after the first there may be in all, for each request: a share.
+    pub retry_budget: f64,
+    /// When a backend that fails is left alone.
+    pub ejection: Ejection,
+}
+
+/// When a backend that fails is left alone, and for how long.
+#[derive(Debug, Clone)]
+pub struct Ejection {
+    /// So many failures in a row take a backend out.
+    pub failures: u32,
+    /// For how long, the first time.
+    pub time: Duration,
+    /// For how long at most: each time in a row is twice as long as the one before.
+    pub max_time: Duration,
+    /// The largest share of the alive backends that may be out at a time.
+    pub max_share: f64,
 }
 
 impl Config {
@@ -159,6 +207,7 @@ impl Config {
             ));
         }
         let trusted_proxies = section.list("trusted_proxies", Some("TRUSTED_PROXIES"), Vec::new(), network);
+        let lame_duck = section.value("lame_duck", None, Duration::ZERO, duration_or_zero);
         let drain_timeout = section.value("drain_timeout", None, Duration::from_secs(30), duration_or_zero);
 
         let mut part = section.section("registry");
@@ -180,7 +229,10 @@ impl Config {
         };
 
         let mut part = section.section("discovery");
-        let discovery_interval = part.value("interval", None, Duration::from_secs(5), duration);
+        let discovery = Discovery {
+            interval: part.value("interval", None, Duration::from_secs(5), duration),
+            state_file: part.value("state_file", None, None, file_or_none),
+        };
         part.finish();
 
         let mut part = section.section("health");
@@ -212,8 +264,13 @@ impl Config {
             idle_timeout: part.value("idle_timeout", None, Duration::from_secs(60), duration),
             read_timeout: part.value("read_timeout", None, Duration::from_secs(60), duration),
             write_timeout: part.value("write_timeout", None, Duration::from_secs(60), duration),
+            min_rate: part.value("min_rate", None, Some(240), size_or_none),
             max_head: part.value("max_head", None, 32 << 10, head_size),
+            max_fields: part.value("max_fields", None, 100, whole(1..=MOST_FIELDS)),
             max_body: part.value("max_body", None, None, size_or_none),
+            max_requests: part.value("max_requests", None, 10_000, whole(1..=u64::MAX)),
+            max_connections: part.value("max_connections", None, 10_000, whole(1..=1_000_000)),
+            max_connections_per_client: part.value("max_connections_per_client", None, 1_000, whole(1..=1_000_000)),
         };
         part.finish();
 
@@ -225,6 +282,8 @@ impl Config {
             idle_timeout: part.value("idle_timeout", None, Duration::from_secs(60), duration),
             tunnel_idle_timeout: part.value("tunnel_idle_timeout", None, Duration::from_secs(3600), duration),
             retries: part.value("retries", None, 2, whole(0..=10)),
+            retry_budget: part.value("retry_budget", None, 0.2, share),
+            ejection: Ejection::read(part.section("ejection")),
         };
         part.finish();
 
@@ -245,20 +304,51 @@ impl Config {
             admin_listen,
             trusted_proxies,
             registry,
-            discovery_interval,
+            discovery,
             health,
             limit,
             client,
             upstream,
+            lame_duck,
             drain_timeout,
-            sentinel: enabled.then_some(sentinel),
+            sentinel_enabled: enabled,
+            sentinel,
         };
         // Pingora sleeps this long after SIGTERM whatever happens; `lifecycle` leaves as soon as it can, so this only has
         // to be longer than the drain.
-        config.server.grace_period_seconds = Some(config.drain_timeout.as_secs() + 5);
+        config.server.grace_period_seconds = Some(config.drain_timeout.as_secs() + 10);
         // The total number of tries. `service` decides each one; Pingora's own limit must not be lower.
         config.server.max_retries = config.upstream.retries + 1;
         Ok(settings.finish(config)?)
+    }
+}
+
+impl Config {
+    /// What a running process can't change, each key with its value in words.
+    pub fn fixed(&self) -> Fixed {
+        vec![
+            ("Pingora's own keys", format!("{:?}", self.server)),
+            ("listen", self.listen.to_string()),
+            ("admin_listen", self.admin_listen.to_string()),
+            ("lame_duck", format!("{:?}", self.lame_duck)),
+            ("drain_timeout", format!("{:?}", self.drain_timeout)),
+            ("registry", format!("{:?}", self.registry)),
+            ("discovery.state_file", format!("{:?}", self.discovery.state_file)),
+            ("sentinel.enabled", self.sentinel_enabled.to_string()),
+        ]
+    }
+}
+
+impl Ejection {
+    fn read(mut part: Section<'_>) -> Self {
+        let ejection = Self {
+            failures: part.value("failures", None, 3, whole(1..=1_000)),
+            time: part.value("time", None, Duration::from_secs(5), duration),
+            max_time: part.value("max_time", None, Duration::from_secs(60), duration),
+            max_share: part.value("max_share", None, 0.5, share),
+        };
+        part.finish();
+        ejection
     }
 }
 
@@ -285,6 +375,7 @@ fn server_conf(settings: &Settings, keys: Mapping) -> ServerConf {
     ];
     let default = ServerConf {
         threads: std::thread::available_parallelism().map_or(1, usize::from),
+        upgrade_sock: UPGRADE_SOCKET.into(),
         ..ServerConf::default()
     };
     let Ok(Value::Mapping(mut accepted)) = yaml_serde::to_value(&default) else {
@@ -381,6 +472,22 @@ fn head_size(text: &str) -> Result<usize, String> {
         .ok_or_else(expected)
 }
 
+/// A part of a whole.
+fn share(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share))
+        .ok_or_else(|| "a share from 0 to 1, such as 0.2".into())
+}
+
+fn file_or_none(text: &str) -> Result<Option<PathBuf>, String> {
+    match text {
+        "none" => Ok(None),
+        _ if Path::new(text).is_absolute() => Ok(Some(text.into())),
+        _ => Err("the absolute path of a file, or none".into()),
+    }
+}
+
 fn size_or_none(text: &str) -> Result<Option<u64>, String> {
     if text == "none" {
         return Ok(None);
@@ -421,7 +528,7 @@ mod tests {
     fn the_embedded_file_needs_no_redis() {
         let config = read(include_str!("../../conf/embedded.yaml"), &[]).unwrap();
         assert!(matches!(config.registry, RegistryKind::InProcess));
-        assert!(config.sentinel.is_some());
+        assert!(config.sentinel_enabled);
     }
 
     #[test]

@@ -2,20 +2,23 @@
 //!
 //! Pingora's own loop has no deadline for a whole head, waits for ever between requests, and answers a head that it can't
 //! read without a word to anybody. So the head is read here: bounded in length and time, checked by [`head`], and only then given
-//! to Pingora as bytes that were read already. A request that is refused here has a line in the log and its place in
+//! to Pingora as bytes that were read already. Connections have their maxima too, in all and for each client. A request that is refused here has a line in the log and its place in
 //! the metrics like any other.
 
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::BytesMut;
+use futures::FutureExt;
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::{Shutdown, Stream};
 use pingora::server::ShutdownWatch;
+use pingora_limits::inflight::{self, Inflight};
 use pingora_proxy::{HttpProxy, ProxyHttp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -25,14 +28,13 @@ use crate::chunks::{BadFraming, Chunks};
 use crate::config::ClientLimits;
 use crate::gate::{Gate, Rest};
 use crate::head::{self, Body, RequestLine};
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Connected, Lifecycle};
 use crate::metrics::Metrics;
+use crate::policy::{Live, Policy};
 use crate::rejection::Rejection;
 
 /// Room for a first read; most heads fit.
 const FIRST_READ: usize = 4096;
-/// How long an idle connection is still read from once the shutdown has begun: a request that was on its way is answered.
-const LAST_CALL: Duration = Duration::from_millis(100);
 /// How long, and for how many bytes, a refused client is listened to, so that closing doesn't destroy the answer before it is
 /// read.
 const LINGER: Duration = Duration::from_millis(500);
@@ -52,14 +54,21 @@ impl Connection {
     pub fn request_seen(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
+
+    /// How many requests Pingora has taken, the one that is being served with them.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
 }
 
 /// The server of client connections, in front of the application `A`.
 pub struct Edge<A> {
     /// What proxies a request.
     pub proxy: Arc<HttpProxy<A>>,
-    /// What a connection may take.
-    pub limits: ClientLimits,
+    /// The rules, which a reload can change.
+    pub live: Arc<Live>,
+    /// How many connections each client has.
+    pub by_client: Inflight,
     /// Whether the process is on its way out.
     pub lifecycle: Arc<Lifecycle>,
     /// What Prometheus sees.
@@ -78,24 +87,46 @@ enum Arrival {
     Refused(Rejection),
 }
 
+/// A connection's places among all and among its client's.
+struct Admitted {
+    _among_all: Connected,
+    _among_its_own: Option<inflight::Guard>,
+}
+
 impl<A> Edge<A> {
+    /// A place for a connection from `peer`; `None` when there are too many.
+    fn admit(&self, peer: SocketAddr, policy: &Policy) -> Option<Admitted> {
+        let limits = &policy.client;
+        let among_all = self.lifecycle.connect();
+        let among_its_own =
+            (!policy.trusted.contain(peer.ip())).then(|| self.by_client.incr(policy.limiter.key(peer.ip()), 1));
+        let its_own = among_its_own.as_ref().map_or(0, |(_, count)| (*count).unsigned_abs());
+        (self.lifecycle.connections() <= limits.max_connections && its_own <= limits.max_connections_per_client).then(
+            || Admitted {
+                _among_all: among_all,
+                _among_its_own: among_its_own.map(|(guard, _)| guard),
+            },
+        )
+    }
+
     /// Waits for the first byte of a request; `None` when there will be none.
     async fn first_byte(&self, stream: &mut Gate, shutdown: &mut ShutdownWatch) -> Option<u8> {
+        let idle_timeout = self.live.policy().client.idle_timeout;
         // One byte on the stack: an idle connection holds no buffer of ours.
-        let read = timeout(self.limits.idle_timeout, stream.read_u8());
+        let read = timeout(idle_timeout, stream.read_u8());
         tokio::pin!(read);
         tokio::select! {
             biased;
             byte = &mut read => return byte.ok()?.ok(),
             () = async { drop(shutdown.wait_for(|down| *down).await) } => {}
         }
-        timeout(LAST_CALL, read).await.ok()?.ok()?.ok()
+        timeout(self.lifecycle.last_call(), read).await.ok()?.ok()?.ok()
     }
 
     /// Reads until `received` begins with a whole head.
-    async fn rest_of_head(&self, stream: &mut Gate, received: &mut BytesMut) -> Arrival {
+    async fn rest_of_head(&self, stream: &mut Gate, received: &mut BytesMut, limits: &ClientLimits) -> Arrival {
         let mut scanned = 0;
-        let read = timeout(self.limits.head_timeout, async {
+        let read = timeout(limits.head_timeout, async {
             loop {
                 while received.starts_with(b"\r\n") {
                     let _ = received.split_to(2);
@@ -105,14 +136,14 @@ impl<A> Edge<A> {
                     return Arrival::Nothing;
                 }
                 if let Some(length) = head::length(received, scanned) {
-                    return if length > self.limits.max_head {
+                    return if length > limits.max_head {
                         Arrival::Refused(Rejection::HeadTooLarge)
                     } else {
                         Arrival::Head(length)
                     };
                 }
                 scanned = received.len();
-                if scanned > self.limits.max_head {
+                if scanned > limits.max_head {
                     return Arrival::Refused(Rejection::HeadTooLarge);
                 }
                 received.reserve(FIRST_READ);
@@ -208,8 +239,15 @@ where
             requests: AtomicU64::new(0),
         });
         let mut shutdown = shutdown.clone();
-        let mut stream = Box::new(Gate::new(stream, self.limits.write_timeout));
         let mut received = BytesMut::new();
+        let policy = self.live.policy();
+        let mut stream = Box::new(Gate::new(stream, policy.client.write_timeout, policy.client.min_rate));
+        let Some(_admitted) = self.admit(peer, &policy) else {
+            let rejection = Rejection::TooManyConnections;
+            self.refuse(stream, b"", rejection, peer, Instant::now()).await;
+            return None;
+        };
+        drop(policy);
         loop {
             if received.is_empty() {
                 received = BytesMut::new();
@@ -219,7 +257,8 @@ where
             }
             let _in_flight = self.lifecycle.enter();
             let start = Instant::now();
-            let length = match self.rest_of_head(&mut stream, &mut received).await {
+            let policy = self.live.policy();
+            let length = match self.rest_of_head(&mut stream, &mut received, &policy.client).await {
                 Arrival::Head(length) => length,
                 Arrival::Nothing => continue,
                 Arrival::End => return None,
@@ -228,23 +267,29 @@ where
                     return None;
                 }
             };
-            let (body, rest) = match head::parse(&received[..length]).and_then(|body| split(body, &received[length..]))
-            {
+            let parsed = head::parse(&received[..length], policy.client.max_fields);
+            let (body, rest) = match parsed.and_then(|body| split(body, &received[length..])) {
                 Ok(split) => split,
                 Err(rejection) => {
                     self.refuse(stream, &received, rejection, peer, start).await;
                     return None;
                 }
             };
+            drop(policy);
             let request = received.split_to(length + body);
             stream.shut_behind(rest, received.len());
 
             let mut session = ServerSession::new_http1(stream);
             session.set_connection_user_context(Some(Box::new(Arc::clone(&connection))));
             session.set_pipelined_prefix(request);
-            let before = connection.requests.load(Ordering::Relaxed);
-            let reusable = self.proxy.process_new_http(session, &shutdown).await;
-            if connection.requests.load(Ordering::Relaxed) == before {
+            let before = connection.requests();
+            let served = AssertUnwindSafe(self.proxy.process_new_http(session, &shutdown));
+            let Ok(reusable) = served.catch_unwind().await else {
+                // The stream went down with the request, and with it the connection; nothing else did.
+                self.report(b"", Rejection::Internal, peer, start, false);
+                return None;
+            };
+            if connection.requests() == before {
                 // Pingora found fault with a head that `head` let through, and has answered it.
                 self.report(b"", Rejection::BadRequest, peer, start, true);
             }

@@ -2,10 +2,12 @@
 //!
 //! The last good set is worth more than no set. A read that fails, or finds the set empty, is an error here, because Pingora keeps
 //! the backends it has on `Err` and would drop them all on an empty `Ok`; a name that does not resolve keeps the
-//! addresses it last had. Who of them is alive is the health check's business, not this module's.
+//! addresses it last had; and a proxy that starts takes the set that an earlier one left in its [`state_file`] until the
+//! registry gives one. Who of them is alive is the health check's business, not this module's.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,7 @@ use pingora_load_balancing::{Backend, Extensions};
 use registry::{Malformed, Member, Registry, Resolver, Snapshot};
 
 use crate::metrics::Metrics;
+use crate::state_file;
 
 /// How long the names of one read may take, all at the same time.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -35,6 +38,7 @@ struct Shared {
     resolver: Resolver,
     metrics: Metrics,
     addresses: ArcSwap<Addresses>,
+    state_file: Option<PathBuf>,
     /// What outlives a read. A lock of the standard library, because it is never held across an `await`.
     memory: Mutex<Memory>,
 }
@@ -49,17 +53,36 @@ struct Memory {
     /// The names that did not resolve at the last read.
     unresolved: BTreeSet<Member>,
     malformed: BTreeSet<Malformed>,
+    /// The set of the state file, until it is taken.
+    saved: Option<Addresses>,
+    /// The set that the state file has.
+    in_file: Addresses,
+    /// The state file could not be written.
+    unwritable: bool,
 }
 
 impl RegistryDiscovery {
-    /// Reads `registry`.
-    pub fn new(registry: Arc<dyn Registry>, metrics: Metrics) -> Self {
+    /// Reads `registry`, and keeps the last good set in `state_file`.
+    pub fn new(registry: Arc<dyn Registry>, metrics: Metrics, state_file: Option<PathBuf>) -> Self {
+        let saved = state_file.as_ref().and_then(|path| {
+            state_file::read(path).unwrap_or_else(|problem| {
+                let path = path.display().to_string();
+                warn!(file = path.as_str(), error = problem.to_string().as_str(); "can't use the saved set of backends");
+                None
+            })
+        });
+        let memory = Memory {
+            in_file: saved.clone().unwrap_or_default(),
+            saved: saved.filter(|addresses| !addresses.is_empty()),
+            ..Memory::default()
+        };
         Self(Arc::new(Shared {
             registry,
             resolver: Resolver::default(),
             metrics,
             addresses: ArcSwap::default(),
-            memory: Mutex::default(),
+            state_file,
+            memory: Mutex::new(memory),
         }))
     }
 
@@ -68,7 +91,12 @@ impl RegistryDiscovery {
         self.0.addresses.load_full()
     }
 
-    /// Whether the registry has given a usable set at least once.
+    /// Whether the next read gives what an earlier process saved, and not what the registry has.
+    pub fn has_saved(&self) -> bool {
+        self.memory().saved.is_some()
+    }
+
+    /// Whether there has been a usable set at least once.
     ///
     /// # Errors
     /// Why not, as one line of text.
@@ -76,6 +104,7 @@ impl RegistryDiscovery {
         let memory = self.memory();
         match (memory.last_success, &memory.error) {
             (Some(_), _) => Ok(()),
+            (None, _) if !self.0.addresses.load().is_empty() => Ok(()),
             (None, Some(error)) => Err(format!("no backends discovered yet: {error}")),
             (None, None) => Err("no backends discovered yet".into()),
         }
@@ -84,13 +113,27 @@ impl RegistryDiscovery {
     /// How old the last good set is, in words, when the last read gave none.
     pub fn staleness(&self) -> Option<String> {
         let memory = self.memory();
-        let age = memory.last_success?.elapsed().as_secs();
         let error = memory.error.as_ref()?;
-        Some(format!("the set of backends is {age} s old: {error}"))
+        Some(match memory.last_success {
+            Some(last) => format!("the set of backends is {} s old: {error}", last.elapsed().as_secs()),
+            None => format!("the set of backends is what an earlier process saved: {error}"),
+        })
     }
 
     fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
         self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes `addresses` the set, and Pingora's backends from it.
+    fn take(&self, addresses: Addresses) -> BTreeSet<Backend> {
+        let backends = addresses.keys().map(|address| Backend {
+            addr: PingoraAddr::Inet(*address),
+            weight: 1,
+            ext: Extensions::new(),
+        });
+        let backends = backends.collect();
+        self.0.addresses.store(Arc::new(addresses));
+        backends
     }
 
     async fn read(&self) -> Result<Addresses, String> {
@@ -150,6 +193,27 @@ impl RegistryDiscovery {
         addresses
     }
 
+    /// Writes the set to the state file when it is another than the one there.
+    async fn save(&self, addresses: &Addresses) {
+        let Some(path) = self.0.state_file.clone() else { return };
+        if self.memory().in_file == *addresses {
+            return;
+        }
+        let (set, to) = (addresses.clone(), path.clone());
+        let written = tokio::task::spawn_blocking(move || state_file::write(&to, &set)).await;
+        let written = written.unwrap_or_else(|ended| Err(std::io::Error::other(ended)));
+        let mut memory = self.memory();
+        let failed_before = std::mem::replace(&mut memory.unwritable, written.is_err());
+        match written {
+            Ok(()) => memory.in_file = addresses.clone(),
+            Err(problem) if !failed_before => {
+                let path = path.display().to_string();
+                warn!(file = path.as_str(), error = problem.to_string().as_str(); "can't save the set of backends");
+            }
+            Err(_) => {}
+        }
+    }
+
     /// Counts the members that do not parse and logs those that did not stand there before.
     fn note_malformed(&self, malformed: Vec<Malformed>) {
         self.0
@@ -168,7 +232,15 @@ impl RegistryDiscovery {
 #[async_trait]
 impl ServiceDiscovery for RegistryDiscovery {
     async fn discover(&self) -> Result<(BTreeSet<Backend>, HashMap<u64, bool>), Box<Error>> {
+        let saved = self.memory().saved.take();
+        if let Some(addresses) = saved {
+            info!(backends = addresses.len(); "starting with the backends that an earlier process saved");
+            return Ok((self.take(addresses), HashMap::new()));
+        }
         let read = self.read().await;
+        if let Ok(addresses) = &read {
+            self.save(addresses).await;
+        }
         let mut memory = self.memory();
         match read {
             Ok(addresses) => {
@@ -180,14 +252,7 @@ impl ServiceDiscovery for RegistryDiscovery {
                     info!(backends = addresses.len(); "registry is back");
                 }
                 self.0.metrics.discovered(addresses.len());
-                let backends = addresses.keys().map(|address| Backend {
-                    addr: PingoraAddr::Inet(*address),
-                    weight: 1,
-                    ext: Extensions::new(),
-                });
-                let backends = backends.collect();
-                self.0.addresses.store(Arc::new(addresses));
-                Ok((backends, HashMap::new()))
+                Ok((self.take(addresses), HashMap::new()))
             }
             Err(error) => {
                 self.0.metrics.discovery_errors.inc();
@@ -214,7 +279,7 @@ mod tests {
     #[test]
     fn a_name_keeps_the_addresses_it_last_had_until_it_leaves() {
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-        let discovery = RegistryDiscovery::new(Arc::new(registry::InProcess::default()), metrics);
+        let discovery = RegistryDiscovery::new(Arc::new(registry::InProcess::default()), metrics, None);
         let name: Member = "origin:80".parse().unwrap();
         let members = BTreeSet::from([name.clone()]);
         let addresses = ["192.0.2.1:80", "[2001:db8::1]:80"].map(|address| address.parse().unwrap());

@@ -1,6 +1,6 @@
 //! The client's stream, shut behind the request that is being served.
 //!
-//! Pingora reads a client through a [`Gate`], for three reasons:
+//! Pingora reads a client through a [`Gate`], for four reasons:
 //!
 //! - A client may send its next request before it has the answer to the last (pipelining). Pingora, waiting for a client that
 //!   goes away, would take the first byte of it for a mistake and end the request in flight. The gate lets the bytes of the
@@ -8,12 +8,14 @@
 //! - Pingora reads chunked bodies leniently; the gate follows their framing strictly ([`Chunks`]).
 //! - Pingora has a deadline for writing a body, but none for a head or a flush, so that a client that does not read would be
 //!   waited for as long as it likes. The gate has one for each write.
+//! - A client that sends or takes a byte now and then meets every deadline and holds a connection, a backend's too, for as
+//!   long as it likes. So there is a minimum for the average, over the time that was spent waiting for the client.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -30,6 +32,9 @@ use crate::chunks::{BadFraming, Chunks};
 
 /// How much of later requests is held; the rest waits in the kernel, as a client that sends too fast must.
 const MAX_HELD: usize = 16 << 10;
+
+/// How long a client may be waited for, in all, before the minimum rate counts.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// What is still to come of the current request.
 #[derive(Debug)]
@@ -53,11 +58,42 @@ pub struct Gate {
     write_timeout: Duration,
     /// Runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Bytes a second.
+    min_rate: Option<u64>,
+    reading: Pace,
+    writing: Pace,
+}
+
+/// How fast a client is in one direction, in the current request, while it is waited for.
+#[derive(Debug, Default)]
+struct Pace {
+    since: Option<Instant>,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    /// Notes that the client is waited for.
+    fn wait(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// Notes so many bytes. Returns false when the client is slower than so many a second. What it sends or takes without being
+    /// waited for (all of a small body, what fits into the kernel's buffers) does not count for it.
+    fn keeps(&mut self, bytes: usize, min_rate: Option<u64>) -> bool {
+        if let Some(since) = self.since.take() {
+            self.waited += since.elapsed();
+            self.bytes += bytes as u64;
+        }
+        let owed = self.waited.saturating_sub(GRACE).as_secs_f64();
+        min_rate.is_none_or(|rate| self.bytes as f64 >= rate as f64 * owed)
+    }
 }
 
 impl Gate {
-    /// An open gate in front of `stream`, whose client may take `write_timeout` before it reads on.
-    pub fn new(stream: Stream, write_timeout: Duration) -> Self {
+    /// An open gate in front of `stream`, whose client may take `write_timeout` before it reads on, and must send and take
+    /// `min_rate` bytes a second.
+    pub fn new(stream: Stream, write_timeout: Duration, min_rate: Option<u64>) -> Self {
         Self {
             stream,
             rest: Rest::All,
@@ -65,6 +101,9 @@ impl Gate {
             held: BytesMut::new(),
             write_timeout,
             stalled: None,
+            min_rate,
+            reading: Pace::default(),
+            writing: Pace::default(),
         }
     }
 
@@ -72,6 +111,8 @@ impl Gate {
     pub fn shut_behind(&mut self, rest: Rest, waiting: usize) {
         self.rest = rest;
         self.room = MAX_HELD.saturating_sub(waiting);
+        self.reading = Pace::default();
+        self.writing = Pace::default();
     }
 
     /// Opens the gate and returns what it has held.
@@ -96,16 +137,41 @@ impl Gate {
         Poll::Pending
     }
 
-    /// Gives up a write that the client lets wait for too long.
-    fn limit<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
+    /// Reads some of the body of the current request. Gives up a client that is too slow.
+    fn poll_body(&mut self, context: &mut Context<'_>, part: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(context, part);
+        if read.is_pending() {
+            self.reading.wait();
+            return Poll::Pending;
         }
-        let limit = self.write_timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
-        ready!(stalled.as_mut().poll(context));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        if read.is_ready() && !self.reading.keeps(part.filled().len(), self.min_rate) {
+            return Poll::Ready(Err(too_slow()));
+        }
+        read
+    }
+
+    /// Gives up a write that the client lets wait for too long, and a client that takes too little in all.
+    fn limit<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+        bytes: impl FnOnce(&T) -> usize,
+    ) -> Poll<io::Result<T>> {
+        let Poll::Ready(written) = written else {
+            self.writing.wait();
+            let limit = self.write_timeout;
+            let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
+            ready!(stalled.as_mut().poll(context));
+            return Poll::Ready(Err(too_slow()));
+        };
+        self.stalled = None;
+        if written
+            .as_ref()
+            .is_ok_and(|written| !self.writing.keeps(bytes(written), self.min_rate))
+        {
+            return Poll::Ready(Err(too_slow()));
+        }
+        Poll::Ready(written)
     }
 }
 
@@ -119,15 +185,20 @@ impl AsyncRead for Gate {
             Rest::Length(left) => {
                 let most = buffer.remaining().min(usize::try_from(*left).unwrap_or(usize::MAX));
                 let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
-                ready!(Pin::new(&mut gate.stream).poll_read(context, &mut part))?;
+                ready!(gate.poll_body(context, &mut part))?;
                 let read = part.filled().len();
                 buffer.advance(read);
-                *left -= read as u64;
+                if let Rest::Length(left) = &mut gate.rest {
+                    *left -= read as u64;
+                }
                 Poll::Ready(Ok(()))
             }
-            Rest::Chunked(chunks) => {
+            Rest::Chunked(_) => {
                 let mut part = ReadBuf::new(buffer.initialize_unfilled());
-                ready!(Pin::new(&mut gate.stream).poll_read(context, &mut part))?;
+                ready!(gate.poll_body(context, &mut part))?;
+                let Rest::Chunked(chunks) = &mut gate.rest else {
+                    return Poll::Ready(Ok(()));
+                };
                 let read = chunks.follow(part.filled()).map_err(|BadFraming| bad_framing())?;
                 gate.held.extend_from_slice(&part.filled()[read..]);
                 buffer.advance(read);
@@ -152,23 +223,35 @@ pub fn is_bad_framing(error: &(dyn std::error::Error + 'static)) -> bool {
         .is_some_and(|error| error.kind() == io::ErrorKind::InvalidData)
 }
 
+/// The error that a client's slowness ends in; [`is_too_slow`] knows it again.
+fn too_slow() -> io::Error {
+    io::ErrorKind::TimedOut.into()
+}
+
+/// Whether `error` is a client's slowness.
+pub fn is_too_slow(error: &(dyn std::error::Error + 'static)) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
+}
+
 impl AsyncWrite for Gate {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
         let written = Pin::new(&mut gate.stream).poll_write(context, bytes);
-        gate.limit(context, written)
+        gate.limit(context, written, |bytes| *bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let gate = self.get_mut();
         let flushed = Pin::new(&mut gate.stream).poll_flush(context);
-        gate.limit(context, flushed)
+        gate.limit(context, flushed, |()| 0)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let gate = self.get_mut();
         let shut = Pin::new(&mut gate.stream).poll_shutdown(context);
-        gate.limit(context, shut)
+        gate.limit(context, shut, |()| 0)
     }
 
     fn poll_write_vectored(
@@ -178,7 +261,7 @@ impl AsyncWrite for Gate {
     ) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
         let written = Pin::new(&mut gate.stream).poll_write_vectored(context, slices);
-        gate.limit(context, written)
+        gate.limit(context, written, |bytes| *bytes)
     }
 
     fn is_write_vectored(&self) -> bool {

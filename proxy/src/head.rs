@@ -8,8 +8,8 @@ use std::str;
 
 use crate::rejection::Rejection;
 
-/// More header fields than this are answered 431.
-const MAX_FIELDS: usize = 100;
+/// More header fields than this Pingora does not read, whatever `client.max_fields` is.
+pub const MOST_FIELDS: usize = 256;
 
 /// A longer target is answered 431 whatever `client.max_head` is: the HTTP library takes none.
 const MAX_TARGET: usize = 65_534;
@@ -67,13 +67,13 @@ pub fn length(bytes: &[u8], scanned: usize) -> Option<usize> {
         })
 }
 
-/// Checks a whole head and tells how its body is delimited.
+/// Checks a whole head, which may have `max_fields` fields, and tells how its body is delimited.
 ///
 /// # Errors
 /// What to answer instead of proxying it.
-pub fn parse(head: &[u8]) -> Result<Body, Rejection> {
-    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
-    let mut request = httparse::Request::new(&mut fields);
+pub fn parse(head: &[u8], max_fields: usize) -> Result<Body, Rejection> {
+    let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
+    let mut request = httparse::Request::new(&mut fields[..max_fields.min(MOST_FIELDS)]);
     match request.parse(head) {
         Ok(httparse::Status::Complete(_)) => {}
         Err(httparse::Error::TooManyHeaders) => return Err(Rejection::HeadTooLarge),
@@ -177,10 +177,12 @@ fn content_length(value: &[u8]) -> Result<u64, Rejection> {
 mod tests {
     use super::*;
 
+    const MAX_FIELDS: usize = 100;
+
     fn check(head: &str) -> Result<Body, Rejection> {
         let bytes = head.as_bytes();
         assert_eq!(length(bytes, 0), Some(bytes.len()), "{head:?}");
-        parse(bytes)
+        parse(bytes, MAX_FIELDS)
     }
 
     #[test]

@@ -8,16 +8,23 @@
 //! - [`chunks`]: where a chunked body ends.
 //! - [`gate`]: the client's stream, shut behind the request that is being served.
 //! - [`service`]: what happens to a request, phase by phase.
+//! - [`policy`]: the rules that a request is served by.
 //! - [`client`]: whose request it is.
 //! - [`limiter`]: whether that client may have it.
 //! - [`upstream`]: the pool of backends, and which one is next.
+//! - [`ejection`]: when a backend that fails is left alone.
+//! - [`retry_budget`]: how many requests may be tried again.
 //! - [`discovery`]: where the pool's backends come from.
+//! - [`state_file`]: the last good set of them, for the next start.
 //! - [`forwarding`]: what the backend and the client get to see of each other.
 //! - [`rejection`]: every answer that is the proxy's own.
 //! - [`access_log`]: one line a request.
 //! - [`metrics`]: what Prometheus sees.
 //! - [`status`]: what the admin port says of the process.
-//! - [`lifecycle`]: signals, drain, exit.
+//! - [`startup`]: from bound ports to serving, by a handover if need be.
+//! - [`lifecycle`]: where the process is between start and end.
+//! - [`signals`]: shutdown, handover to a successor, reload.
+//! - [`reload`]: the configuration read again.
 
 pub mod access_log;
 pub mod chunks;
@@ -25,13 +32,20 @@ pub mod client;
 pub mod config;
 pub mod connection;
 pub mod discovery;
+pub mod ejection;
 pub mod forwarding;
 pub mod gate;
 pub mod head;
 pub mod lifecycle;
 pub mod limiter;
 pub mod metrics;
+pub mod policy;
 pub mod rejection;
+pub mod reload;
+pub mod retry_budget;
 pub mod service;
+pub mod signals;
+pub mod startup;
+pub mod state_file;
 pub mod status;
 pub mod upstream;

@@ -186,7 +186,7 @@ impl ClientLimiter {
     }
 
     /// What makes a client: an IPv4 address, or the network of an IPv6 address.
-    fn key(&self, address: IpAddr) -> u128 {
+    pub fn key(&self, address: IpAddr) -> u128 {
         match address.to_canonical() {
             IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
             IpAddr::V6(address) => address.to_bits() & self.ipv6_mask,

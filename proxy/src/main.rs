@@ -7,18 +7,20 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use chassis::admin::Admin;
-use chassis::listener::{self, Listening};
+use chassis::listener::{Doors, Listening};
 use chassis::{build_info, healthcheck, process};
 use clap::Parser;
-use gopherproxy::client::Networks;
 use gopherproxy::config::{Config, RegistryKind};
 use gopherproxy::connection::Edge;
 use gopherproxy::discovery::RegistryDiscovery;
-use gopherproxy::lifecycle::{DrainOnSignal, Lifecycle};
-use gopherproxy::limiter::ClientLimiter;
+use gopherproxy::lifecycle::Lifecycle;
 use gopherproxy::metrics::Metrics;
-use gopherproxy::rejection::LimitedAnswers;
+use gopherproxy::policy::Live;
+use gopherproxy::reload::Reload;
+use gopherproxy::retry_budget::RetryBudget;
 use gopherproxy::service::EdgeProxy;
+use gopherproxy::signals::OnSignal;
+use gopherproxy::startup::{self, Startup};
 use gopherproxy::status::Status;
 use gopherproxy::upstream::{Pool, PoolService};
 use log::info;
@@ -27,9 +29,11 @@ use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::background_service;
 use pingora::services::listening::Service;
+use pingora_limits::inflight::Inflight;
 use pingora_proxy::http_proxy;
 use registry::{InProcess, RedisStore, Registry};
 use sentinel::Sentinel;
+use tokio::sync::watch;
 
 /// The proxy allocates on every request; this allocator took a fifth of the CPU time off a bare one.
 #[global_allocator]
@@ -55,6 +59,10 @@ struct Arguments {
     #[arg(short, long)]
     test: bool,
 
+    /// Take the listening sockets of the running proxy, when it is told to hand them over (SIGQUIT or SIGTERM).
+    #[arg(short, long)]
+    upgrade: bool,
+
     /// Ask the proxy that runs with this configuration whether it is ready, and exit with 0 if it is.
     #[arg(long)]
     healthcheck: bool,
@@ -79,16 +87,20 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     if arguments.healthcheck {
         return healthcheck::ready(config.admin_listen);
     }
-    // Both ports are taken before anything is started, so that a taken one is an error and nothing else.
-    let client_socket = listener::bind(config.listen)?;
-    let admin_socket = listener::bind(config.admin_listen)?;
-    let waiting = client_socket.try_clone()?;
+    // Both ports are this process's before anything is started, so that a taken one is an error and nothing else.
+    let (sockets, predecessor) = if arguments.upgrade {
+        let (sockets, predecessor) = startup::inherit(&config)?;
+        (sockets, Some(predecessor))
+    } else {
+        (startup::bind(&config)?, None)
+    };
+    let (client_socket, admin_socket) = (sockets.client.try_clone()?, sockets.admin.try_clone()?);
     info!(version = build_info::VERSION, commit = build_info::COMMIT; "starting");
 
     let prometheus = prometheus::Registry::new();
     let metrics = Metrics::register(&prometheus)?;
     let lifecycle = Arc::new(Lifecycle::default());
-    let limiter = Arc::new(ClientLimiter::new(&config.limit, Instant::now()));
+    let live = Arc::new(Live::new(&config));
     // Two stores where the registry is Redis: each belongs to the runtime of the service that uses it.
     let in_process = Arc::new(InProcess::default());
     let open_registry = || -> Result<Arc<dyn Registry>, registry::Error> {
@@ -97,53 +109,68 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             RegistryKind::Redis(url) => Ok(Arc::new(RedisStore::new(url)?)),
         }
     };
-    let discovery = RegistryDiscovery::new(open_registry()?, metrics.clone());
-    let pool = Arc::new(Pool::new(
-        discovery.clone(),
-        config.discovery_interval,
-        config.health.clone(),
-        config.upstream.clone(),
-        metrics.clone(),
-    ));
+    let discovery = RegistryDiscovery::new(open_registry()?, metrics.clone(), config.discovery.state_file.clone());
+    let interval = config.discovery.interval;
+    let pool = Arc::new(Pool::new(discovery.clone(), interval, &config.health, metrics.clone()));
+    let sentinel = watch::Sender::new(Arc::new(config.sentinel.clone()));
 
+    let fixed = config.fixed();
+    let upgrade_socket = PathBuf::from(&config.server.upgrade_sock);
     let mut server = Server::new_with_opt_and_conf(None, config.server);
+    if config.sentinel_enabled {
+        let metrics = sentinel::Metrics::register(&prometheus)?;
+        let sentinel = Sentinel::new(sentinel.subscribe(), open_registry()?, metrics);
+        server.add_service(background_service("sentinel", sentinel));
+    }
+    server.add_service(background_service("pool", PoolService(Arc::clone(&pool))));
+    let doors = Doors::default();
+    let startup = Startup::new(predecessor, discovery.clone(), Arc::clone(&pool), doors.clone());
+    server.add_service(background_service("startup", startup));
+    let status = Status {
+        discovery,
+        lifecycle: Arc::clone(&lifecycle),
+        live: Arc::clone(&live),
+        metrics: metrics.clone(),
+    };
+    let admin = Admin::new(prometheus, Arc::new(status));
+    server.add_service(admin.listen(admin_socket, doors.clone(), lifecycle.admin_end())?);
     let proxy = EdgeProxy {
+        live: Arc::clone(&live),
         pool: Arc::clone(&pool),
-        limited: LimitedAnswers::new(config.limit.burst, limiter.refill()),
-        limiter: Arc::clone(&limiter),
-        exempt: Networks::new(config.limit.exempt),
-        trusted: Networks::new(config.trusted_proxies),
-        client: config.client.clone(),
-        upstream: config.upstream,
+        retries: RetryBudget::new(Instant::now()),
         lifecycle: Arc::clone(&lifecycle),
         metrics: metrics.clone(),
     };
     let edge = Edge {
         proxy: Arc::new(http_proxy(&server.configuration, proxy)),
-        limits: config.client,
+        live: Arc::clone(&live),
+        by_client: Inflight::new(),
         lifecycle: Arc::clone(&lifecycle),
         metrics: metrics.clone(),
     };
-    if let Some(targets) = config.sentinel {
-        let sentinel = Sentinel::new(targets, open_registry()?, sentinel::Metrics::register(&prometheus)?);
-        server.add_service(background_service("sentinel", sentinel));
-    }
-    let status = Status {
-        discovery,
-        lifecycle: Arc::clone(&lifecycle),
-        limiter,
-        metrics,
-    };
-    server.add_service(background_service("pool", PoolService(pool)));
-    server.add_service(Admin::new(prometheus, Arc::new(status)).listen(admin_socket)?);
-    server.add_service(Listening::new(client_socket, |address| {
+    server.add_service(Listening::new(client_socket, doors, |address| {
         let (read, write) = CONNECTION_BUFFERS;
         let mut service = Service::new("proxy".into(), edge);
         service.add_listener(ListenerConfig::tcp(address).l4_buffer(L4BufferSettings::new(read, write)));
         service
     })?);
+    let reload = Reload {
+        path: arguments.conf.clone(),
+        fixed,
+        live,
+        pool,
+        sentinel,
+        metrics,
+    };
     server.run(RunArgs {
-        shutdown_signal: Box::new(DrainOnSignal::new(lifecycle, config.drain_timeout, waiting)),
+        shutdown_signal: Box::new(OnSignal {
+            lifecycle,
+            lame_duck: config.lame_duck,
+            drain_timeout: config.drain_timeout,
+            sockets,
+            upgrade_socket,
+            reload: Arc::new(reload),
+        }),
     });
     Ok(())
 }

@@ -35,6 +35,12 @@ pub struct Metrics {
     pub inflight: IntGauge,
     /// Tries after the first.
     pub upstream_retries: IntCounter,
+    /// Backends taken out because they kept failing.
+    pub ejections: IntCounter,
+    /// Client connections that are open.
+    pub connections: IntGauge,
+    /// Reloads of the configuration, by whether it was taken.
+    reloads: [IntCounter; 2],
     /// Reads of the registry that gave no usable set.
     pub discovery_errors: IntCounter,
     /// When the registry last gave a usable set.
@@ -46,6 +52,7 @@ pub struct Metrics {
     /// Clients whose bucket is not full.
     pub limiter_clients: IntGauge,
     access_log_dropped: IntCounter,
+    panics: IntCounter,
 }
 
 impl Metrics {
@@ -67,6 +74,13 @@ impl Metrics {
                 "Responses that clients got, by class of status.",
             ),
             &["class"],
+        )?;
+        let reloads = IntCounterVec::new(
+            Opts::new(
+                "gopherproxy_config_reloads_total",
+                "Reloads of the configuration, by result: ok, or refused.",
+            ),
+            &["result"],
         )?;
         let metrics = Self {
             processed: IntCounter::new(
@@ -97,6 +111,12 @@ impl Metrics {
                 "Requests that have arrived and are not answered.",
             )?,
             upstream_retries: IntCounter::new("gopherproxy_upstream_retries_total", "Tries after the first.")?,
+            ejections: IntCounter::new(
+                "gopherproxy_ejections_total",
+                "Times that a backend was left alone for a while because it kept failing.",
+            )?,
+            connections: IntGauge::new("gopherproxy_connections", "Client connections that are open.")?,
+            reloads: ["ok", "refused"].map(|result| reloads.with_label_values(&[result])),
             discovery_errors: IntCounter::new(
                 "gopherproxy_discovery_errors_total",
                 "Reads of the registry that gave no usable set: an error, no answer in time, or an empty set.",
@@ -115,8 +135,13 @@ impl Metrics {
                 "gopherproxy_access_log_dropped_lines_total",
                 "Log lines that were dropped because standard output could not take them in time.",
             )?,
+            panics: IntCounter::new(
+                "gopherproxy_panics_total",
+                "Panics, each a mistake in this program: of a request, which was cut, or of a background loop, which was \
+                 started again.",
+            )?,
         };
-        let collectors: [Box<dyn Collector>; 14] = [
+        let collectors: [Box<dyn Collector>; 18] = [
             Box::new(metrics.processed.clone()),
             Box::new(metrics.dropped.clone()),
             Box::new(metrics.active_backends.clone()),
@@ -131,6 +156,10 @@ impl Metrics {
             Box::new(metrics.discovery_malformed.clone()),
             Box::new(metrics.limiter_clients.clone()),
             Box::new(metrics.access_log_dropped.clone()),
+            Box::new(metrics.ejections.clone()),
+            Box::new(metrics.connections.clone()),
+            Box::new(reloads),
+            Box::new(metrics.panics.clone()),
         ];
         collectors
             .into_iter()
@@ -175,9 +204,22 @@ impl Metrics {
         self.discovery_backends.set(i64::try_from(backends).unwrap_or(i64::MAX));
     }
 
+    /// Counts a reload of the configuration.
+    pub fn reloaded(&self, taken: bool) {
+        self.reloads[usize::from(!taken)].inc();
+    }
+
     /// Brings the count of dropped log lines up to `total`.
     pub fn access_log_dropped(&self, total: u64) {
-        self.access_log_dropped
-            .inc_by(total.saturating_sub(self.access_log_dropped.get()));
+        catch_up(&self.access_log_dropped, total);
     }
+
+    /// Brings the count of panics up to `total`.
+    pub fn panics(&self, total: u64) {
+        catch_up(&self.panics, total);
+    }
+}
+
+fn catch_up(counter: &IntCounter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
 }

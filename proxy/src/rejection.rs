@@ -11,7 +11,7 @@ use pingora::ErrorSource;
 use pingora::http::ResponseHeader;
 use pingora::prelude::{Error, ErrorType};
 
-use crate::gate::is_bad_framing;
+use crate::gate::{is_bad_framing, is_too_slow};
 
 /// Why the proxy answers a request itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,6 +34,8 @@ pub enum Rejection {
     BodyTooLarge,
     /// The request head is longer than `client.max_head`, or has too many fields.
     HeadTooLarge,
+    /// There are too many connections, in all or from this client.
+    TooManyConnections,
     /// The client went away before there was an answer. Nobody sees the status; the log says 499.
     ClientGone,
     /// A mistake of ours.
@@ -42,7 +44,7 @@ pub enum Rejection {
 
 impl Rejection {
     /// All of them, so that each has its series from the start.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Limited,
         Self::NoBackend,
         Self::BackendFailed,
@@ -52,6 +54,7 @@ impl Rejection {
         Self::RequestTimeout,
         Self::BodyTooLarge,
         Self::HeadTooLarge,
+        Self::TooManyConnections,
         Self::ClientGone,
         Self::Internal,
     ];
@@ -68,6 +71,7 @@ impl Rejection {
             Self::RequestTimeout => (408, "request_timeout", "Request Timeout\n"),
             Self::BodyTooLarge => (413, "body_too_large", "Content Too Large\n"),
             Self::HeadTooLarge => (431, "head_too_large", "Request Header Fields Too Large\n"),
+            Self::TooManyConnections => (503, "too_many_connections", "Service Unavailable\n"),
             Self::ClientGone => (499, "client_gone", ""),
             Self::Internal => (500, "internal", "Internal Server Error\n"),
         }
@@ -101,6 +105,7 @@ impl Rejection {
         match (error.etype(), error.esource()) {
             (ErrorType::HTTPStatus(413), _) => Self::BodyTooLarge,
             (ErrorType::ReadError, ErrorSource::Downstream) if is_bad_framing(error.root_cause()) => Self::BadRequest,
+            (ErrorType::ReadError, ErrorSource::Downstream) if is_too_slow(error.root_cause()) => Self::RequestTimeout,
             (
                 ErrorType::ReadTimedout | ErrorType::WriteTimedout | ErrorType::ConnectTimedout,
                 ErrorSource::Upstream,

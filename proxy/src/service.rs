@@ -22,15 +22,16 @@ use pingora::{ErrorSource, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::access_log;
-use crate::client::{self, Client, Networks};
-use crate::config::{ClientLimits, UpstreamLimits};
+use crate::client::{self, Client};
 use crate::connection::Connection;
 use crate::forwarding;
 use crate::head;
 use crate::lifecycle::Lifecycle;
-use crate::limiter::{ClientLimiter, Verdict};
+use crate::limiter::Verdict;
 use crate::metrics::Metrics;
-use crate::rejection::{LimitedAnswers, Rejection};
+use crate::policy::{Live, Policy};
+use crate::rejection::Rejection;
+use crate::retry_budget::RetryBudget;
 use crate::upstream::{Pool, Upstream};
 
 /// How long the rest of a request body may take to arrive when its request was refused. Then the connection closes.
@@ -38,20 +39,12 @@ const DRAIN_BODY: Duration = Duration::from_secs(1);
 
 /// The proxy's application.
 pub struct EdgeProxy {
+    /// The rules, which a reload can change.
+    pub live: Arc<Live>,
     /// The backends.
     pub pool: Arc<Pool>,
-    /// The bucket of each client.
-    pub limiter: Arc<ClientLimiter>,
-    /// The answers to clients over their limit.
-    pub limited: LimitedAnswers,
-    /// Clients without a limit.
-    pub exempt: Networks,
-    /// Peers whose word about the client is believed.
-    pub trusted: Networks,
-    /// What a client connection may take.
-    pub client: ClientLimits,
-    /// What a backend may take.
-    pub upstream: UpstreamLimits,
+    /// How many requests may be tried again.
+    pub retries: RetryBudget,
     /// Whether the process is on its way out.
     pub lifecycle: Arc<Lifecycle>,
     /// What Prometheus sees.
@@ -61,6 +54,8 @@ pub struct EdgeProxy {
 /// What is known of a request.
 pub struct RequestCtx {
     start: Instant,
+    /// The rules that this request is served by.
+    policy: Arc<Policy>,
     connection: Option<Arc<Connection>>,
     client: Option<Client>,
     request_id: Option<HeaderValue>,
@@ -69,6 +64,8 @@ pub struct RequestCtx {
     tries: usize,
     /// Backends that are not to be tried again.
     tried: Vec<SocketAddr>,
+    /// The last try was on a kept connection that the backend had closed.
+    stale: bool,
     /// A piece of the body was sent in this try, so its head was too.
     body_sent: bool,
     /// A backend answered: its final status has been seen.
@@ -104,12 +101,24 @@ impl EdgeProxy {
                 session.set_keepalive(None);
             }
         }
-        self.write(session, rejection, header).await?;
+        self.write(session, ctx, rejection, header).await?;
         Ok(true)
     }
 
-    async fn write(&self, session: &mut Session, rejection: Rejection, header: ResponseHeader) -> Result<()> {
-        if self.lifecycle.is_draining() {
+    /// Whether this is the last request of its connection.
+    fn is_last(&self, ctx: &RequestCtx) -> bool {
+        let used_up = |connection: &Arc<Connection>| connection.requests() >= ctx.policy.client.max_requests;
+        self.lifecycle.is_draining() || ctx.connection.as_ref().is_some_and(used_up)
+    }
+
+    async fn write(
+        &self,
+        session: &mut Session,
+        ctx: &RequestCtx,
+        rejection: Rejection,
+        header: ResponseHeader,
+    ) -> Result<()> {
+        if self.is_last(ctx) {
             session.set_keepalive(None);
         }
         let body = Bytes::from_static(rejection.body().as_bytes());
@@ -131,16 +140,29 @@ impl EdgeProxy {
     }
 
     /// Whether the client has said that its body is longer than allowed.
-    fn announces_too_much(&self, request: &RequestHeader) -> bool {
+    fn announces_too_much(request: &RequestHeader, max: Option<u64>) -> bool {
         let announced = request
             .headers
             .get(header::CONTENT_LENGTH)
             .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        matches!((announced, self.client.max_body), (Some(length), Some(max)) if length > max)
+        matches!((announced, max), (Some(length), Some(max)) if length > max)
     }
 
+    /// Whether there may be another try. A stale connection is not the backend's failure, so that it costs nothing of the budget;
+    /// the try after it is on a new connection, so that it can't happen twice.
     fn may_try_again(&self, ctx: &RequestCtx) -> bool {
-        ctx.tries <= self.upstream.retries && self.pool.has_other_than(&ctx.tried)
+        let limits = &ctx.policy.upstream;
+        ctx.tries <= limits.retries
+            && self.pool.has_other_than(&ctx.tried)
+            && (ctx.stale || self.retries.take(limits.retry_budget, Instant::now()))
+    }
+
+    /// Notes that the backend of this try has failed.
+    fn backend_failed(&self, ctx: &mut RequestCtx) {
+        if let Some(upstream) = &ctx.upstream {
+            ctx.tried.push(upstream.address);
+            self.pool.failed(upstream, &ctx.policy.upstream.ejection);
+        }
     }
 
     fn count(&self, ctx: &RequestCtx, status: u16) {
@@ -170,12 +192,14 @@ impl ProxyHttp for EdgeProxy {
     fn new_ctx(&self) -> RequestCtx {
         RequestCtx {
             start: Instant::now(),
+            policy: self.live.policy(),
             connection: None,
             client: None,
             request_id: None,
             upstream: None,
             tries: 0,
             tried: Vec::new(),
+            stale: false,
             body_sent: false,
             answered: false,
             switched: false,
@@ -205,9 +229,10 @@ impl ProxyHttp for EdgeProxy {
         let Some(peer) = ctx.connection.as_ref().map(|connection| connection.peer.ip()) else {
             return Error::e_explain(ErrorType::InternalError, "a request without its connection");
         };
-        let client = client::identify(peer, &session.req_header().headers, &self.trusted);
+        let policy = Arc::clone(&ctx.policy);
+        let client = client::identify(peer, &session.req_header().headers, &policy.trusted);
         ctx.client = Some(client);
-        session.set_read_timeout(Some(self.client.read_timeout));
+        session.set_read_timeout(Some(policy.client.read_timeout));
         // An answer may come before the request body has ended (an echo, an error): the connection is kept if the rest arrives
         // soon. Not so where the client waits for "100 Continue": after the answer it sends no body, but its next request.
         if !session.req_header().headers.contains_key(header::EXPECT) {
@@ -218,13 +243,13 @@ impl ProxyHttp for EdgeProxy {
             session.set_ignore_info_resp(true);
         }
 
-        if !self.exempt.contain(client.address)
-            && let Verdict::Limited { retry_after } = self.limiter.check(client.address, ctx.start)
+        if !policy.exempt.contain(client.address)
+            && let Verdict::Limited { retry_after } = policy.limiter.check(client.address, ctx.start)
         {
-            let header = self.limited.header(retry_after);
+            let header = policy.limited.header(retry_after);
             return self.refuse(session, ctx, Rejection::Limited, header).await;
         }
-        if self.announces_too_much(session.req_header()) {
+        if Self::announces_too_much(session.req_header(), policy.client.max_body) {
             let rejection = Rejection::BodyTooLarge;
             return self.refuse(session, ctx, rejection, rejection.header()).await;
         }
@@ -233,6 +258,7 @@ impl ProxyHttp for EdgeProxy {
             let rejection = Rejection::NoBackend;
             return self.refuse(session, ctx, rejection, rejection.header()).await;
         }
+        self.retries.request(ctx.start);
         ctx.request_id = Some(forwarding::request_id(&session.req_header().headers, client));
         Ok(false)
     }
@@ -246,9 +272,15 @@ impl ProxyHttp for EdgeProxy {
         let Some(upstream) = &ctx.upstream else {
             return Error::e_explain(ErrorType::InternalError, "a request without a backend");
         };
-        let mut peer = upstream.peer();
+        let limits = &ctx.policy.upstream;
+        let mut peer = upstream.peer(limits);
         if asks_for_websocket(session.req_header()) {
-            peer.options.read_timeout = Some(self.upstream.tunnel_idle_timeout);
+            peer.options.read_timeout = Some(limits.tunnel_idle_timeout);
+        }
+        if std::mem::take(&mut ctx.stale) {
+            // A group of its own has no kept connection, and what is made for it is not kept.
+            peer.group_key = fastrand::u64(1..);
+            peer.options.idle_timeout = Some(Duration::ZERO);
         }
         Ok(peer)
     }
@@ -276,7 +308,7 @@ impl ProxyHttp for EdgeProxy {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         ctx.body_sent = true;
-        match self.client.max_body {
+        match ctx.policy.client.max_body {
             Some(max) if !session.was_upgraded() && session.body_bytes_read() as u64 > max => Error::e_explain(
                 ErrorType::HTTPStatus(413),
                 "the request body is longer than client.max_body",
@@ -295,17 +327,20 @@ impl ProxyHttp for EdgeProxy {
         if switches {
             ctx.switched = true;
             ctx.answered_after = Some(ctx.start.elapsed());
-            session.set_read_timeout(Some(self.upstream.tunnel_idle_timeout));
+            session.set_read_timeout(Some(ctx.policy.upstream.tunnel_idle_timeout));
         }
         if switches || !response.status.is_informational() {
             ctx.answered = true;
+            if let Some(upstream) = &ctx.upstream {
+                upstream.answered();
+            }
         }
         forwarding::strip_hop_by_hop(response);
         let ends = forwarding::ends_with_connection(session.req_header().version, response);
         if ends {
             response.remove_header(&header::TRANSFER_ENCODING);
         }
-        if ends || self.lifecycle.is_draining() {
+        if ends || self.is_last(ctx) {
             session.set_keepalive(None);
         }
         if !switches && forwarding::has_no_body(&session.req_header().method, response) {
@@ -335,7 +370,7 @@ impl ProxyHttp for EdgeProxy {
         ctx: &mut RequestCtx,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        ctx.tried.extend(ctx.upstream.as_ref().map(|upstream| upstream.address));
+        self.backend_failed(ctx);
         error.set_retry(self.may_try_again(ctx));
         error
     }
@@ -361,8 +396,9 @@ impl ProxyHttp for EdgeProxy {
         );
         let idempotent = session.req_header().method.is_idempotent();
         // A kept connection that the backend had closed says nothing about the backend: it may be tried again.
-        if !(reused && error.retry == RetryType::ReusedOnly) {
-            ctx.tried.extend(ctx.upstream.as_ref().map(|upstream| upstream.address));
+        ctx.stale = reused && error.retry == RetryType::ReusedOnly;
+        if *error.esource() == ErrorSource::Upstream && !ctx.stale {
+            self.backend_failed(ctx);
         }
         error.set_retry(repeatable && (unsent || (idempotent && broken)) && self.may_try_again(ctx));
         error
@@ -390,7 +426,7 @@ impl ProxyHttp for EdgeProxy {
                 .is_some_and(|response| !response.status.is_informational());
         if !begun
             && rejection != Rejection::ClientGone
-            && self.write(session, rejection, rejection.header()).await.is_ok()
+            && self.write(session, ctx, rejection, rejection.header()).await.is_ok()
             && rejection != Rejection::RequestTimeout
         {
             // Closing on a client that still sends would destroy the answer before it is read.

@@ -7,8 +7,8 @@ use chassis::admin::Probed;
 
 use crate::discovery::RegistryDiscovery;
 use crate::lifecycle::Lifecycle;
-use crate::limiter::ClientLimiter;
 use crate::metrics::Metrics;
+use crate::policy::Live;
 
 /// Ready once there are backends to send traffic to, and until the shutdown begins.
 pub struct Status {
@@ -16,15 +16,15 @@ pub struct Status {
     pub discovery: RegistryDiscovery,
     /// Whether the process is on its way out.
     pub lifecycle: Arc<Lifecycle>,
-    /// Whose size is told at a scrape.
-    pub limiter: Arc<ClientLimiter>,
+    /// Whose limiter's size is told at a scrape.
+    pub live: Arc<Live>,
     /// What is brought up to date at a scrape.
     pub metrics: Metrics,
 }
 
 impl Probed for Status {
     fn ready(&self) -> Result<String, String> {
-        if self.lifecycle.is_draining() {
+        if self.lifecycle.is_leaving() {
             return Err("shutting down".into());
         }
         self.discovery.ready()?;
@@ -39,7 +39,9 @@ impl Probed for Status {
         self.metrics.inflight.set(gauge(self.lifecycle.in_flight()));
         self.metrics
             .limiter_clients
-            .set(gauge(self.limiter.clients(Instant::now())));
+            .set(gauge(self.live.policy().limiter.clients(Instant::now())));
+        self.metrics.connections.set(gauge(self.lifecycle.connections()));
         self.metrics.access_log_dropped(chassis::json_log::dropped_lines());
+        self.metrics.panics(chassis::json_log::panics());
     }
 }

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -19,14 +19,15 @@ use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use pingora::upstreams::peer::HttpPeer;
-use pingora_load_balancing::health_check::{HealthObserve, TcpHealthCheck};
+use pingora_load_balancing::health_check::{HealthCheck, TcpHealthCheck};
 use pingora_load_balancing::{Backend, Backends};
 use prometheus::Histogram;
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{sleep, sleep_until};
 
-use crate::config::{Health, UpstreamLimits};
+use crate::config::{Ejection, Health, UpstreamLimits};
 use crate::discovery::RegistryDiscovery;
+use crate::ejection::Conduct;
 use crate::metrics::Metrics;
 
 /// How soon the registry is read again when it gave no usable set: this long, then twice as long, up to the limit. (How
@@ -43,28 +44,36 @@ pub struct Upstream {
     pub name: Arc<str>,
     /// How long its requests take.
     pub duration: Histogram,
+    /// What its last requests came to.
+    conduct: Conduct,
     peer: HttpPeer,
 }
 
 impl Upstream {
-    fn new(address: SocketAddr, name: Arc<str>, limits: &UpstreamLimits, metrics: &Metrics) -> Self {
-        let mut peer = HttpPeer::new(address, false, String::new());
+    fn new(address: SocketAddr, name: Arc<str>, metrics: &Metrics) -> Self {
+        Self {
+            address,
+            duration: metrics.request_duration(&name),
+            name,
+            conduct: Conduct::default(),
+            peer: HttpPeer::new(address, false, String::new()),
+        }
+    }
+
+    /// What Pingora needs to connect.
+    pub fn peer(&self, limits: &UpstreamLimits) -> Box<HttpPeer> {
+        let mut peer = Box::new(self.peer.clone());
         peer.options.connection_timeout = Some(limits.connect_timeout);
         peer.options.total_connection_timeout = Some(limits.connect_timeout);
         peer.options.read_timeout = Some(limits.read_timeout);
         peer.options.write_timeout = Some(limits.write_timeout);
         peer.options.idle_timeout = Some(limits.idle_timeout);
-        Self {
-            address,
-            duration: metrics.request_duration(&name),
-            name,
-            peer,
-        }
+        peer
     }
 
-    /// What Pingora needs to connect.
-    pub fn peer(&self) -> Box<HttpPeer> {
-        Box::new(self.peer.clone())
+    /// Notes that it has answered, whatever the status.
+    pub fn answered(&self) {
+        self.conduct.answered();
     }
 }
 
@@ -72,9 +81,8 @@ impl Upstream {
 pub struct Pool {
     backends: Backends,
     discovery: RegistryDiscovery,
-    health: Health,
-    discovery_interval: Duration,
-    limits: UpstreamLimits,
+    pace: ArcSwap<Pace>,
+    check: Arc<Check>,
     metrics: Metrics,
     alive: ArcSwap<Vec<Arc<Upstream>>>,
     turn: AtomicUsize,
@@ -84,39 +92,52 @@ pub struct Pool {
     flipped: Arc<Notify>,
     /// There are backends that were never checked.
     unchecked: Notify,
+    /// A backend was taken out because it failed.
+    ejected: Notify,
+}
+
+/// How often what is done.
+struct Pace {
+    discovery: Duration,
+    health: Duration,
 }
 
 impl Pool {
     /// An empty pool, to be filled by running it as a service.
-    pub fn new(
-        discovery: RegistryDiscovery,
-        discovery_interval: Duration,
-        health: Health,
-        limits: UpstreamLimits,
-        metrics: Metrics,
-    ) -> Self {
+    pub fn new(discovery: RegistryDiscovery, interval: Duration, health: &Health, metrics: Metrics) -> Self {
         let flipped = Arc::new(Notify::new());
-        let mut check = TcpHealthCheck::new();
-        check.peer_template.options.connection_timeout = Some(health.timeout);
-        check.health_changed_callback = Some(Box::new(Flips {
+        let check = Arc::new(Check {
+            current: ArcSwap::from_pointee(tcp_check(health.timeout)),
             discovery: discovery.clone(),
             flipped: Arc::clone(&flipped),
-        }));
+        });
         let mut backends = Backends::new(Box::new(discovery.clone()));
-        backends.set_health_check(check);
+        backends.set_health_check(Box::new(SharedCheck(Arc::clone(&check))));
         Self {
             backends,
             discovery,
-            health,
-            discovery_interval,
-            limits,
+            pace: ArcSwap::from_pointee(Pace {
+                discovery: interval,
+                health: health.interval,
+            }),
+            check,
             metrics,
             alive: ArcSwap::default(),
             turn: AtomicUsize::new(0),
             known: Mutex::default(),
             flipped,
             unchecked: Notify::new(),
+            ejected: Notify::new(),
         }
+    }
+
+    /// Changes how often the registry is read and how the backends are checked, from the next time on.
+    pub fn change(&self, interval: Duration, health: &Health) {
+        self.pace.store(Arc::new(Pace {
+            discovery: interval,
+            health: health.interval,
+        }));
+        self.check.current.store(Arc::new(tcp_check(health.timeout)));
     }
 
     /// The alive backend whose turn it is; `None` when none is alive.
@@ -124,6 +145,11 @@ impl Pool {
         let alive = self.alive.load();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         (!alive.is_empty()).then(|| Arc::clone(&alive[turn % alive.len()]))
+    }
+
+    /// Whether no backend is alive.
+    pub fn is_empty(&self) -> bool {
+        self.alive.load().is_empty()
     }
 
     /// Another alive backend than those of `tried`, for a request that one of them did not answer. It takes no turn: otherwise
@@ -144,17 +170,73 @@ impl Pool {
         alive.iter().any(|upstream| !tried.contains(&upstream.address))
     }
 
+    /// Notes that `upstream` has failed a request, and takes it out for a while if it keeps failing and there are others.
+    pub fn failed(&self, upstream: &Upstream, limits: &Ejection) {
+        let Some(failures) = upstream.conduct.failed(limits) else {
+            return;
+        };
+        let now = Instant::now();
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if upstream.conduct.out_until(now).is_some() {
+            return;
+        }
+        let out = known
+            .values()
+            .filter(|one| one.conduct.out_until(now).is_some())
+            .count();
+        let alive = self.alive.load().len();
+        // Those that are out are not among the alive.
+        let room = (alive + out) as f64 * limits.max_share;
+        if (out + 1) as f64 > room {
+            return;
+        }
+        let time = upstream.conduct.eject(limits, now);
+        drop(known);
+        self.metrics.ejections.inc();
+        let seconds = time.as_secs_f64();
+        warn!(backend = &*upstream.name, failures = failures, seconds = seconds; "backend keeps failing; leaving it alone");
+        self.publish();
+        self.ejected.notify_one();
+    }
+
+    /// Brings back each backend that was taken out when its time is over.
+    async fn run_returns(self: Arc<Self>) {
+        loop {
+            let now = Instant::now();
+            let next = {
+                let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                known.values().filter_map(|one| one.conduct.out_until(now)).min()
+            };
+            let back = async {
+                match next {
+                    Some(until) => sleep_until(until.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = back => self.publish(),
+                () = self.ejected.notified() => {}
+            }
+        }
+    }
+
     /// Reads the registry every interval; sooner while it gives nothing.
     async fn run_discovery(self: Arc<Self>) {
+        if self.discovery.has_saved() {
+            // An error is not possible: what was saved is a set, and not an empty one.
+            let _ = self.backends.update(|_| self.unchecked.notify_one()).await;
+            self.publish();
+        }
         let mut retry = DISCOVERY_RETRY;
         loop {
+            let interval = self.pace.load().discovery;
             let updated = self.backends.update(|_| self.unchecked.notify_one()).await;
             self.publish();
             if updated.is_ok() {
                 retry = DISCOVERY_RETRY;
-                sleep(self.discovery_interval).await;
+                sleep(interval).await;
             } else {
-                sleep(retry.min(self.discovery_interval)).await;
+                sleep(retry.min(interval)).await;
                 retry = (retry * 2).min(DISCOVERY_RETRY_LIMIT);
             }
         }
@@ -173,8 +255,9 @@ impl Pool {
                 }
             }
             self.publish();
+            let interval = self.pace.load().health;
             tokio::select! {
-                () = sleep(self.health.interval) => {}
+                () = sleep(interval) => {}
                 () = self.unchecked.notified() => {}
             }
         }
@@ -186,6 +269,8 @@ impl Pool {
         let addresses = self.discovery.addresses();
         let mut now = HashMap::with_capacity(known.len());
         let mut alive = Vec::with_capacity(known.len());
+        let mut out = Vec::new();
+        let time = Instant::now();
         for backend in self.backends.get_backend().iter() {
             let Some((address, name)) = address_of(backend).and_then(|address| addresses.get_key_value(&address))
             else {
@@ -193,12 +278,22 @@ impl Pool {
             };
             let upstream = match known.get(address) {
                 Some(upstream) if upstream.name == *name => Arc::clone(upstream),
-                _ => Arc::new(Upstream::new(*address, Arc::clone(name), &self.limits, &self.metrics)),
+                _ => Arc::new(Upstream::new(*address, Arc::clone(name), &self.metrics)),
             };
             if self.backends.ready(backend) {
-                alive.push(Arc::clone(&upstream));
+                let list = if upstream.conduct.out_until(time).is_none() {
+                    &mut alive
+                } else {
+                    &mut out
+                };
+                list.push(Arc::clone(&upstream));
             }
             now.insert(*address, upstream);
+        }
+        // Backends that failed a while ago are better than none.
+        if alive.is_empty() {
+            out.iter().for_each(|upstream| upstream.conduct.pardon(time));
+            alive = out;
         }
         let names: HashSet<&str> = now.values().map(|upstream| &*upstream.name).collect();
         for gone in known.values().filter(|upstream| !names.contains(&*upstream.name)) {
@@ -213,7 +308,7 @@ impl Pool {
     }
 }
 
-/// The two loops of a pool, as a Pingora service.
+/// The loops of a pool, as a Pingora service.
 pub struct PoolService(pub Arc<Pool>);
 
 #[async_trait]
@@ -224,21 +319,37 @@ impl BackgroundService for PoolService {
         drop(shutdown);
         tokio::join!(
             supervise("discovery", until_exit.clone(), || Arc::clone(&self.0).run_discovery()),
-            supervise("health checks", until_exit, || Arc::clone(&self.0).run_health_checks()),
+            supervise("health checks", until_exit.clone(), || Arc::clone(&self.0)
+                .run_health_checks()),
+            supervise("ejection", until_exit, || Arc::clone(&self.0).run_returns()),
         );
     }
 }
 
-/// Hears from Pingora that a backend has become alive or dead.
-struct Flips {
+/// The health check, whose timeout can change. It also hears from Pingora that a backend has become alive or dead.
+struct Check {
+    current: ArcSwap<TcpHealthCheck>,
     discovery: RegistryDiscovery,
     flipped: Arc<Notify>,
 }
 
+fn tcp_check(timeout: Duration) -> TcpHealthCheck {
+    let mut check = TcpHealthCheck::default();
+    check.peer_template.options.connection_timeout = Some(timeout);
+    check
+}
+
+/// Pingora wants a health check of its own.
+struct SharedCheck(Arc<Check>);
+
 #[async_trait]
-impl HealthObserve for Flips {
-    async fn observe(&self, backend: &Backend, healthy: bool) {
-        let addresses = self.discovery.addresses();
+impl HealthCheck for SharedCheck {
+    async fn check(&self, target: &Backend) -> pingora::Result<()> {
+        self.0.current.load_full().check(target).await
+    }
+
+    async fn health_status_change(&self, backend: &Backend, healthy: bool) {
+        let addresses = self.0.discovery.addresses();
         let address = backend.addr.to_string();
         let name = address_of(backend)
             .and_then(|address| addresses.get(&address))
@@ -248,7 +359,11 @@ impl HealthObserve for Flips {
         } else {
             warn!(backend = name, address = address.as_str(); "backend went down");
         }
-        self.flipped.notify_one();
+        self.0.flipped.notify_one();
+    }
+
+    fn health_threshold(&self, _success: bool) -> usize {
+        1
     }
 }
 
@@ -265,29 +380,16 @@ mod tests {
 
     fn pool(ports: &[u16]) -> Pool {
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-        let discovery = RegistryDiscovery::new(Arc::new(registry::InProcess::default()), metrics.clone());
-        let limits = UpstreamLimits {
-            connect_timeout: Duration::from_secs(1),
-            read_timeout: Duration::from_secs(1),
-            write_timeout: Duration::from_secs(1),
-            idle_timeout: Duration::from_secs(1),
-            tunnel_idle_timeout: Duration::from_secs(1),
-            retries: 2,
-        };
+        let discovery = RegistryDiscovery::new(Arc::new(registry::InProcess::default()), metrics.clone(), None);
+        let second = Duration::from_secs(1);
         let health = Health {
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_secs(1),
+            interval: second,
+            timeout: second,
         };
-        let pool = Pool::new(
-            discovery,
-            Duration::from_secs(1),
-            health,
-            limits.clone(),
-            metrics.clone(),
-        );
+        let pool = Pool::new(discovery, second, &health, metrics.clone());
         let upstreams = ports.iter().map(|port| {
             let address = SocketAddr::from(([127, 0, 0, 1], *port));
-            Arc::new(Upstream::new(address, address.to_string().into(), &limits, &metrics))
+            Arc::new(Upstream::new(address, address.to_string().into(), &metrics))
         });
         pool.alive.store(Arc::new(upstreams.collect()));
         pool

@@ -10,7 +10,7 @@ mod probe;
 mod target;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -18,7 +18,8 @@ use log::{info, warn};
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use registry::{Member, Registry, Resolver};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 pub use config::Config;
 pub use metrics::Metrics;
@@ -30,38 +31,45 @@ use target::{State, Target, Thresholds};
 /// stay registered, because a control plane that goes away must not take the data plane with it.
 #[derive(Clone)]
 pub struct Sentinel {
-    config: Arc<Config>,
+    config: watch::Receiver<Arc<Config>>,
     registry: Arc<dyn Registry>,
     metrics: Metrics,
 }
 
 impl Sentinel {
-    /// A sentinel that publishes to `registry`.
-    pub fn new(config: Config, registry: Arc<dyn Registry>, metrics: Metrics) -> Self {
+    /// A sentinel that publishes to `registry`. What it probes, and how, is what was last sent to `config`.
+    pub fn new(config: watch::Receiver<Arc<Config>>, registry: Arc<dyn Registry>, metrics: Metrics) -> Self {
         Self {
-            config: Arc::new(config),
+            config,
             registry,
             metrics,
         }
     }
 
     /// Probes and publishes every interval, for ever.
-    async fn run(self) {
-        let thresholds = Thresholds {
-            rise: self.config.rise,
-            fall: self.config.fall,
-        };
-        let mut targets: Vec<Target> = self.config.targets.iter().cloned().map(Target::new).collect();
+    async fn run(mut self) {
         let resolver = Resolver::default();
+        let mut config = Arc::clone(&self.config.borrow_and_update());
+        let mut targets: Vec<Target> = config.targets.iter().cloned().map(Target::new).collect();
+        // Targets that left the list and are still in the registry.
+        let mut left: Vec<Member> = Vec::new();
         let mut registry_down = false;
-        let mut ticks = interval(self.config.interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = every(config.interval);
         loop {
             ticks.tick().await;
-            self.probe_all(&mut targets, &resolver, thresholds).await;
-            let published = self.publish(&targets).await;
-            match &published {
+            // A sender that is gone sends nothing new.
+            if self.config.has_changed().unwrap_or(false) {
+                config = Arc::clone(&self.config.borrow_and_update());
+                left.extend(exchange(&mut targets, &config.targets));
+                left.retain(|member| !config.targets.contains(member));
+                ticks = every(config.interval);
+                ticks.reset();
+                info!(targets = targets.len(); "targets changed");
+            }
+            self.probe_all(&mut targets, &resolver, &config).await;
+            match self.publish(&targets, &left).await {
                 Ok(()) => {
+                    left.clear();
                     if std::mem::take(&mut registry_down) {
                         info!("registry is back; the targets are published again");
                     }
@@ -77,10 +85,14 @@ impl Sentinel {
         }
     }
 
-    async fn probe_all(&self, targets: &mut [Target], resolver: &Resolver, thresholds: Thresholds) {
+    async fn probe_all(&self, targets: &mut [Target], resolver: &Resolver, config: &Config) {
+        let thresholds = Thresholds {
+            rise: config.rise,
+            fall: config.fall,
+        };
         let probes = targets.iter_mut().map(|target| async {
             let start = Instant::now();
-            let result = probe::probe(resolver, &target.member, self.config.timeout).await;
+            let result = probe::probe(resolver, &target.member, config.timeout).await;
             self.metrics.probed(start.elapsed(), result.is_ok());
             let Some(state) = target.observe(result.is_ok(), thresholds) else {
                 return;
@@ -95,26 +107,46 @@ impl Sentinel {
             }
         });
         futures::stream::iter(probes)
-            .for_each_concurrent(self.config.concurrency, |probe| probe)
+            .for_each_concurrent(config.concurrency, |probe| probe)
             .await;
         self.metrics.count(targets.iter().map(|target| target.state));
     }
 
-    async fn publish(&self, targets: &[Target]) -> Result<(), registry::Error> {
+    async fn publish(&self, targets: &[Target], left: &[Member]) -> Result<(), registry::Error> {
         let in_state = |state: State| -> Vec<Member> {
             let members = targets.iter().filter(|target| target.state == state);
             members.map(|target| target.member.clone()).collect()
         };
-        self.registry
-            .publish(&in_state(State::Up), &in_state(State::Down))
-            .await
+        let absent = [in_state(State::Down), left.to_vec()].concat();
+        self.registry.publish(&in_state(State::Up), &absent).await
     }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// Makes `targets` those of `list`, and returns those that are in it no more. A target that stays keeps its state.
+fn exchange(targets: &mut Vec<Target>, list: &[Member]) -> Vec<Member> {
+    let (mut stay, leave): (Vec<Target>, Vec<Target>) =
+        targets.drain(..).partition(|target| list.contains(&target.member));
+    let new = list
+        .iter()
+        .filter(|member| !stay.iter().any(|target| target.member == **member))
+        .cloned()
+        .map(Target::new)
+        .collect::<Vec<_>>();
+    stay.extend(new);
+    *targets = stay;
+    leave.into_iter().map(|target| target.member).collect()
 }
 
 #[async_trait]
 impl BackgroundService for Sentinel {
     async fn start(&self, shutdown: ShutdownWatch) {
-        info!(targets = self.config.targets.len(); "sentinel started");
+        info!(targets = self.config.borrow().targets.len(); "sentinel started");
         chassis::supervisor::supervise("sentinel", shutdown, || self.clone().run()).await;
     }
 }

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chassis::admin::{Admin, Probed};
+use chassis::listener::Doors;
 use chassis::settings::{Settings, whole};
-use chassis::{build_info, healthcheck, listener, process};
+use chassis::{build_info, healthcheck, listener, process, service_manager};
 use clap::Parser;
 use log::{error, info};
 use pingora::server::configuration::ServerConf;
@@ -18,6 +19,7 @@ use pingora::services::background::background_service;
 use registry::{RedisStore, RedisUrl};
 use sentinel::{Config, Metrics, Sentinel};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 /// What `RUST_LOG` means when it is not set: Pingora tells of its own services at `info`.
 const LOG_FILTER: &str = "info,pingora=warn,pingora_core=warn";
@@ -76,8 +78,14 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     info!(version = build_info::VERSION, commit = build_info::COMMIT, redis = redis.to_string().as_str(); "starting");
     let store = Arc::new(RedisStore::new(&redis)?);
     let mut server = Server::new_with_opt_and_conf(None, ServerConf::default());
-    server.add_service(Admin::new(registry, Arc::new(recently)).listen(socket)?);
+    let doors = Doors::default();
+    doors.open();
+    // Neither ever changes: the environment stays what it is, and the admin port is served until the end.
+    let (_never_changed, config) = watch::channel(Arc::new(config));
+    let (_never_ended, end) = watch::channel(false);
+    server.add_service(Admin::new(registry, Arc::new(recently)).listen(socket, doors, end)?);
     server.add_service(background_service("sentinel", Sentinel::new(config, store, metrics)));
+    service_manager::serving();
     server.run(RunArgs {
         shutdown_signal: Box::new(AnySignal),
     });

@@ -95,7 +95,9 @@ async fn empty_lines_between_requests_are_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_held_of_later_requests_is_bounded() {
-    let (proxy, _origins) = proxy_over(1).await;
+    let origin = origin();
+    let proxy = Process::proxy(&(embedded(&[origin.address()]) + "  client: {max_requests: 10000000}\n")).await;
+    proxy.active_backends(1).await;
     let before = resident_kib(&proxy);
     let mut client = Connection::open(proxy.address()).await;
     // 64 MiB of requests on one connection, of which nobody reads the answers.

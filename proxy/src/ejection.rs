@@ -1,0 +1,128 @@
+//! When a backend that fails is left alone, and for how long.
+//!
+//! The proxy's own health check looks every few seconds, and only whether a port is open. Between two checks, or behind a port
+//! that is open while nothing good comes out of it, a backend's failures themselves tell: some in a row take it out for
+//! a while, each time for twice as long. It comes back on trial: one more failure takes it out again.
+//!
+//! [`Conduct`] is what is remembered of one backend. Whether there is room to take another one out is the pool's
+//! decision, because it takes all backends to know.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::config::Ejection;
+
+/// What a backend's last requests came to.
+#[derive(Debug, Default)]
+pub struct Conduct {
+    /// In a row.
+    failures: AtomicU32,
+    sentence: Mutex<Sentence>,
+}
+
+#[derive(Debug, Default)]
+struct Sentence {
+    until: Option<Instant>,
+    /// How many times in a row it was taken out.
+    times: u32,
+}
+
+impl Conduct {
+    /// Notes an answer, whatever its status.
+    pub fn answered(&self) {
+        // Nearly always there is nothing to forget, and reading costs less than writing.
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes a failure. Returns how many there were in a row when they are enough to take the backend out.
+    pub fn failed(&self, limits: &Ejection) -> Option<u32> {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        (failures >= limits.failures).then_some(failures)
+    }
+
+    /// Takes the backend out at `now`; returns for how long.
+    pub fn eject(&self, limits: &Ejection, now: Instant) -> Duration {
+        let mut sentence = self.sentence();
+        // Whoever was good for that long starts anew.
+        let forgotten = |until: Instant| now.saturating_duration_since(until) > limits.max_time;
+        if sentence.until.is_some_and(forgotten) {
+            sentence.times = 0;
+        }
+        let time = limits
+            .time
+            .saturating_mul(1 << sentence.times.min(20))
+            .min(limits.max_time);
+        sentence.times = sentence.times.saturating_add(1);
+        sentence.until = Some(now + time);
+        // On trial when it comes back.
+        self.failures.store(limits.failures - 1, Ordering::Relaxed);
+        time
+    }
+
+    /// When the backend comes back; `None` when it is not out.
+    pub fn out_until(&self, now: Instant) -> Option<Instant> {
+        self.sentence().until.filter(|until| *until > now)
+    }
+
+    /// Brings the backend back before its time.
+    pub fn pardon(&self, now: Instant) {
+        if let Some(until) = &mut self.sentence().until {
+            *until = now.min(*until);
+        }
+    }
+
+    fn sentence(&self) -> MutexGuard<'_, Sentence> {
+        self.sentence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Ejection = Ejection {
+        failures: 3,
+        time: Duration::from_secs(5),
+        max_time: Duration::from_secs(60),
+        max_share: 0.5,
+    };
+
+    #[test]
+    fn failures_count_in_a_row_only() {
+        let conduct = Conduct::default();
+        for _ in 0..5 {
+            assert_eq!(conduct.failed(&LIMITS), None);
+            assert_eq!(conduct.failed(&LIMITS), None);
+            conduct.answered();
+        }
+        assert_eq!(conduct.failed(&LIMITS), None);
+        assert_eq!(conduct.failed(&LIMITS), None);
+        assert_eq!(conduct.failed(&LIMITS), Some(3));
+        assert_eq!(
+            conduct.failed(&LIMITS),
+            Some(4),
+            "there may have been no room at the third"
+        );
+    }
+
+    #[test]
+    fn each_time_is_twice_as_long_until_the_longest_and_then_forgotten() {
+        let conduct = Conduct::default();
+        let mut now = Instant::now();
+        for seconds in [5, 10, 20, 40, 60, 60] {
+            assert_eq!(conduct.eject(&LIMITS, now), Duration::from_secs(seconds));
+            let back = now + Duration::from_secs(seconds);
+            assert_eq!(conduct.out_until(now), Some(back));
+            assert_eq!(conduct.out_until(back), None);
+            now = back + Duration::from_secs(1);
+            assert!(conduct.failed(&LIMITS).is_some(), "it is on trial");
+        }
+        now += LIMITS.max_time * 2;
+        assert_eq!(conduct.eject(&LIMITS, now), LIMITS.time);
+        conduct.pardon(now);
+        assert_eq!(conduct.out_until(now), None);
+    }
+}

@@ -1,0 +1,244 @@
+//! What each signal does.
+//!
+//! | signal | |
+//! |---|---|
+//! | SIGTERM | a handover when a successor (`gopherproxy -u`) waits, or else a shutdown |
+//! | SIGINT | a shutdown |
+//! | SIGQUIT | a handover; refused when no successor waits |
+//! | SIGHUP | the configuration is read again |
+//!
+//! A shutdown: `/readyz` says no, requests are still taken for the lame duck's time, then the port closes and the
+//! requests in flight may finish. A second SIGTERM or SIGINT ends the process at once. A handover that fails leaves this
+//! process serving, whatever signal asked for it: somebody has to.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::exit;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chassis::handover::Successor;
+use chassis::service_manager;
+use log::{error, info, warn};
+use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
+use socket2::{SockFilter, SockRef};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::sleep;
+
+use crate::lifecycle::Lifecycle;
+use crate::reload::Reload;
+
+/// How long a successor may take to find its backends.
+const SUCCESSOR_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the connections that wait in the kernel have to be accepted.
+const ACCEPT_THE_LAST: Duration = Duration::from_millis(50);
+/// How long the log may take at the end.
+const FLUSH: Duration = Duration::from_millis(500);
+/// A socket filter (classic BPF, on the TCP header) that drops the packet that opens a connection, SYN without ACK, and
+/// lets all others pass. The client sends it again a second later, and is then refused by a port that is closed. (A backlog
+/// of none would also drop the last packet of a handshake, after which the client believes it is connected.)
+const NO_NEW_CONNECTIONS: [SockFilter; 5] = [
+    // The flags, of which SYN is 2 and ACK is 16.
+    SockFilter::new(0x30, 0, 0, 13),
+    SockFilter::new(0x54, 0, 0, 2 | 16),
+    SockFilter::new(0x15, 0, 1, 2),
+    SockFilter::new(0x06, 0, 0, 0),
+    SockFilter::new(0x06, 0, 0, u32::MAX),
+];
+
+/// The sockets that clients and Prometheus connect to, or clones of them.
+pub struct Sockets {
+    /// Clients'.
+    pub client: TcpListener,
+    /// Prometheus's.
+    pub admin: TcpListener,
+}
+
+/// Waits for signals and does what they ask for.
+pub struct OnSignal {
+    /// What is told of the end, and tells what is left.
+    pub lifecycle: Arc<Lifecycle>,
+    /// From the signal to the closing of the port.
+    pub lame_duck: Duration,
+    /// From then on, at most.
+    pub drain_timeout: Duration,
+    /// What is handed over.
+    pub sockets: Sockets,
+    /// Where a successor waits.
+    pub upgrade_socket: PathBuf,
+    /// What SIGHUP does.
+    pub reload: Arc<Reload>,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for OnSignal {
+    async fn recv(&self) -> ShutdownSignal {
+        let mut signals = match Signals::new() {
+            Ok(signals) => signals,
+            Err(problem) => {
+                error!(error = problem.to_string().as_str(); "can't listen for signals; SIGKILL will end this process");
+                return std::future::pending().await;
+            }
+        };
+        while !self.ends(&mut signals).await {}
+        let (lifecycle, drain_timeout) = (Arc::clone(&self.lifecycle), self.drain_timeout);
+        // The runtime of this task lives through the sleep in which Pingora spends its grace period.
+        tokio::spawn(async move {
+            or_now(&mut signals, &lifecycle, lifecycle.drained(drain_timeout)).await;
+            match lifecycle.in_flight() {
+                0 => info!("drained; leaving"),
+                left => warn!(in_flight = left; "drain timeout; leaving with requests unanswered"),
+            }
+            leave(0);
+        });
+        ShutdownSignal::GracefulTerminate
+    }
+}
+
+impl OnSignal {
+    /// Does what the next signal asks for; returns whether this process takes no more connections.
+    async fn ends(&self, signals: &mut Signals) -> bool {
+        let asked = signals.next().await;
+        if asked == Asked::Reload {
+            self.reload.run();
+            return false;
+        }
+        let may_hand_over = matches!(asked, Asked::HandOver | Asked::Terminate);
+        if may_hand_over && let Some(successor) = self.successor() {
+            signals.excused = asked == Asked::HandOver;
+            return self.hand_over(successor, asked.name()).await;
+        }
+        if asked == Asked::HandOver {
+            warn!("SIGQUIT refused: there is no successor to hand over to; serving on");
+            return false;
+        }
+        self.stop_listening(signals, asked.name()).await;
+        true
+    }
+
+    fn successor(&self) -> Option<Successor> {
+        Successor::waiting_at(&self.upgrade_socket).unwrap_or_else(|problem| {
+            error!(error = problem.to_string().as_str(); "no handover to what waits at upgrade_sock");
+            None
+        })
+    }
+
+    /// Whether the successor serves.
+    async fn hand_over(&self, successor: Successor, signal: &str) -> bool {
+        info!(signal = signal; "a successor waits; handing the sockets over");
+        let sockets = self.sockets.client.try_clone().and_then(|client| {
+            let admin = self.sockets.admin.try_clone()?;
+            Ok([client, admin])
+        });
+        let handed_over = match sockets {
+            Ok(sockets) => {
+                tokio::task::spawn_blocking(move || successor.hand_over(&sockets.each_ref(), SUCCESSOR_PATIENCE))
+                    .await
+                    .unwrap_or_else(|ended| Err(std::io::Error::other(ended)))
+            }
+            Err(problem) => Err(problem),
+        };
+        match handed_over {
+            Ok(()) => {
+                self.lifecycle.hand_over();
+                info!(in_flight = self.lifecycle.in_flight(); "the successor serves; requests in flight may finish here");
+                true
+            }
+            Err(problem) => {
+                error!(error = problem.to_string().as_str(); "the successor did not get to serve; serving on");
+                false
+            }
+        }
+    }
+
+    async fn stop_listening(&self, signals: &mut Signals, signal: &str) {
+        service_manager::stopping();
+        self.lifecycle.lame_duck();
+        info!(signal = signal, in_flight = self.lifecycle.in_flight(); "shutting down; requests in flight may finish");
+        or_now(signals, &self.lifecycle, sleep(self.lame_duck)).await;
+        self.lifecycle.drain();
+        // Closing the socket would reset the connections that the kernel has taken and nobody has accepted yet. So it first
+        // takes no more, and those that wait are accepted before the listeners are told to stop.
+        if let Err(problem) = SockRef::from(&self.sockets.client).attach_filter(&NO_NEW_CONNECTIONS) {
+            warn!(error = problem.to_string().as_str(); "can't stop new connections before closing the port");
+        }
+        sleep(ACCEPT_THE_LAST).await;
+    }
+}
+
+/// Waits for `end`, or ends the process at once when a signal asks for that.
+async fn or_now(signals: &mut Signals, lifecycle: &Lifecycle, end: impl Future<Output = ()>) {
+    tokio::pin!(end);
+    loop {
+        let asked = tokio::select! {
+            () = &mut end => return,
+            asked = signals.next() => asked,
+        };
+        let code = match asked {
+            // Whoever asks again for what is being done gets it.
+            Asked::Terminate | Asked::Interrupt if std::mem::take(&mut signals.excused) => continue,
+            Asked::Terminate => 128 + 15,
+            Asked::Interrupt => 128 + 2,
+            Asked::HandOver | Asked::Reload => continue,
+        };
+        warn!(signal = asked.name(), in_flight = lifecycle.in_flight(); "second signal; leaving now");
+        leave(code);
+    }
+}
+
+fn leave(code: i32) -> ! {
+    chassis::json_log::flush(FLUSH);
+    exit(code)
+}
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Terminate,
+    Interrupt,
+    HandOver,
+    Reload,
+}
+
+impl Asked {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Terminate => "SIGTERM",
+            Self::Interrupt => "SIGINT",
+            Self::HandOver => "SIGQUIT",
+            Self::Reload => "SIGHUP",
+        }
+    }
+}
+
+/// The signals that mean something to this process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    hangup: Signal,
+    /// The process leaves though nobody has asked it to end, so that the first who does asks for nothing new.
+    excused: bool,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            hangup: signal(SignalKind::hangup())?,
+            excused: false,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Terminate,
+            _ = self.interrupt.recv() => Asked::Interrupt,
+            _ = self.quit.recv() => Asked::HandOver,
+            _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+}
