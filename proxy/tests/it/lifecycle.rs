@@ -1,9 +1,11 @@
 //! Starting, and leaving without losing anything.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::support::{Connection, Process, embedded, eventually, get, origin, proxy_over};
+use crate::support::{Connection, Process, embedded, eventually, free_port, get, origin, proxy_over, thorough};
 
 #[tokio::test]
 async fn an_idle_proxy_leaves_within_a_second_and_closes_idle_connections() {
@@ -199,4 +201,71 @@ async fn a_taken_port_ends_it_with_the_port_and_its_owner() {
         assert!(error.contains(&owner), "{error}");
         assert_eq!(second.lines("starting").len(), 0);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_follows_readyz_loses_nothing_through_restarts() {
+    let origin = origin();
+    // An address that no client has, or a client of a port that is closed could be connected with itself.
+    let [address, admin] = [free_port(), free_port()].map(|port| SocketAddr::from(([127, 0, 0, 9], port)));
+    let configuration = embedded(&[origin.address()])
+        .replacen("127.0.0.1:0", &address.to_string(), 1)
+        .replacen("127.0.0.1:0", &admin.to_string(), 1)
+        + "  lame_duck: 400ms\n";
+    let (cycles, requests) = thorough((3, 1_500), (50, 100_000));
+
+    let (ready, follow) = tokio::sync::watch::channel(false);
+    let following = tokio::spawn(async move {
+        loop {
+            let now = match Connection::try_open(admin, [127, 0, 0, 1].into()).await {
+                Ok(mut connection) => connection
+                    .try_request("GET", "/readyz", "", "")
+                    .await
+                    .is_ok_and(|answer| answer.status == 200),
+                Err(_) => false,
+            };
+            ready.send_replace(now);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let answered = Arc::new(AtomicU64::new(0));
+    let clients: Vec<_> = (0..10)
+        .map(|number| {
+            let (mut follow, answered) = (follow.clone(), Arc::clone(&answered));
+            tokio::spawn(async move {
+                while answered.load(Ordering::Relaxed) < requests {
+                    follow.wait_for(|ready| *ready).await.expect("it is followed");
+                    let mut connection = Connection::open(address).await;
+                    while *follow.borrow() && answered.load(Ordering::Relaxed) < requests {
+                        assert_eq!(connection.get("/").await.status, 200);
+                        answered.fetch_add(1, Ordering::Relaxed);
+                        if number % 2 == 0 {
+                            break;
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    for cycle in 1..=cycles {
+        let proxy = Process::proxy(&configuration).await;
+        eventually("its share is answered", async || {
+            answered.load(Ordering::Relaxed) >= requests * cycle / cycles
+        })
+        .await;
+        if cycle == cycles {
+            for client in clients {
+                client.await.expect("it lost nothing");
+            }
+            break;
+        }
+        proxy.signal("TERM");
+        eventually("readyz says no at once", async || {
+            get(admin, "/readyz").await.text() == "shutting down\n"
+        })
+        .await;
+        assert_eq!(get(address, "/").await.status, 200, "requests are still taken");
+        assert_eq!(proxy.ended().await.0.code(), Some(0));
+    }
+    following.abort();
 }

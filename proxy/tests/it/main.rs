@@ -14,5 +14,7 @@ mod limit;
 mod observability;
 mod pool;
 mod prometheus;
+mod reload;
 mod sentinel;
 mod support;
+mod upgrade;

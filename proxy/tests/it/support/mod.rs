@@ -1,6 +1,7 @@
 //! What the tests stand on: processes, an HTTP client that shows what is on the wire, and waiting for a condition.
 
 pub mod http;
+pub mod load;
 pub mod process;
 pub mod raw_origin;
 pub mod redis;
@@ -11,12 +12,22 @@ use std::time::{Duration, Instant};
 use origin::Origin;
 
 pub use http::{Connection, get};
+pub use load::Load;
 pub use process::Process;
 pub use raw_origin::RawOrigin;
 pub use redis::Redis;
 
 /// Far more than anything here takes on a slow machine: it ends a test that would never end.
 pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// How much of something that can be done any number of times: `usual`, or `long` in a thorough run (`make test-thorough`).
+pub fn thorough<T>(usual: T, long: T) -> T {
+    if std::env::var_os("THOROUGH").is_some() {
+        long
+    } else {
+        usual
+    }
+}
 
 /// Polls until `condition` holds.
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {

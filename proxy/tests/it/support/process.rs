@@ -13,11 +13,18 @@ use tempfile::TempDir;
 
 use super::{LIMIT, eventually, get};
 
+/// The name of a process's configuration in its directory.
+const CONFIGURATION: &str = "gopherproxy.yaml";
+
+fn proxy_binary() -> PathBuf {
+    env!("CARGO_BIN_EXE_gopherproxy").into()
+}
+
 /// A running process. Dropping it kills it.
 pub struct Process {
     child: Mutex<Child>,
     lines: Arc<Mutex<Vec<String>>>,
-    _files: TempDir,
+    files: TempDir,
 }
 
 impl Process {
@@ -28,7 +35,7 @@ impl Process {
 
     /// A proxy with this configuration and these variables.
     pub async fn proxy_with(configuration: &str, variables: &[(&str, &str)]) -> Self {
-        let proxy = Self::start(env!("CARGO_BIN_EXE_gopherproxy").into(), Some(configuration), variables);
+        let proxy = Self::start(proxy_binary(), Some(configuration), variables);
         proxy.said("listening", |line| line["service"] == "proxy").await;
         proxy.said("listening", |line| line["service"] == "admin").await;
         proxy
@@ -49,16 +56,36 @@ impl Process {
         binary
     }
 
+    /// A proxy that waits for the running one with this configuration to hand over.
+    pub fn successor(configuration: &str) -> Self {
+        Self::start_with(proxy_binary(), Some(configuration), &[], &["-u"])
+    }
+
+    /// Writes another configuration where the process has its own.
+    pub fn reconfigure(&self, configuration: &str) {
+        std::fs::write(self.files.path().join(CONFIGURATION), configuration).expect("the configuration is written");
+    }
+
     /// Starts `binary` with nothing of this process's environment but `variables`.
     pub fn start(binary: PathBuf, configuration: Option<&str>, variables: &[(&str, &str)]) -> Self {
+        Self::start_with(binary, configuration, variables, &[])
+    }
+
+    fn start_with(
+        binary: PathBuf,
+        configuration: Option<&str>,
+        variables: &[(&str, &str)],
+        arguments: &[&str],
+    ) -> Self {
         let files = tempfile::tempdir().expect("a directory for the configuration");
         let mut command = Command::new(binary);
         if let Some(configuration) = configuration {
-            let path = files.path().join("gopherproxy.yaml");
+            let path = files.path().join(CONFIGURATION);
             std::fs::write(&path, configuration).expect("the configuration is written");
             command.arg("-c").arg(path);
         }
         command
+            .args(arguments)
             .env_clear()
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
@@ -75,7 +102,7 @@ impl Process {
         Self {
             child: Mutex::new(child),
             lines,
-            _files: files,
+            files,
         }
     }
 
@@ -96,16 +123,14 @@ impl Process {
 
     /// Waits for a line with this message that `fits`, and returns it.
     pub async fn said(&self, message: &str, fits: impl Fn(&Value) -> bool) -> Value {
-        let mut found = None;
-        eventually(
-            &format!("log line {message:?} in {:#?}", self.lines.lock()),
-            async || {
-                found = self.lines(message).into_iter().find(&fits);
-                found.is_some()
-            },
-        )
-        .await;
-        found.expect("it was found")
+        let end = Instant::now() + LIMIT;
+        loop {
+            if let Some(found) = self.lines(message).into_iter().find(&fits) {
+                return found;
+            }
+            assert!(Instant::now() < end, "no line {message:?} in {:#?}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// The access log's line of a request with this path.

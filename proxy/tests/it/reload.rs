@@ -1,0 +1,96 @@
+//! SIGHUP: the configuration read again, all of it or none.
+
+use crate::support::{Connection, Load, Process, embedded, eventually, get, origin};
+
+const RELOADED: &str = "configuration reloaded";
+const REFUSED: &str = "configuration not reloaded; the old one stays";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_timeouts_trust_and_targets_change_without_a_lost_request() {
+    let (first, second) = (origin(), origin());
+    let before = embedded(&[first.address()]) + "  upstream: {read_timeout: 60s}\n";
+    let proxy = Process::proxy(&before).await;
+    proxy.active_backends(1).await;
+    let load = Load::start(proxy.address(), "/", 300);
+    let slow = {
+        let address = proxy.address();
+        tokio::spawn(async move { get(address, "/delay/1500").await.status })
+    };
+    eventually("traffic flows", async || load.answered() > 50).await;
+
+    // The exempt address is the load's; trust is what makes 127.0.0.2's word of its clients count.
+    let after = before
+        .replace("read_timeout: 60s", "read_timeout: 300ms")
+        .replace(
+            "limit: {burst: 1000000, per_second: 1000000}",
+            "limit: {burst: 2, per_second: 0.01, exempt: [127.0.0.1]}\n  trusted_proxies: [127.0.0.2]",
+        )
+        .replace(&first.address().to_string(), &second.address().to_string());
+    proxy.reconfigure(&after);
+    proxy.signal("HUP");
+    proxy.said(RELOADED, |_| true).await;
+    proxy
+        .reaches("gopherproxy_config_reloads_total{result=\"ok\"}", 1.0)
+        .await;
+
+    let mut trusted = Connection::open_from(proxy.address(), [127, 0, 0, 2].into()).await;
+    for (client, expected) in [("192.0.2.1", [200, 200, 429]), ("192.0.2.2", [200, 200, 429])] {
+        let mut statuses = Vec::new();
+        for _ in 0..3 {
+            let line = format!("X-Forwarded-For: {client}\r\n");
+            statuses.push(trusted.request("GET", "/", &line, "").await.status);
+        }
+        assert_eq!(statuses, expected, "{client}");
+    }
+    eventually("the old target gets no more", async || {
+        get(proxy.address(), "/").await.origin() == second.address()
+    })
+    .await;
+    assert_eq!(slow.await.expect("it ends"), 200, "it began under the old timeout");
+    assert_eq!(get(proxy.address(), "/delay/1500").await.status, 504, "the new one");
+    load.lost_none().await;
+}
+
+#[tokio::test]
+async fn a_bad_file_and_a_change_that_takes_a_restart_are_refused_whole() {
+    let origin = origin();
+    let good = embedded(&[origin.address()]);
+    let proxy = Process::proxy(&good).await;
+    proxy.active_backends(1).await;
+    let stricter = good.replace("burst: 1000000, per_second: 1000000", "burst: 1, per_second: 0.01");
+    let cases = [
+        (
+            stricter.clone() + "  nonsense: 1\n",
+            "gopherproxy.nonsense: unknown key",
+        ),
+        (
+            stricter.replacen("listen: 127.0.0.1:0", "listen: 127.0.0.1:1", 1),
+            "listen can't change in a running process",
+        ),
+        (
+            stricter.replacen("threads: 2", "threads: 3", 1),
+            "Pingora's own keys can't change",
+        ),
+        ("}".into(), "not YAML"),
+    ];
+    let count = cases.len();
+    for (number, (configuration, named)) in cases.into_iter().enumerate() {
+        proxy.reconfigure(&configuration);
+        proxy.signal("HUP");
+        eventually("it is refused", async || proxy.lines(REFUSED).len() == number + 1).await;
+        let line = proxy.lines(REFUSED).pop().expect("the last");
+        assert!(
+            line["error"].as_str().is_some_and(|error| error.contains(named)),
+            "{line}"
+        );
+        for _ in 0..5 {
+            assert_eq!(get(proxy.address(), "/").await.status, 200, "the old limit stays");
+        }
+    }
+    proxy
+        .reaches("gopherproxy_config_reloads_total{result=\"refused\"}", count as f64)
+        .await;
+    proxy
+        .reaches("gopherproxy_config_reloads_total{result=\"ok\"}", 0.0)
+        .await;
+}
