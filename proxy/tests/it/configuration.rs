@@ -20,7 +20,7 @@ fn the_version_tells_the_commit() {
     let (output, said) = run(&["--version"], &[]);
     assert!(output.status.success());
     assert!(said.starts_with("gopherproxy ") && said.contains(" (commit "), "{said}");
-    let output = Command::new(Process::sentinel_binary())
+    let output = Command::new(Process::binary("sentinel"))
         .arg("--version")
         .output()
         .expect("the binary starts");

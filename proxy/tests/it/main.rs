@@ -7,6 +7,7 @@ mod configuration;
 mod connections;
 mod demo;
 mod discovery;
+mod failing_backends;
 mod forwarding;
 mod hostile;
 mod lifecycle;

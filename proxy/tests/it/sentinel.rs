@@ -122,7 +122,7 @@ async fn targets_that_make_no_sense_end_it_with_their_names() {
             ("REDIS_URL", "nonsense"),
             ("SENTINEL_METRICS_PORT", "0"),
         ];
-        let sentinel = Process::start(Process::sentinel_binary(), None, &variables);
+        let sentinel = Process::start(Process::binary("sentinel"), None, &variables);
         let (status, _) = sentinel.ended().await;
         assert_eq!(status.code(), Some(1));
         let line = sentinel.said("can't start", |_| true).await;

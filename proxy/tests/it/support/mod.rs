@@ -49,6 +49,11 @@ pub fn origin_at(address: SocketAddr) -> Origin {
     Origin::serve(socket).expect("a runtime")
 }
 
+/// An origin in a process of its own, at `address`, so that it can be killed.
+pub fn origin_process(address: SocketAddr) -> Process {
+    Process::start_with(Process::binary("origin"), None, &[], &[&address.to_string()])
+}
+
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     let socket = chassis::listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a free port");

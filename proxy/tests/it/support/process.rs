@@ -44,14 +44,14 @@ impl Process {
     /// A sentinel with these variables, its admin port a free one, listening there.
     pub async fn sentinel(variables: &[(&str, &str)]) -> Self {
         let variables = [&[("SENTINEL_METRICS_PORT", "0")], variables].concat();
-        let sentinel = Self::start(Self::sentinel_binary(), None, &variables);
+        let sentinel = Self::start(Self::binary("sentinel"), None, &variables);
         sentinel.said("listening", |line| line["service"] == "admin").await;
         sentinel
     }
 
-    /// The sentinel's binary lies beside the proxy's.
-    pub fn sentinel_binary() -> PathBuf {
-        let binary = PathBuf::from(env!("CARGO_BIN_EXE_gopherproxy")).with_file_name("sentinel");
+    /// Another binary of the workspace lies beside the proxy's.
+    pub fn binary(name: &str) -> PathBuf {
+        let binary = proxy_binary().with_file_name(name);
         assert!(binary.exists(), "build the workspace first: cargo build --workspace");
         binary
     }
@@ -71,7 +71,8 @@ impl Process {
         Self::start_with(binary, configuration, variables, &[])
     }
 
-    fn start_with(
+    /// The same with these arguments.
+    pub fn start_with(
         binary: PathBuf,
         configuration: Option<&str>,
         variables: &[(&str, &str)],
