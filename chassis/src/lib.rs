@@ -11,6 +11,7 @@
 //! - [`service_manager`]: what systemd is told.
 //! - [`admin`]: `/metrics`, `/healthz` and `/readyz` over HTTP.
 //! - [`healthcheck`]: a process asking another of its kind whether it is ready.
+//! - [`shortage`]: errors that are this machine's and not the other's.
 //! - [`supervisor`]: background loops that outlive their own panics.
 
 pub mod admin;
@@ -22,4 +23,5 @@ pub mod listener;
 pub mod process;
 pub mod service_manager;
 pub mod settings;
+pub mod shortage;
 pub mod supervisor;

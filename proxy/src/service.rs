@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chassis::shortage::is_shortage;
 use http::{HeaderValue, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -157,11 +158,13 @@ impl EdgeProxy {
             && (ctx.stale || self.retries.take(limits.retry_budget, Instant::now()))
     }
 
-    /// Notes that the backend of this try has failed.
-    fn backend_failed(&self, ctx: &mut RequestCtx) {
+    /// Notes that this try has failed: the backend's failure, unless this machine could not even connect.
+    fn try_failed(&self, ctx: &mut RequestCtx, error: &Error) {
         if let Some(upstream) = &ctx.upstream {
             ctx.tried.push(upstream.address);
-            self.pool.failed(upstream, &ctx.policy.upstream.ejection);
+            if !is_shortage(error.root_cause()) {
+                self.pool.failed(upstream, &ctx.policy.upstream.ejection);
+            }
         }
     }
 
@@ -370,7 +373,7 @@ impl ProxyHttp for EdgeProxy {
         ctx: &mut RequestCtx,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        self.backend_failed(ctx);
+        self.try_failed(ctx, &error);
         error.set_retry(self.may_try_again(ctx));
         error
     }
@@ -398,7 +401,7 @@ impl ProxyHttp for EdgeProxy {
         // A kept connection that the backend had closed says nothing about the backend: it may be tried again.
         ctx.stale = reused && error.retry == RetryType::ReusedOnly;
         if *error.esource() == ErrorSource::Upstream && !ctx.stale {
-            self.backend_failed(ctx);
+            self.try_failed(ctx, &error);
         }
         error.set_retry(repeatable && (unsent || (idempotent && broken)) && self.may_try_again(ctx));
         error

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use chassis::shortage::is_shortage;
 use chassis::supervisor::supervise;
 use log::{info, warn};
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
@@ -22,7 +23,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora_load_balancing::health_check::{HealthCheck, TcpHealthCheck};
 use pingora_load_balancing::{Backend, Backends};
 use prometheus::Histogram;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, sleep_until};
 
 use crate::config::{Ejection, Health, UpstreamLimits};
@@ -34,6 +35,9 @@ use crate::metrics::Metrics;
 /// often a Redis that is down is connected to is the registry's own business.)
 const DISCOVERY_RETRY: Duration = Duration::from_millis(20);
 const DISCOVERY_RETRY_LIMIT: Duration = Duration::from_millis(500);
+
+/// How many backends are checked at the same time.
+const CHECKS_AT_ONCE: usize = 256;
 
 /// A backend that requests can be sent to.
 #[derive(Debug)]
@@ -108,6 +112,8 @@ impl Pool {
         let flipped = Arc::new(Notify::new());
         let check = Arc::new(Check {
             current: ArcSwap::from_pointee(tcp_check(health.timeout)),
+            at_once: Semaphore::new(CHECKS_AT_ONCE),
+            found: Mutex::default(),
             discovery: discovery.clone(),
             flipped: Arc::clone(&flipped),
         });
@@ -269,7 +275,7 @@ impl Pool {
         let addresses = self.discovery.addresses();
         let mut now = HashMap::with_capacity(known.len());
         let mut alive = Vec::with_capacity(known.len());
-        let mut out = Vec::new();
+        let (mut out, mut unproven) = (Vec::new(), Vec::new());
         let time = Instant::now();
         for backend in self.backends.get_backend().iter() {
             let Some((address, name)) = address_of(backend).and_then(|address| addresses.get_key_value(&address))
@@ -281,25 +287,31 @@ impl Pool {
                 _ => Arc::new(Upstream::new(*address, Arc::clone(name), &self.metrics)),
             };
             if self.backends.ready(backend) {
-                let list = if upstream.conduct.out_until(time).is_none() {
-                    &mut alive
-                } else {
+                let list = if !self.check.has_passed(address) {
+                    &mut unproven
+                } else if upstream.conduct.out_until(time).is_some() {
                     &mut out
+                } else {
+                    &mut alive
                 };
                 list.push(Arc::clone(&upstream));
             }
             now.insert(*address, upstream);
         }
-        // Backends that failed a while ago are better than none.
+        // Backends that failed a while ago, or were never checked, are better than none.
         if alive.is_empty() {
             out.iter().for_each(|upstream| upstream.conduct.pardon(time));
             alive = out;
+        }
+        if alive.is_empty() {
+            alive = unproven;
         }
         let names: HashSet<&str> = now.values().map(|upstream| &*upstream.name).collect();
         for gone in known.values().filter(|upstream| !names.contains(&*upstream.name)) {
             self.metrics.forget_backend(&gone.name);
         }
         drop(names);
+        self.check.retain(&now);
         *known = now;
         self.metrics
             .active_backends
@@ -329,8 +341,50 @@ impl BackgroundService for PoolService {
 /// The health check, whose timeout can change. It also hears from Pingora that a backend has become alive or dead.
 struct Check {
     current: ArcSwap<TcpHealthCheck>,
+    /// So many checks at once take descriptors enough.
+    at_once: Semaphore,
+    /// What the last check of each backend found, whether it is good.
+    found: Mutex<HashMap<SocketAddr, bool>>,
     discovery: RegistryDiscovery,
     flipped: Arc<Notify>,
+}
+
+impl Check {
+    async fn run(&self, backend: &Backend) -> pingora::Result<()> {
+        // The semaphore is never closed.
+        let _permit = self.at_once.acquire().await;
+        let result = self.current.load_full().check(backend).await;
+        let Some(address) = address_of(backend) else {
+            return result;
+        };
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            // It says nothing about the backend, which stays what it was.
+            Err(error) if is_shortage(error.root_cause()) => match found.get(&address) {
+                Some(false) => Err(error),
+                Some(true) | None => Ok(()),
+            },
+            result => {
+                // The first that is good is news to the pool, though to Pingora it is none.
+                if found.insert(address, result.is_ok()).is_none() {
+                    self.flipped.notify_one();
+                }
+                result
+            }
+        }
+    }
+
+    /// Whether a check of `address` has been good.
+    fn has_passed(&self, address: &SocketAddr) -> bool {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.get(address) == Some(&true)
+    }
+
+    /// Forgets all backends but those of `known`.
+    fn retain(&self, known: &HashMap<SocketAddr, Arc<Upstream>>) {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.retain(|address, _| known.contains_key(address));
+    }
 }
 
 fn tcp_check(timeout: Duration) -> TcpHealthCheck {
@@ -345,7 +399,7 @@ struct SharedCheck(Arc<Check>);
 #[async_trait]
 impl HealthCheck for SharedCheck {
     async fn check(&self, target: &Backend) -> pingora::Result<()> {
-        self.0.current.load_full().check(target).await
+        self.0.run(target).await
     }
 
     async fn health_status_change(&self, backend: &Backend, healthy: bool) {

@@ -23,6 +23,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 pub use config::Config;
 pub use metrics::Metrics;
+use probe::Finding;
 use target::{State, Target, Thresholds};
 
 /// Probes targets in cycles and publishes the result of each.
@@ -92,18 +93,22 @@ impl Sentinel {
         };
         let probes = targets.iter_mut().map(|target| async {
             let start = Instant::now();
-            let result = probe::probe(resolver, &target.member, config.timeout).await;
-            self.metrics.probed(start.elapsed(), result.is_ok());
-            let Some(state) = target.observe(result.is_ok(), thresholds) else {
+            let finding = probe::probe(resolver, &target.member, config.timeout).await;
+            let up = matches!(finding, Finding::Up);
+            self.metrics.probed(start.elapsed(), up);
+            if matches!(finding, Finding::Nothing) {
+                return;
+            }
+            let Some(state) = target.observe(up, thresholds) else {
                 return;
             };
             let member = target.member.to_string();
-            match (state, result) {
+            match (state, finding) {
                 (State::Up, _) => info!(target = member.as_str(); "target is up"),
-                (_, Err(error)) => {
-                    warn!(target = member.as_str(), error = error.as_str(); "target is down");
+                (_, Finding::Down(why)) => {
+                    warn!(target = member.as_str(), error = why.as_str(); "target is down");
                 }
-                (_, Ok(())) => {}
+                (_, _) => {}
             }
         });
         futures::stream::iter(probes)

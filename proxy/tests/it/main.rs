@@ -15,6 +15,7 @@ mod limit;
 mod observability;
 mod pool;
 mod prometheus;
+mod registry_faults;
 mod reload;
 mod sentinel;
 mod support;

@@ -282,13 +282,14 @@ async fn a_request_in_flight_on_a_backend_that_leaves_the_set_is_finished() {
 
 #[tokio::test]
 async fn a_backend_that_swallows_packets_costs_the_connect_timeout_and_no_request() {
-    let (redis, alive, hole) = (Redis::start().await, origin(), BlackHole::new());
+    // The one connection that it takes is the health check's.
+    let (redis, alive, hole) = (Redis::start().await, origin(), BlackHole::after_one());
     for member in [alive.address(), hole.address] {
         redis.command(&format!("SADD gopher_backends http://{member}")).await;
     }
-    // A health check that waits as long never finds out.
-    let patient = with_redis(&redis).replace("health: {interval: 100ms}", "health: {interval: 1h, timeout: 1h}");
-    let proxy = Process::proxy(&(patient + "  upstream: {connect_timeout: 200ms}\n")).await;
+    let patient = with_redis(&redis).replace("health: {interval: 100ms}", "health: {interval: 1h}");
+    let upstream = "  upstream: {connect_timeout: 200ms, ejection: {max_share: 0}}\n";
+    let proxy = Process::proxy(&(patient + upstream)).await;
     proxy.active_backends(2).await;
     for _ in 0..6 {
         assert_eq!(get(proxy.address(), "/").await.origin(), alive.address());

@@ -125,7 +125,19 @@ pub struct BlackHole {
 
 impl BlackHole {
     pub fn new() -> Self {
-        let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        let mut hole = Self::after_one();
+        // A second is for kernels that count otherwise.
+        for _ in 0..2 {
+            let client = socket();
+            client.set_nonblocking(true).expect("a socket");
+            let _ = client.connect(&hole.address.into());
+            hole._sockets.push(client);
+        }
+        hole
+    }
+
+    /// One that takes a single connection first, as Linux does with a backlog of none.
+    pub fn after_one() -> Self {
         let listener = socket();
         listener
             .bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
@@ -136,17 +148,13 @@ impl BlackHole {
             .ok()
             .and_then(|address| address.as_socket())
             .expect("it is bound");
-        let mut sockets = vec![listener];
-        // Linux takes one more than the backlog; a second is for kernels that count otherwise.
-        for _ in 0..2 {
-            let client = socket();
-            client.set_nonblocking(true).expect("a socket");
-            let _ = client.connect(&address.into());
-            sockets.push(client);
-        }
         Self {
             address,
-            _sockets: sockets,
+            _sockets: vec![listener],
         }
     }
+}
+
+fn socket() -> socket2::Socket {
+    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket")
 }

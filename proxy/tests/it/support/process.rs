@@ -80,13 +80,13 @@ impl Process {
     ) -> Self {
         let files = tempfile::tempdir().expect("a directory for the configuration");
         let mut command = Command::new(binary);
+        command.args(arguments);
         if let Some(configuration) = configuration {
             let path = files.path().join(CONFIGURATION);
             std::fs::write(&path, configuration).expect("the configuration is written");
             command.arg("-c").arg(path);
         }
         command
-            .args(arguments)
             .env_clear()
             .envs(variables.iter().copied())
             .stdin(Stdio::null())

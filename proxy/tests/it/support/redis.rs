@@ -97,7 +97,7 @@ impl Redis {
         );
     }
 
-    /// Runs an inline command and returns the lines of its reply.
+    /// Runs a command, its words separated by one space each, and returns the lines of its reply.
     pub async fn command(&self, command: &str) -> Vec<String> {
         self.try_command(command).await.expect("redis-server answers")
     }
@@ -111,7 +111,12 @@ impl Redis {
 
     async fn try_command(&self, command: &str) -> std::io::Result<Vec<String>> {
         let mut stream = BufReader::new(TcpStream::connect(self.address()).await?);
-        stream.write_all(format!("{command}\r\n").as_bytes()).await?;
+        let words: Vec<&str> = command.split(' ').collect();
+        let mut text = format!("*{}\r\n", words.len());
+        for word in words {
+            text.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+        }
+        stream.write_all(text.as_bytes()).await?;
         let mut lines = Vec::new();
         let mut left = 1;
         while left > 0 {
