@@ -128,6 +128,8 @@ impl Redis {
             let (kind, rest) = line.trim_end().split_at(1);
             match kind {
                 "*" => left += rest.parse::<usize>().expect("a count"),
+                // No value at all.
+                "$" if rest == "-1" => {}
                 "$" => {
                     let mut bytes = vec![0; rest.parse::<usize>().expect("a length") + 2];
                     stream.read_exact(&mut bytes).await?;
