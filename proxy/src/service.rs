@@ -173,7 +173,7 @@ impl EdgeProxy {
             self.metrics.processed.inc();
             if let Some(upstream) = &ctx.upstream {
                 let took = ctx.answered_after.unwrap_or_else(|| ctx.start.elapsed());
-                upstream.duration.observe(took.as_secs_f64());
+                upstream.duration(&self.metrics).observe(took.as_secs_f64());
             }
         }
         if let Some(rejection) = ctx.rejection {
@@ -275,6 +275,8 @@ impl ProxyHttp for EdgeProxy {
         let Some(upstream) = &ctx.upstream else {
             return Error::e_explain(ErrorType::InternalError, "a request without a backend");
         };
+        // Its series is there before its answer is, while the backend is surely known.
+        upstream.duration(&self.metrics);
         let limits = &ctx.policy.upstream;
         let mut peer = upstream.peer(limits);
         if asks_for_websocket(session.req_header()) {

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -36,6 +36,8 @@ use crate::metrics::Metrics;
 const DISCOVERY_RETRY: Duration = Duration::from_millis(20);
 const DISCOVERY_RETRY_LIMIT: Duration = Duration::from_millis(500);
 
+/// How long after a backend's change others are waited for.
+const FLIPS: Duration = Duration::from_millis(5);
 /// How many backends are checked at the same time.
 const CHECKS_AT_ONCE: usize = 256;
 
@@ -46,19 +48,20 @@ pub struct Upstream {
     pub address: SocketAddr,
     /// Its name in the registry, as `host:port`.
     pub name: Arc<str>,
-    /// How long its requests take.
-    pub duration: Histogram,
+    /// How long its requests take. Made for its first request, so that a registry of thousands that get none does not make
+    /// thousands of series.
+    duration: OnceLock<Histogram>,
     /// What its last requests came to.
     conduct: Conduct,
     peer: HttpPeer,
 }
 
 impl Upstream {
-    fn new(address: SocketAddr, name: Arc<str>, metrics: &Metrics) -> Self {
+    fn new(address: SocketAddr, name: Arc<str>) -> Self {
         Self {
             address,
-            duration: metrics.request_duration(&name),
             name,
+            duration: OnceLock::new(),
             conduct: Conduct::default(),
             peer: HttpPeer::new(address, false, String::new()),
         }
@@ -78,6 +81,11 @@ impl Upstream {
     /// Notes that it has answered, whatever the status.
     pub fn answered(&self) {
         self.conduct.answered();
+    }
+
+    /// How long its requests take.
+    pub fn duration(&self, metrics: &Metrics) -> &Histogram {
+        self.duration.get_or_init(|| metrics.request_duration(&self.name))
     }
 }
 
@@ -257,7 +265,11 @@ impl Pool {
             loop {
                 tokio::select! {
                     () = &mut all => break,
-                    () = self.flipped.notified() => self.publish(),
+                    () = self.flipped.notified() => {
+                        // Many change at once when they do, and each publication looks at all of them.
+                        sleep(FLIPS).await;
+                        self.publish();
+                    }
                 }
             }
             self.publish();
@@ -284,7 +296,7 @@ impl Pool {
             };
             let upstream = match known.get(address) {
                 Some(upstream) if upstream.name == *name => Arc::clone(upstream),
-                _ => Arc::new(Upstream::new(*address, Arc::clone(name), &self.metrics)),
+                _ => Arc::new(Upstream::new(*address, Arc::clone(name))),
             };
             if self.backends.ready(backend) {
                 let list = if !self.check.has_passed(address) {
@@ -440,10 +452,10 @@ mod tests {
             interval: second,
             timeout: second,
         };
-        let pool = Pool::new(discovery, second, &health, metrics.clone());
+        let pool = Pool::new(discovery, second, &health, metrics);
         let upstreams = ports.iter().map(|port| {
             let address = SocketAddr::from(([127, 0, 0, 1], *port));
-            Arc::new(Upstream::new(address, address.to_string().into(), &metrics))
+            Arc::new(Upstream::new(address, address.to_string().into()))
         });
         pool.alive.store(Arc::new(upstreams.collect()));
         pool
