@@ -6,6 +6,7 @@
 //! - [`settings`]: a file and the environment read into values, with every mistake reported at once.
 //! - [`json_log`]: everything a process says, one JSON object a line, off the caller's path.
 //! - [`process`]: from `main` to an exit code.
+//! - [`descriptors`]: how many files and connections a process may have.
 //! - [`listener`]: ports bound before anything starts, so that a taken one is an error and not a silent process.
 //! - [`handover`]: listening sockets passed from a running process to its successor.
 //! - [`service_manager`]: what systemd is told.
@@ -16,6 +17,7 @@
 
 pub mod admin;
 pub mod build_info;
+pub mod descriptors;
 pub mod handover;
 pub mod healthcheck;
 pub mod json_log;

@@ -69,6 +69,8 @@ pub struct Edge<A> {
     pub live: Arc<Live>,
     /// How many connections each client has.
     pub by_client: Inflight,
+    /// How many connections there are descriptors for, whatever `client.max_connections` is.
+    pub most_connections: usize,
     /// Whether the process is on its way out.
     pub lifecycle: Arc<Lifecycle>,
     /// What Prometheus sees.
@@ -101,12 +103,11 @@ impl<A> Edge<A> {
         let among_its_own =
             (!policy.trusted.contain(peer.ip())).then(|| self.by_client.incr(policy.limiter.key(peer.ip()), 1));
         let its_own = among_its_own.as_ref().map_or(0, |(_, count)| (*count).unsigned_abs());
-        (self.lifecycle.connections() <= limits.max_connections && its_own <= limits.max_connections_per_client).then(
-            || Admitted {
-                _among_all: among_all,
-                _among_its_own: among_its_own.map(|(guard, _)| guard),
-            },
-        )
+        let most = limits.max_connections.min(self.most_connections);
+        (self.lifecycle.connections() <= most && its_own <= limits.max_connections_per_client).then(|| Admitted {
+            _among_all: among_all,
+            _among_its_own: among_its_own.map(|(guard, _)| guard),
+        })
     }
 
     /// Waits for the first byte of a request; `None` when there will be none.

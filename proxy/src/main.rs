@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use chassis::admin::Admin;
 use chassis::listener::{Doors, Listening};
-use chassis::{build_info, healthcheck, process};
+use chassis::{build_info, descriptors, healthcheck, process};
 use clap::Parser;
 use gopherproxy::config::{Config, RegistryKind};
 use gopherproxy::connection::Edge;
@@ -23,7 +23,7 @@ use gopherproxy::signals::OnSignal;
 use gopherproxy::startup::{self, Startup};
 use gopherproxy::status::Status;
 use gopherproxy::upstream::{Pool, PoolService};
-use log::info;
+use log::{info, warn};
 use pingora::listeners::ListenerConfig;
 use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::server::{RunArgs, Server};
@@ -97,6 +97,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let (client_socket, admin_socket) = (sockets.client.try_clone()?, sockets.admin.try_clone()?);
     info!(version = build_info::VERSION, commit = build_info::COMMIT; "starting");
 
+    let most_connections = most_connections(config.client.max_connections);
     let prometheus = prometheus::Registry::new();
     let metrics = Metrics::register(&prometheus)?;
     let lifecycle = Arc::new(Lifecycle::default());
@@ -145,6 +146,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         proxy: Arc::new(http_proxy(&server.configuration, proxy)),
         live: Arc::clone(&live),
         by_client: Inflight::new(),
+        most_connections,
         lifecycle: Arc::clone(&lifecycle),
         metrics: metrics.clone(),
     };
@@ -173,4 +175,14 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         }),
     });
     Ok(())
+}
+
+/// How many connections there are descriptors for: each may need one more to a backend, and a quarter is for everything else.
+fn most_connections(wanted: usize) -> usize {
+    let limit = descriptors::raise_limit();
+    let most = (limit / 8).saturating_mul(3);
+    if most < wanted {
+        warn!(descriptors = limit, connections = most; "too few descriptors for client.max_connections; raise the limit (ulimit -n)");
+    }
+    most
 }

@@ -85,6 +85,15 @@ fn asks_for_websocket(request: &RequestHeader) -> bool {
     request.version == Version::HTTP_11 && upgrade.is_some_and(|upgrade| head::is_websocket(upgrade.as_bytes()))
 }
 
+/// In a debug build, what the tests run, a request can ask to be a panic: that a panic costs its own request and nothing
+/// else can't be seen without one.
+fn panic_for_tests(request: &RequestHeader) {
+    #[allow(clippy::panic, reason = "it is what was asked for")]
+    if cfg!(debug_assertions) && request.headers.contains_key("x-test-panic") {
+        panic!("asked for by a test");
+    }
+}
+
 impl EdgeProxy {
     /// Answers with `rejection` and keeps the connection where the rest of the request can be read.
     async fn refuse(
@@ -232,6 +241,7 @@ impl ProxyHttp for EdgeProxy {
         let Some(peer) = ctx.connection.as_ref().map(|connection| connection.peer.ip()) else {
             return Error::e_explain(ErrorType::InternalError, "a request without its connection");
         };
+        panic_for_tests(session.req_header());
         let policy = Arc::clone(&ctx.policy);
         let client = client::identify(peer, &session.req_header().headers, &policy.trusted);
         ctx.client = Some(client);

@@ -245,3 +245,234 @@ async fn refusals_that_nobody_waits_for_keep_their_reason() {
     assert!(limited > 0.0);
     proxy.reaches("gopherproxy_dropped_requests_total", limited).await;
 }
+
+#[tokio::test]
+async fn connections_have_a_maximum_in_all_and_for_each_client() {
+    let origin = origin();
+    let limits = "  client: {max_connections: 6, max_connections_per_client: 4}\n  trusted_proxies: [127.0.0.9]\n";
+    let proxy = Process::proxy(&(embedded(&[origin.address()]) + limits)).await;
+    proxy.active_backends(1).await;
+    let from = async |last: u8| Connection::open_from(proxy.address(), [127, 0, 0, last].into()).await;
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let mut connection = from(2).await;
+        assert_eq!(connection.get("/").await.status, 200);
+        open.push(connection);
+    }
+    let refused = async |last: u8| {
+        let response = from(last).await.response().await;
+        assert_eq!((response.status, response.header("connection")), (503, Some("close")));
+    };
+    refused(2).await;
+    for last in [3, 9] {
+        let mut connection = from(last).await;
+        assert_eq!(connection.get("/").await.status, 200, "others have their own");
+        open.push(connection);
+    }
+    refused(4).await;
+    proxy.reaches("gopherproxy_connections", 6.0).await;
+    proxy
+        .reaches("gopherproxy_rejections_total{reason=\"too_many_connections\"}", 2.0)
+        .await;
+    for connection in &mut open {
+        assert_eq!(connection.get("/").await.status, 200, "who is in stays in");
+    }
+    open.clear();
+    proxy.reaches("gopherproxy_connections", 0.0).await;
+    assert_eq!(from(2).await.get("/").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_may_have_more_connections_than_a_client() {
+    let origin = origin();
+    let limits = "  client: {max_connections_per_client: 1}\n  trusted_proxies: [127.0.0.9]\n";
+    let proxy = Process::proxy(&(embedded(&[origin.address()]) + limits)).await;
+    proxy.active_backends(1).await;
+    let mut open = Vec::new();
+    for _ in 0..5 {
+        let mut connection = Connection::open_from(proxy.address(), [127, 0, 0, 9].into()).await;
+        assert_eq!(connection.get("/").await.status, 200);
+        open.push(connection);
+    }
+}
+
+#[tokio::test]
+async fn the_last_request_that_a_connection_may_have_is_told_so() {
+    let origin = origin();
+    let proxy = Process::proxy(&(embedded(&[origin.address()]) + "  client: {max_requests: 3}\n")).await;
+    proxy.active_backends(1).await;
+    let mut client = Connection::open(proxy.address()).await;
+    for _ in 0..2 {
+        assert_ne!(client.get("/").await.header("connection"), Some("close"));
+    }
+    let last = client.get("/").await;
+    assert_eq!((last.status, last.header("connection")), (200, Some("close")));
+    assert_eq!(client.rest().await, b"");
+}
+
+#[tokio::test]
+async fn whoever_sends_or_takes_a_little_now_and_then_is_cut() {
+    let origin = origin();
+    let proxy = Process::proxy(&(embedded(&[origin.address()]) + "  client: {min_rate: 1MiB}\n")).await;
+    proxy.active_backends(1).await;
+    let address = proxy.address();
+    // Fast enough for every other deadline.
+    let sending = async {
+        let mut client = Connection::open(address).await;
+        client
+            .send("POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n")
+            .await;
+        while client.try_send("x").await.is_ok() && proxy.lines("request").len() < 2 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        proxy.request_line("/upload").await
+    };
+    let taking = async {
+        let mut client = Connection::open_with_window(address, 4096).await;
+        client.send("GET /bytes/50000000 HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        // What the kernel holds for it would go on for a while after the proxy has given it up.
+        let cut = || {
+            proxy
+                .lines("request")
+                .iter()
+                .any(|line| line["path"] == "/bytes/50000000")
+        };
+        while !cut() && client.try_bytes(2048).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        proxy.request_line("/bytes/50000000").await
+    };
+    let (sent, taken) = tokio::join!(sending, taking);
+    assert_eq!(
+        (&sent["status"], &sent["reason"]),
+        (&408.into(), &"request_timeout".into()),
+        "{sent}"
+    );
+    assert_eq!(taken["reason"], "client_gone", "{taken}");
+    proxy.reaches("gopherproxy_inflight_requests", 0.0).await;
+}
+
+#[tokio::test]
+async fn a_panic_in_a_request_costs_that_request_and_is_counted() {
+    let (proxy, _origins) = proxy_over(1).await;
+    let mut other = Connection::open(proxy.address()).await;
+    assert_eq!(other.get("/").await.status, 200);
+    let mut client = Connection::open(proxy.address()).await;
+    client
+        .send("GET /panic HTTP/1.1\r\nHost: a\r\nX-Test-Panic: yes\r\n\r\n")
+        .await;
+    assert_eq!(client.rest().await, b"", "closed without a word");
+    assert_eq!(other.get("/").await.status, 200);
+    assert_eq!(get(proxy.address(), "/").await.status, 200);
+    let line = proxy
+        .said("panicked", |line| line["panic"] == "asked for by a test")
+        .await;
+    assert!(
+        line["place"].as_str().is_some_and(|place| place.contains("service.rs")),
+        "{line}"
+    );
+    proxy.reaches("gopherproxy_panics_total", 1.0).await;
+    proxy
+        .reaches("gopherproxy_rejections_total{reason=\"internal\"}", 1.0)
+        .await;
+    proxy.reaches("gopherproxy_inflight_requests", 0.0).await;
+    proxy.reaches("gopherproxy_connections", 1.0).await;
+}
+
+/// Sets the limit on open descriptors of a running process.
+fn limit_descriptors(proxy: &Process, limit: usize) {
+    let set = std::process::Command::new("prlimit")
+        .args(["--pid", &proxy.pid().to_string(), &format!("--nofile={limit}:")])
+        .status();
+    assert!(set.expect("prlimit is part of every Linux").success());
+}
+
+#[tokio::test]
+async fn with_no_descriptor_left_new_connections_wait_and_the_others_are_served() {
+    let origin = origin();
+    let proxy = Process::proxy(&embedded(&[origin.address()])).await;
+    proxy.active_backends(1).await;
+    let mut kept = Connection::open(proxy.address()).await;
+    assert_eq!(kept.get("/").await.status, 200);
+    let mut admin = Connection::open(proxy.admin()).await;
+    // As many as it has open: not one more.
+    let descriptors = || {
+        std::fs::read_dir(format!("/proc/{}/fd", proxy.pid()))
+            .expect("it is ours")
+            .count()
+    };
+    limit_descriptors(&proxy, descriptors().saturating_sub(8));
+    let mut waiting = Connection::open(proxy.address()).await;
+    waiting.send("GET /waited HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    proxy
+        .said_somehow("Accept() failed", |line| line["level"] == "ERROR")
+        .await;
+    // Some rounds of health checks and probes, none of which can open a connection.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for _ in 0..20 {
+        assert_eq!(kept.get("/").await.status, 200);
+    }
+    let ready = admin.get("/readyz").await;
+    assert_eq!((ready.status, ready.text().as_str()), (200, "ready\n"));
+    assert_eq!(proxy.lines("backend went down").len(), 0);
+    assert_eq!(proxy.lines("target is down").len(), 0);
+
+    limit_descriptors(&proxy, 1024);
+    assert_eq!(waiting.response().await.status, 200, "it was only kept waiting");
+    assert_eq!(get(proxy.address(), "/").await.status, 200);
+}
+
+#[tokio::test]
+async fn clients_can_not_use_up_the_descriptors() {
+    let origin = origin();
+    let script = "ulimit -n 160 && exec \"$0\" \"$@\"";
+    let binary = Process::binary("gopherproxy");
+    let proxy = Process::start_with(
+        "sh".into(),
+        Some(&embedded(&[origin.address()])),
+        &[],
+        &["-c", script, &binary.display().to_string()],
+    );
+    let line = proxy
+        .said(
+            "too few descriptors for client.max_connections; raise the limit (ulimit -n)",
+            |_| true,
+        )
+        .await;
+    assert_eq!(
+        (&line["descriptors"], &line["connections"]),
+        (&160.into(), &60.into()),
+        "{line}"
+    );
+    proxy.said("listening", |line| line["service"] == "proxy").await;
+    proxy.said("listening", |line| line["service"] == "admin").await;
+    proxy.active_backends(1).await;
+    let mut open = Vec::new();
+    for number in 0..200 {
+        let mut connection = Connection::open(proxy.address()).await;
+        let response = if number < 60 {
+            connection.get("/").await
+        } else {
+            connection.response().await
+        };
+        assert_eq!(response.status, if number < 60 { 200 } else { 503 }, "{number}");
+        open.push(connection);
+    }
+    // Each of those that are in gets an answer, all at the same time.
+    open.truncate(60);
+    for connection in &mut open {
+        connection.send("GET /delay/300 HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    }
+    for connection in &mut open {
+        assert_eq!(connection.response().await.status, 200);
+    }
+    open.clear();
+    eventually("there is room again", async || {
+        Connection::open(proxy.address())
+            .await
+            .try_request("GET", "/", "", "")
+            .await
+            .is_ok_and(|response| response.status == 200)
+    })
+    .await;
+}

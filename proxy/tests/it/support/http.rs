@@ -66,6 +66,20 @@ impl Connection {
         })
     }
 
+    /// A connection whose client lets so many bytes lie unread, or what the system takes for that.
+    pub async fn open_with_window(to: SocketAddr, bytes: u32) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(bytes).expect("a buffer");
+        let stream = timeout(LIMIT, socket.connect(to))
+            .await
+            .expect("in time")
+            .expect("a connection");
+        Self {
+            stream,
+            received: Vec::new(),
+        }
+    }
+
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.try_send(bytes).await.expect("the server takes it");
     }
@@ -133,6 +147,12 @@ impl Connection {
             .expect("in time")
             .expect("so many bytes");
         self.received.drain(..count).collect()
+    }
+
+    /// So many bytes, unless the connection ends before.
+    pub async fn try_bytes(&mut self, count: usize) -> std::io::Result<Vec<u8>> {
+        timeout(LIMIT, self.fill(count)).await??;
+        Ok(self.received.drain(..count).collect())
     }
 
     async fn read_response(&mut self, no_body: bool) -> std::io::Result<Response> {

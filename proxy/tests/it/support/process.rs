@@ -134,6 +134,19 @@ impl Process {
         }
     }
 
+    /// Waits for a line whose message begins so and that `fits`.
+    pub async fn said_somehow(&self, beginning: &str, fits: impl Fn(&Value) -> bool) {
+        let begins = |line: &Value| {
+            line["msg"]
+                .as_str()
+                .is_some_and(|message| message.starts_with(beginning))
+        };
+        eventually(beginning, async || {
+            self.log().iter().any(|line| begins(line) && fits(line))
+        })
+        .await;
+    }
+
     /// The access log's line of a request with this path.
     pub async fn request_line(&self, path: &str) -> Value {
         self.said("request", |line| line["path"] == path).await
