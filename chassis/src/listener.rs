@@ -21,6 +21,11 @@ use tokio::sync::watch;
 /// Pingora raises the backlog to its own when it takes the socket over; until then this many may wait.
 const BACKLOG: i32 = 1024;
 
+/// How much of what is written the kernel takes before it can be sent, for each connection: what a client that reads slowly
+/// makes it hold. Without a limit that is megabytes, and a thousand such clients take all the memory that the kernel has for
+/// every connection of the machine.
+const UNSENT: u32 = 128 << 10;
+
 /// A port that could not be bound.
 #[derive(Debug)]
 pub struct BindError {
@@ -58,6 +63,8 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
+        // Connections inherit it.
+        socket.set_tcp_notsent_lowat(UNSENT)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         Ok(socket.into())

@@ -270,7 +270,7 @@ impl Config {
             max_body: part.value("max_body", None, None, size_or_none),
             max_requests: part.value("max_requests", None, 10_000, whole(1..=u64::MAX)),
             max_connections: part.value("max_connections", None, 10_000, whole(1..=1_000_000)),
-            max_connections_per_client: part.value("max_connections_per_client", None, 1_000, whole(1..=1_000_000)),
+            max_connections_per_client: part.value("max_connections_per_client", None, 5_000, whole(1..=1_000_000)),
         };
         part.finish();
 

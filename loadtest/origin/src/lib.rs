@@ -25,7 +25,7 @@ use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, UPGRADE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -122,7 +122,7 @@ async fn answer(request: Request<Incoming>, name: HeaderValue) -> Result<Respons
             *response.status_mut() = status.unwrap_or(StatusCode::BAD_REQUEST);
             response
         }
-        "bytes" => Response::new(full(Bytes::from(vec![b'x'; number as usize]))),
+        "bytes" => bytes(number.into()),
         "chunked" => {
             let chunks = (0..number).map(|chunk| Ok(Frame::data(Bytes::from(format!("chunk {chunk}\n")))));
             Response::new(StreamBody::new(futures::stream::iter(chunks)).boxed())
@@ -150,6 +150,18 @@ async fn answer(request: Request<Incoming>, name: HeaderValue) -> Result<Respons
 
 fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed()
+}
+
+/// So many bytes, of which only a piece is in memory, however many clients want however much.
+fn bytes(length: u64) -> Response<Body> {
+    static PIECE: [u8; 64 << 10] = [b'x'; 64 << 10];
+    let pieces = (0..length).step_by(PIECE.len()).map(move |start| {
+        let end = PIECE.len().min(usize::try_from(length - start).unwrap_or(usize::MAX));
+        Ok(Frame::data(Bytes::from_static(&PIECE[..end])))
+    });
+    let mut response = Response::new(StreamBody::new(futures::stream::iter(pieces)).boxed());
+    response.headers_mut().insert(CONTENT_LENGTH, length.into());
+    response
 }
 
 fn greeting(name: &HeaderValue) -> Bytes {
