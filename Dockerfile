@@ -30,7 +30,7 @@ ARG COMMIT=
 RUN set -eu; \
     find chassis registry sentinel proxy loadtest -name '*.rs' -exec touch {} +; \
     cargo build --locked --release --target "$(cat /target)" --bin gopherproxy --bin sentinel --bin origin; \
-    mkdir /out; \
+    mkdir -p /out/state; \
     for bin in gopherproxy sentinel origin; do cp "target/$(cat /target)/release/$bin" /out/; done
 
 FROM scratch AS origin
@@ -49,7 +49,9 @@ ENTRYPOINT ["/usr/local/bin/sentinel"]
 FROM scratch AS proxy
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/gopherproxy /usr/local/bin/gopherproxy
-COPY conf/gopherproxy.yaml /etc/gopherproxy/gopherproxy.yaml
+COPY conf/container.yaml /etc/gopherproxy/gopherproxy.yaml
+# A volume that is mounted here takes its owner from the image.
+COPY --from=build --chown=1001:1001 /out/state /var/lib/gopherproxy
 USER 1001:1001
 EXPOSE 8080 2112
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["/usr/local/bin/gopherproxy", "-c", "/etc/gopherproxy/gopherproxy.yaml", "--healthcheck"]

@@ -10,7 +10,7 @@ STAMP    = VERSION=$(VERSION) COMMIT=$(COMMIT)
 COMPOSE_BUILD = COMPOSE_PARALLEL_LIMIT=1 docker compose build
 
 .DEFAULT_GOAL := help
-.PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained tools
+.PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough tools
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,9 +59,18 @@ k6-smoke k6-load k6-spike k6-sustained:
 	@[ -n "$(PROXY_URL)" ] || $(STAMP) $(CARGO) build --quiet --release --bin gopherproxy --bin origin
 	@BIN=target/release sh loadtest/k6.sh $(@:k6-%=%)
 
+slow-clients: ## a thousand slow connections in each of slowhttptest's modes, and what others see meanwhile (4 minutes)
+	@sh loadtest/tools.sh slowhttptest
+	$(CARGO) build --quiet --release --bin gopherproxy --bin origin
+	@python3 loadtest/slow_clients.py
+
 test: tools ## every test, on real sockets and a real redis-server
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
+
+test-thorough: tools ## the same with upgrades, restarts and faults as many and as long as an operator could want (half an hour)
+	$(CARGO) build --workspace --bins
+	THOROUGH=1 $(CARGO) test --workspace
 
 lint: ## formatting, clippy, docs, dependencies
 	$(CARGO) fmt --all --check

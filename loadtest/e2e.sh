@@ -66,6 +66,8 @@ docker compose up --detach --wait --wait-timeout 300
 echo "ok: all services are healthy"
 
 until_true "three origins answer in turn" answer 3
+curl -fsS http://localhost:2112/metrics | grep -qF "commit=\"${COMMIT:-}\"" || fail "the proxy does not tell the commit ${COMMIT:-}"
+echo "ok: the commit it was built from is in its metrics"
 
 docker compose stop origin2 >/dev/null 2>&1
 until_true "a stopped origin leaves the pool" answer 2

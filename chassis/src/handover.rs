@@ -67,8 +67,9 @@ impl Waiting {
                     error,
                 ));
             }
-            _ => check_private(directory)?,
+            _ => {}
         }
+        let path = &private(path)?;
         let make = || {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -82,7 +83,7 @@ impl Waiting {
         let socket = make().map_err(|error| said(&format!("can't wait at {}", path.display()), error))?;
         Ok(Self {
             socket,
-            path: path.to_owned(),
+            path: path.clone(),
         })
     }
 
@@ -152,14 +153,11 @@ impl Successor {
     /// # Errors
     /// When something is there that must not be trusted.
     pub fn waiting_at(path: &Path) -> io::Result<Option<Self>> {
-        match UnixStream::connect(path) {
-            Ok(stream) => {
-                check_private(directory_of(path)?)?;
-                Ok(Some(Self(stream)))
-            }
-            // Nobody, or the socket of one that is gone.
-            Err(_) => Ok(None),
+        if !path.exists() {
+            return Ok(None);
         }
+        // An error means nobody: the socket of one that is gone.
+        Ok(UnixStream::connect(private(path)?).ok().map(Self))
     }
 
     /// Sends `sockets` and returns when the successor serves them. It may take `patience` to get ready.
@@ -238,20 +236,21 @@ fn directory_of(path: &Path) -> io::Result<&Path> {
     }
 }
 
-/// Whether only this user can enter `directory`.
-fn check_private(directory: &Path) -> io::Result<()> {
-    let entry = fs::symlink_metadata(directory)?;
+/// `path` with the real name of its directory, which only this user can enter.
+fn private(path: &Path) -> io::Result<PathBuf> {
+    let directory = fs::canonicalize(directory_of(path)?)?;
+    let entry = fs::metadata(&directory)?;
     let own = entry.uid() == rustix::process::geteuid().as_raw();
-    if entry.is_dir() && own && entry.mode() & 0o077 == 0 {
-        return Ok(());
+    if !entry.is_dir() || !own || entry.mode() & 0o077 != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!(
+                "{} must be a directory of this user that nobody else can enter (mode 0700), or others could take the ports",
+                directory.display()
+            ),
+        ));
     }
-    Err(io::Error::new(
-        io::ErrorKind::PermissionDenied,
-        format!(
-            "{} must be a directory of this user that nobody else can enter (mode 0700), or others could take the ports",
-            directory.display()
-        ),
-    ))
+    Ok(directory.join(path.file_name().unwrap_or_default()))
 }
 
 #[cfg(test)]

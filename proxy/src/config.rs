@@ -532,6 +532,13 @@ mod tests {
     }
 
     #[test]
+    fn the_file_of_the_image_waits_for_balancers_and_keeps_the_set() {
+        let config = read(include_str!("../../conf/container.yaml"), &[]).unwrap();
+        assert_eq!(config.lame_duck, Duration::from_secs(2));
+        assert!(config.discovery.state_file.is_some());
+    }
+
+    #[test]
     fn the_environment_wins_over_the_file() {
         let file = "gopherproxy: {listen: '127.0.0.1:1', limit: {burst: 7}}";
         let config = read(file, &[]).unwrap();
