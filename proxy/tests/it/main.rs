@@ -15,4 +15,5 @@ mod observability;
 mod pool;
 mod prometheus;
 mod sentinel;
+mod smuggling;
 mod support;

@@ -4,6 +4,7 @@ pub mod http;
 pub mod process;
 pub mod raw_origin;
 pub mod redis;
+pub mod strict_origin;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ pub use http::{Connection, get};
 pub use process::Process;
 pub use raw_origin::RawOrigin;
 pub use redis::Redis;
+pub use strict_origin::StrictOrigin;
 
 /// Far more than anything here takes on a slow machine: it ends a test that would never end.
 pub const LIMIT: Duration = Duration::from_secs(30);
