@@ -7,6 +7,7 @@ mod configuration;
 mod connections;
 mod demo;
 mod discovery;
+mod faulty_origins;
 mod forwarding;
 mod hostile;
 mod lifecycle;
