@@ -125,7 +125,12 @@ pub fn parse(head: &[u8]) -> Result<Body, Rejection> {
     if !hosts_allowed.contains(&hosts) || (chunked && (length.is_some() || minor == 0)) {
         return Err(Rejection::BadRequest);
     }
-    Ok(match (chunked, upgrade.unwrap_or(false)) {
+    let upgrade = upgrade.unwrap_or(false);
+    if upgrade && (chunked || length.unwrap_or(0) > 0) {
+        // A WebSocket begins where its request ends, which has no body: nobody says which of the two a body would belong to.
+        return Err(Rejection::BadRequest);
+    }
+    Ok(match (chunked, upgrade) {
         (true, _) => Body::Chunked,
         (false, true) => Body::Upgrade,
         (false, false) => Body::Length(length.unwrap_or(0)),
@@ -289,6 +294,8 @@ mod tests {
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
             "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nContent-Length: 1\r\n\r\n",
         ] {
             assert_eq!(check(head), Err(Rejection::BadRequest), "{head:?}");
         }

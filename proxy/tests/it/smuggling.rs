@@ -623,6 +623,16 @@ async fn a_connection_field_rules_the_connection_and_nothing_else() {
         ],
         with_connection,
     );
+    rows.extend(all_refused(
+        [
+            ("WebSocket and a length", b"Upgrade: websocket\r\nContent-Length: 5"),
+            (
+                "WebSocket and chunks",
+                b"Upgrade: websocket\r\nTransfer-Encoding: chunked",
+            ),
+        ],
+        with_framing,
+    ));
     rows.extend(all_taken(
         [
             ("an empty list", b"Connection: , ,"),
