@@ -37,12 +37,12 @@ enum Place {
     Data(u64),
     DataReturn,
     DataLineFeed,
-    /// In the trailers, on a line with something in it or on an empty one.
-    Trailer {
-        empty: bool,
-    },
+    /// At the start of a trailer, or of the empty line behind the last.
+    TrailerStart,
+    TrailerName,
+    TrailerValue,
     TrailerLineFeed {
-        empty: bool,
+        last: bool,
     },
     End,
 }
@@ -88,7 +88,8 @@ impl Chunks {
 
     fn step(&mut self, byte: u8) -> Result<(), BadFraming> {
         use Place::{
-            Data, DataLineFeed, DataReturn, End, Extension, Padding, Size, SizeLineFeed, Trailer, TrailerLineFeed,
+            Data, DataLineFeed, DataReturn, End, Extension, Padding, Size, SizeLineFeed, TrailerLineFeed, TrailerName,
+            TrailerStart, TrailerValue,
         };
 
         self.line += 1;
@@ -101,29 +102,38 @@ impl Chunks {
             (Size(Some(size)) | Padding(size), b' ' | b'\t') => Padding(size),
             (Size(Some(size)) | Padding(size), b';') => Extension(size),
             (Extension(size), b'\t' | b' '..=b'~' | 0x80..) => Extension(size),
-            (SizeLineFeed(0), b'\n') => Trailer { empty: true },
+            (SizeLineFeed(0), b'\n') => TrailerStart,
             (SizeLineFeed(size), b'\n') => Data(size),
             (DataReturn, b'\r') => DataLineFeed,
             (DataLineFeed, b'\n') => Size(None),
-            (Trailer { empty }, b'\r') => TrailerLineFeed { empty },
-            (Trailer { .. }, b'\t' | b' '..=b'~' | 0x80..) => Trailer { empty: false },
-            (TrailerLineFeed { empty: true }, b'\n') => End,
-            (TrailerLineFeed { empty: false }, b'\n') => Trailer { empty: true },
+            (TrailerStart, b'\r') => TrailerLineFeed { last: true },
+            // What is no field may be a request that another reader would find here.
+            (TrailerStart | TrailerName, byte) if is_in_name(byte) => TrailerName,
+            (TrailerName, b':') => TrailerValue,
+            (TrailerValue, b'\r') => TrailerLineFeed { last: false },
+            (TrailerValue, b'\t' | b' '..=b'~' | 0x80..) => TrailerValue,
+            (TrailerLineFeed { last: true }, b'\n') => End,
+            (TrailerLineFeed { last: false }, b'\n') => TrailerStart,
             _ => return Err(BadFraming),
         };
         let most = match next {
-            Trailer { .. } | TrailerLineFeed { .. } => MAX_TRAILERS,
+            TrailerStart | TrailerName | TrailerValue | TrailerLineFeed { .. } => MAX_TRAILERS,
             _ => MAX_LINE,
         };
         if self.line > most {
             return Err(BadFraming);
         }
-        if matches!(next, Data(_) | Size(None)) || matches!((self.place, next), (SizeLineFeed(_), Trailer { .. })) {
+        if matches!(next, Data(_) | Size(None)) || matches!((self.place, next), (SizeLineFeed(_), TrailerStart)) {
             self.line = 0;
         }
         self.place = next;
         Ok(())
     }
+}
+
+/// Whether `byte` may be in the name of a field.
+fn is_in_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]
@@ -190,6 +200,11 @@ mod tests {
             "4 4\r\nwiki\r\n0\r\n\r\n",
             "0\r\nTrailer\0: x\r\n\r\n",
             "0\r\nTrailer: x\n\r\n",
+            "0\r\nTrailer\r\n\r\n",
+            "0\r\n: x\r\n\r\n",
+            "0\r\n x\r\n\r\n",
+            "0\r\nTrailer: x\r\n y\r\n\r\n",
+            "0\r\nGET / HTTP/1.1\r\n\r\n",
         ] {
             assert_eq!(end(body.as_bytes()), Err(BadFraming), "{body:?}");
         }
@@ -213,7 +228,7 @@ mod tests {
                 }
                 let size = match chunks.place {
                     Place::Data(size) => size,
-                    Place::Trailer { .. } => 0,
+                    Place::TrailerStart => 0,
                     _ => continue,
                 };
                 let read = httparse::parse_chunk_size(&line);
