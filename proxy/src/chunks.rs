@@ -8,6 +8,9 @@
 const MAX_LINE: usize = 256;
 const MAX_TRAILERS: usize = 8 << 10;
 
+/// A size of more digits overflows in one reader or another.
+const MAX_DIGITS: usize = 15;
+
 /// The framing is not what RFC 9112 says.
 #[derive(Debug, PartialEq, Eq)]
 pub struct BadFraming;
@@ -24,6 +27,8 @@ pub struct Chunks {
 enum Place {
     /// In the digits of a size; `None` before the first.
     Size(Option<u64>),
+    /// In the spaces behind a size, where nothing but an extension may follow.
+    Padding(u64),
     /// In the extensions behind a size.
     Extension(u64),
     /// After the CR of a size line.
@@ -32,12 +37,12 @@ enum Place {
     Data(u64),
     DataReturn,
     DataLineFeed,
-    /// In the trailers, on a line with something in it or on an empty one.
-    Trailer {
-        empty: bool,
-    },
+    /// At the start of a trailer, or of the empty line behind the last.
+    TrailerStart,
+    TrailerName,
+    TrailerValue,
     TrailerLineFeed {
-        empty: bool,
+        last: bool,
     },
     End,
 }
@@ -82,44 +87,53 @@ impl Chunks {
     }
 
     fn step(&mut self, byte: u8) -> Result<(), BadFraming> {
-        use Place::{Data, DataLineFeed, DataReturn, End, Extension, Size, SizeLineFeed, Trailer, TrailerLineFeed};
+        use Place::{
+            Data, DataLineFeed, DataReturn, End, Extension, Padding, Size, SizeLineFeed, TrailerLineFeed, TrailerName,
+            TrailerStart, TrailerValue,
+        };
 
         self.line += 1;
         let next = match (self.place, byte) {
-            (Size(so_far), digit) if digit.is_ascii_hexdigit() => {
+            (Size(so_far), digit) if digit.is_ascii_hexdigit() && self.line <= MAX_DIGITS => {
                 let digit = char::from(digit).to_digit(16).map_or(0, u64::from);
-                let size = so_far
-                    .unwrap_or(0)
-                    .checked_mul(16)
-                    .and_then(|size| size.checked_add(digit));
-                Size(Some(size.ok_or(BadFraming)?))
+                Size(Some(so_far.unwrap_or(0) * 16 + digit))
             }
-            (Size(Some(size)) | Extension(size), b'\r') => SizeLineFeed(size),
-            (Size(Some(size)), b';' | b' ' | b'\t') => Extension(size),
+            (Size(Some(size)) | Padding(size) | Extension(size), b'\r') => SizeLineFeed(size),
+            (Size(Some(size)) | Padding(size), b' ' | b'\t') => Padding(size),
+            (Size(Some(size)) | Padding(size), b';') => Extension(size),
             (Extension(size), b'\t' | b' '..=b'~' | 0x80..) => Extension(size),
-            (SizeLineFeed(0), b'\n') => Trailer { empty: true },
+            (SizeLineFeed(0), b'\n') => TrailerStart,
             (SizeLineFeed(size), b'\n') => Data(size),
             (DataReturn, b'\r') => DataLineFeed,
             (DataLineFeed, b'\n') => Size(None),
-            (Trailer { empty }, b'\r') => TrailerLineFeed { empty },
-            (Trailer { .. }, b'\t' | b' '..=b'~' | 0x80..) => Trailer { empty: false },
-            (TrailerLineFeed { empty: true }, b'\n') => End,
-            (TrailerLineFeed { empty: false }, b'\n') => Trailer { empty: true },
+            (TrailerStart, b'\r') => TrailerLineFeed { last: true },
+            // What is no field may be a request that another reader would find here.
+            (TrailerStart | TrailerName, byte) if is_in_name(byte) => TrailerName,
+            (TrailerName, b':') => TrailerValue,
+            (TrailerValue, b'\r') => TrailerLineFeed { last: false },
+            (TrailerValue, b'\t' | b' '..=b'~' | 0x80..) => TrailerValue,
+            (TrailerLineFeed { last: true }, b'\n') => End,
+            (TrailerLineFeed { last: false }, b'\n') => TrailerStart,
             _ => return Err(BadFraming),
         };
         let most = match next {
-            Trailer { .. } | TrailerLineFeed { .. } => MAX_TRAILERS,
+            TrailerStart | TrailerName | TrailerValue | TrailerLineFeed { .. } => MAX_TRAILERS,
             _ => MAX_LINE,
         };
         if self.line > most {
             return Err(BadFraming);
         }
-        if matches!(next, Data(_) | Size(None)) || matches!((self.place, next), (SizeLineFeed(_), Trailer { .. })) {
+        if matches!(next, Data(_) | Size(None)) || matches!((self.place, next), (SizeLineFeed(_), TrailerStart)) {
             self.line = 0;
         }
         self.place = next;
         Ok(())
     }
+}
+
+/// Whether `byte` may be in the name of a field.
+fn is_in_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]
@@ -155,6 +169,8 @@ mod tests {
             "4\r\nwiki\r\n0\r\n\r\n",
             "A\r\n0123456789\r\n00\r\n\r\n",
             "4;name=\"value\"\r\n\r\n\r\n\r\n0\r\n\r\n",
+            "4 \t; name\r\nwiki\r\n0\r\n\r\n",
+            "000000000000004\r\nwiki\r\n0\r\n\r\n",
             "1 \r\nx\r\n0\r\nTrailer: value\r\nOther: value\r\n\r\n",
         ] {
             assert_eq!(end(body.as_bytes()), Ok(Some(body.len())), "{body:?}");
@@ -179,8 +195,16 @@ mod tests {
             "4\r\nwiki0\r\n\r\n",
             "g\r\n\r\n",
             "11111111111111111\r\n\r\n",
+            "ffffffffffffffff\r\n\r\n",
+            "0000000000000004\r\nwiki\r\n0\r\n\r\n",
+            "4 4\r\nwiki\r\n0\r\n\r\n",
             "0\r\nTrailer\0: x\r\n\r\n",
             "0\r\nTrailer: x\n\r\n",
+            "0\r\nTrailer\r\n\r\n",
+            "0\r\n: x\r\n\r\n",
+            "0\r\n x\r\n\r\n",
+            "0\r\nTrailer: x\r\n y\r\n\r\n",
+            "0\r\nGET / HTTP/1.1\r\n\r\n",
         ] {
             assert_eq!(end(body.as_bytes()), Err(BadFraming), "{body:?}");
         }
@@ -188,5 +212,32 @@ mod tests {
         let long_trailers = format!("0\r\n{}", "x: y\r\n".repeat(MAX_TRAILERS));
         assert_eq!(end(long_line.as_bytes()), Err(BadFraming));
         assert_eq!(Chunks::default().follow(long_trailers.as_bytes()), Err(BadFraming));
+    }
+    /// Every short line that is taken here is read the same way by the parser that Pingora uses.
+    #[test]
+    fn what_is_a_size_line_here_is_the_same_for_pingora() {
+        const BYTES: &[u8] = b"04Fx; \t\r\n";
+        let mut taken = 0;
+        for number in 0..BYTES.len().pow(6) {
+            let digit = |place: u32| BYTES[number / BYTES.len().pow(place) % BYTES.len()];
+            let line = [digit(0), digit(1), digit(2), digit(3), digit(4), digit(5)];
+            let mut chunks = Chunks::default();
+            for (index, byte) in line.iter().enumerate() {
+                if chunks.step(*byte).is_err() {
+                    break;
+                }
+                let size = match chunks.place {
+                    Place::Data(size) => size,
+                    Place::TrailerStart => 0,
+                    _ => continue,
+                };
+                let read = httparse::parse_chunk_size(&line);
+                let line = line.escape_ascii();
+                assert_eq!(read, Ok(httparse::Status::Complete((index + 1, size))), "{line}");
+                taken += 1;
+                break;
+            }
+        }
+        assert!(taken > 1000, "{taken} lines were taken");
     }
 }

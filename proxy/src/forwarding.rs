@@ -7,8 +7,8 @@
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
-use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::prelude::{Error, ErrorType, Result};
 
 use crate::client::Client;
 
@@ -16,7 +16,6 @@ const FORWARDED_FOR: &str = "X-Forwarded-For";
 const FORWARDED_HOST: &str = "X-Forwarded-Host";
 const FORWARDED_PROTO: &str = "X-Forwarded-Proto";
 const REQUEST_ID: &str = "X-Request-Id";
-const REAL_IP: &str = "X-Real-Ip";
 
 /// How this proxy calls itself in `Via`.
 const VIA: &str = "1.1 gopherproxy";
@@ -35,7 +34,8 @@ pub fn request_id(headers: &HeaderMap, client: Client) -> HeaderValue {
     })
 }
 
-/// Tells the backend about the request: X-Forwarded-For, -Host and -Proto, X-Request-Id and Via.
+/// Tells the backend about the request: X-Forwarded-For, -Host and -Proto, X-Request-Id and Via. `Host` stays what it is; a
+/// client of HTTP/1.0 that sends none gets `backend`, because the backend hears HTTP/1.1, which requires one.
 ///
 /// # Errors
 /// When a field could not be inserted, which the names and values here give no reason for.
@@ -44,6 +44,7 @@ pub fn describe_request(
     client: Client,
     peer: IpAddr,
     request_id: &HeaderValue,
+    backend: &str,
 ) -> Result<()> {
     let mut forwarded_for = peer.to_canonical().to_string();
     if client.trusted_peer {
@@ -67,6 +68,9 @@ pub fn describe_request(
     {
         request.insert_header(FORWARDED_HOST, host)?;
     }
+    if !request.headers.contains_key(header::HOST) {
+        request.insert_header(header::HOST, backend)?;
+    }
     request.insert_header(REQUEST_ID, request_id)?;
     request.append_header(header::VIA, HeaderValue::from_static(VIA))?;
     Ok(())
@@ -77,14 +81,85 @@ fn remove_claims(request: &mut RequestHeader) {
     let claims: Vec<_> = request
         .headers
         .keys()
-        .filter(|name| name.as_str().starts_with("x-forwarded-"))
+        .filter(|name| is_claim(name.as_str()))
         .cloned()
         .collect();
     for claim in &claims {
         request.remove_header(claim);
     }
-    request.remove_header(&header::FORWARDED);
-    request.remove_header(REAL_IP);
+}
+
+/// Whether a field of this name, in lower case, tells where a request came from. CGI and its kin take `_` for `-`.
+fn is_claim(name: &str) -> bool {
+    const FAMILY: &str = "x-forwarded";
+    const OTHERS: [&str; 3] = ["forwarded", "x-real-ip", "x-request-id"];
+    let alike = |name: &str, known: &str| {
+        name.len() == known.len()
+            && std::iter::zip(name.bytes(), known.bytes())
+                .all(|(byte, known)| byte == known || (byte == b'_' && known == b'-'))
+    };
+    name.get(..FAMILY.len()).is_some_and(|family| alike(family, FAMILY))
+        || OTHERS.iter().any(|known| alike(name, known))
+}
+
+/// Makes the framing of a response say one thing, for Pingora passes it on as it came: one Content-Length in digits, none
+/// where there can't be a body, HTTP/1.1 as the version, which is this proxy's own.
+///
+/// # Errors
+/// When it says two things, or a transfer coding that nobody here can undo.
+pub fn straighten(response: &mut ResponseHeader) -> Result<()> {
+    let broken = |what: &'static str| {
+        Error::e_explain(ErrorType::InvalidHTTPHeader, what).map_err(|error: Box<Error>| error.into_up())
+    };
+    response.set_version(Version::HTTP_11);
+    if response.status.is_informational() || response.status == StatusCode::NO_CONTENT {
+        response.remove_header(&header::CONTENT_LENGTH);
+        response.remove_header(&header::TRANSFER_ENCODING);
+        return Ok(());
+    }
+    let mut codings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next()
+        && !(coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none())
+    {
+        return broken("the backend's transfer coding is not chunked");
+    }
+    let mut lengths = response.headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(first) = lengths.next() else {
+        return Ok(());
+    };
+    let others = lengths.next().is_some();
+    let canonical = |value: &HeaderValue| {
+        let digits = value.as_bytes();
+        !digits.is_empty()
+            && digits.iter().all(u8::is_ascii_digit)
+            && (digits.first() != Some(&b'0') || digits.len() == 1)
+    };
+    if !others && canonical(first) {
+        return Ok(());
+    }
+    let mut meant = None;
+    for value in response.headers.get_all(header::CONTENT_LENGTH) {
+        for length in value.to_str().unwrap_or_default().split(',') {
+            let length = length.trim();
+            let digits = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
+            match length.parse::<u64>() {
+                Ok(length) if digits && *meant.get_or_insert(length) == length => {}
+                _ => return broken("the backend's Content-Length says two things"),
+            }
+        }
+    }
+    response.insert_header(header::CONTENT_LENGTH, meant.unwrap_or_default())
+}
+
+/// Whether one of the `Connection` fields, of which Pingora reads only the first, says that the client closes.
+pub fn client_closes(headers: &HeaderMap) -> bool {
+    let options = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    options
+        .into_iter()
+        .any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
 /// Takes off a response what concerns only the connection to the backend. Its framing (Content-Length, Transfer-Encoding)
@@ -145,7 +220,14 @@ mod tests {
             trusted_peer,
         };
         let id = request_id(&request.headers, client);
-        describe_request(&mut request, client, "::ffff:10.0.0.1".parse().unwrap(), &id).unwrap();
+        describe_request(
+            &mut request,
+            client,
+            "::ffff:10.0.0.1".parse().unwrap(),
+            &id,
+            "backend:80",
+        )
+        .unwrap();
         request
     }
 
@@ -217,5 +299,78 @@ mod tests {
         let mut names: Vec<_> = response.headers.keys().map(|name| name.as_str()).collect();
         names.sort_unstable();
         assert_eq!(names, ["content-length", "x-public"]);
+    }
+
+    #[test]
+    fn claims_are_known_by_all_their_names() {
+        for name in [
+            "x-forwarded-for",
+            "x_forwarded_for",
+            "x-forwarded",
+            "x_forwarded-host",
+            "forwarded",
+            "x_real_ip",
+            "x_request_id",
+        ] {
+            assert!(is_claim(name), "{name}");
+        }
+        for name in ["x-forward", "forwarded-by", "x-real-ip-2", "host", ""] {
+            assert!(!is_claim(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_client_of_http_1_0_without_a_host_gets_the_backends() {
+        assert_eq!(described(false, &[]).headers["host"], "backend:80");
+        assert_eq!(described(false, &[("Host", "a")]).headers["host"], "a");
+    }
+
+    #[test]
+    fn framing_that_says_one_thing_is_said_once_and_all_other_is_refused() {
+        let straightened = |status: u16, fields: &[(&'static str, &str)]| {
+            let mut response = ResponseHeader::build(status, None).unwrap();
+            for (name, value) in fields {
+                response.append_header(*name, *value).unwrap();
+            }
+            straighten(&mut response)
+                .map(|()| {
+                    let field = |name| {
+                        response
+                            .headers
+                            .get_all(name)
+                            .iter()
+                            .map(|value| value.to_str().unwrap().to_owned())
+                            .collect::<Vec<_>>()
+                            .join("|")
+                    };
+                    (field("content-length"), field("transfer-encoding"))
+                })
+                .map_err(drop)
+        };
+        let length = |length: &str| Ok((length.to_owned(), String::new()));
+        assert_eq!(straightened(200, &[("Content-Length", "2")]), length("2"));
+        assert_eq!(
+            straightened(200, &[("Content-Length", "2"), ("Content-Length", "2")]),
+            length("2")
+        );
+        assert_eq!(straightened(200, &[("Content-Length", "2, 2")]), length("2"));
+        assert_eq!(straightened(200, &[("Content-Length", "02")]), length("2"));
+        assert_eq!(straightened(204, &[("Content-Length", "2")]), length(""));
+        assert_eq!(straightened(103, &[("Transfer-Encoding", "chunked")]), length(""));
+        assert_eq!(straightened(200, &[]), length(""));
+        assert_eq!(
+            straightened(200, &[("Transfer-Encoding", "Chunked")]),
+            Ok((String::new(), "Chunked".into()))
+        );
+        for fields in [
+            &[("Content-Length", "2"), ("Content-Length", "3")][..],
+            &[("Content-Length", "2, 3")],
+            &[("Content-Length", "+2")],
+            &[("Content-Length", "")],
+            &[("Transfer-Encoding", "gzip")],
+            &[("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "chunked")],
+        ] {
+            assert_eq!(straightened(200, fields), Err(()), "{fields:?}");
+        }
     }
 }

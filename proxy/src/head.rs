@@ -4,6 +4,7 @@
 //! origin behind us may not be (or the reverse), so [`parse`] refuses whatever can be read in two ways: it is strict
 //! where RFC 9112 lets a server be strict. What it lets through, Pingora reads the same way.
 
+use std::net::Ipv6Addr;
 use std::str;
 
 use crate::rejection::Rejection;
@@ -85,7 +86,7 @@ pub fn parse(head: &[u8], max_fields: usize) -> Result<Body, Rejection> {
     if target.len() > MAX_TARGET {
         return Err(Rejection::HeadTooLarge);
     }
-    if has_bare_line_end(head) || !is_target(target) {
+    if has_bare_line_end(head) || !is_target(target) || (target == "*" && method != "OPTIONS") {
         return Err(Rejection::BadRequest);
     }
     if matches!(method, "CONNECT" | "TRACE") {
@@ -96,7 +97,7 @@ pub fn parse(head: &[u8], max_fields: usize) -> Result<Body, Rejection> {
     if named.is_some_and(|named| !is_authority(named.as_bytes())) {
         return Err(Rejection::BadRequest);
     }
-    let (mut hosts, mut length, mut chunked, mut upgrade) = (0, None, false, false);
+    let (mut hosts, mut length, mut chunked, mut upgrade) = (0, None, false, None);
     for field in request.headers.iter() {
         let name = field.name;
         if name.eq_ignore_ascii_case("host") {
@@ -115,12 +116,18 @@ pub fn parse(head: &[u8], max_fields: usize) -> Result<Body, Rejection> {
             }
             chunked = true;
         } else if name.eq_ignore_ascii_case("upgrade") {
-            upgrade = minor == 1 && is_websocket(field.value);
+            // The first of several counts, as for everybody else here.
+            upgrade.get_or_insert(minor == 1 && is_websocket(field.value));
         }
     }
     // HTTP/1.0 knows neither a required Host nor chunks.
     let hosts_allowed = if minor == 1 { 1..=1 } else { 0..=1 };
     if !hosts_allowed.contains(&hosts) || (chunked && (length.is_some() || minor == 0)) {
+        return Err(Rejection::BadRequest);
+    }
+    let upgrade = upgrade.unwrap_or(false);
+    if upgrade && (chunked || length.unwrap_or(0) > 0) {
+        // A WebSocket begins where its request ends, which has no body: nobody says which of the two a body would belong to.
         return Err(Rejection::BadRequest);
     }
     Ok(match (chunked, upgrade) {
@@ -139,10 +146,13 @@ fn has_bare_line_end(head: &[u8]) -> bool {
     })
 }
 
-/// Origin form, absolute form or `*`, without a fragment and without what no URI has.
+/// Origin form, absolute form or `*`, without a fragment and without what no URI has. The last check is the one that the HTTP
+/// library makes again.
 fn is_target(target: &str) -> bool {
     let starts_right = target.starts_with('/') || target.starts_with("http://") || target == "*";
-    starts_right && target.bytes().all(|byte| byte > b' ' && byte != 0x7f && byte != b'#')
+    starts_right
+        && target.bytes().all(|byte| byte > b' ' && byte != 0x7f && byte != b'#')
+        && http::Uri::try_from(target).is_ok()
 }
 
 /// The host that a target in absolute form names. One that differs from `Host` would leave it to each reader which to believe.
@@ -155,12 +165,23 @@ pub fn is_websocket(upgrade: &[u8]) -> bool {
     upgrade.eq_ignore_ascii_case(b"websocket")
 }
 
-/// A host with an optional port: no user, no path, no spaces, not empty.
+/// A host with an optional port: no user, no path, no list, not empty. RFC 3986 lets a name have more than these bytes, commas
+/// among them, but no name that a client can look up does.
 fn is_authority(value: &[u8]) -> bool {
     let Ok(text) = str::from_utf8(value) else {
         return false;
     };
-    !text.contains('@') && text.parse::<http::uri::Authority>().is_ok()
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => (text, ""),
+    };
+    let is_port = port.bytes().all(|byte| byte.is_ascii_digit()) && (port.is_empty() || port.parse::<u16>().is_ok());
+    let is_in_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(is_in_name),
+    };
+    is_port && is_host
 }
 
 fn content_length(value: &[u8]) -> Result<u64, Rejection> {
@@ -201,6 +222,7 @@ mod tests {
             ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", Body::Length(0)),
             ("GET / HTTP/1.0\r\n\r\n", Body::Length(0)),
             ("OPTIONS * HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", Body::Length(0)),
+            ("GET / HTTP/1.1\r\nHost: a-b_c.d.:\r\n\r\n", Body::Length(0)),
             ("GET http://a/b?c HTTP/1.1\r\nHost: a\r\n\r\n", Body::Length(0)),
             ("GET /\u{e4} HTTP/1.1\r\nHost: a\r\n\r\n", Body::Length(0)),
             (
@@ -219,6 +241,14 @@ mod tests {
                 "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
                 Body::Length(0),
             ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n\r\n",
+                Body::Upgrade,
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n\r\n",
+                Body::Length(0),
+            ),
         ] {
             assert_eq!(check(head), Ok(body), "{head:?}");
         }
@@ -232,6 +262,13 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: u@a\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost:\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a,b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a:b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a:65536\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: :80\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: ::1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a[::1]\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: [::1]a\r\n\r\n",
             "GET / HTTP/1.1\nHost: a\n\n",
             "GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n",
@@ -246,6 +283,8 @@ mod tests {
             "GET http://u:p@a/ HTTP/1.0\r\n\r\n",
             "GET http:/// HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /` HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
             "GET / HTTP/1.1 \r\nHost: a\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
@@ -257,6 +296,8 @@ mod tests {
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
             "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nContent-Length: 1\r\n\r\n",
         ] {
             assert_eq!(check(head), Err(Rejection::BadRequest), "{head:?}");
         }

@@ -38,6 +38,9 @@ use crate::upstream::{Pool, Upstream};
 /// How long the rest of a request body may take to arrive when its request was refused. Then the connection closes.
 const DRAIN_BODY: Duration = Duration::from_secs(1);
 
+/// A longer error is cut: a line is for reading.
+const MAX_ERROR: usize = 512;
+
 /// The proxy's application.
 pub struct EdgeProxy {
     /// The rules, which a reload can change.
@@ -92,6 +95,18 @@ fn panic_for_tests(request: &RequestHeader) {
     if cfg!(debug_assertions) && request.headers.contains_key("x-test-panic") {
         panic!("asked for by a test");
     }
+}
+
+/// An error for the log: not too long, and without the bytes of a head that Pingora quotes where it can't read one, because
+/// a head has secrets in it.
+fn in_words(error: &Error) -> String {
+    let words = error.to_string();
+    let words = words.split("buf: ").next().unwrap_or_default();
+    let mut end = words.len().min(MAX_ERROR);
+    while !words.is_char_boundary(end) {
+        end -= 1;
+    }
+    words[..end].to_owned()
 }
 
 impl EdgeProxy {
@@ -255,6 +270,9 @@ impl ProxyHttp for EdgeProxy {
         if session.req_header().version == Version::HTTP_10 {
             session.set_ignore_info_resp(true);
         }
+        if forwarding::client_closes(&session.req_header().headers) {
+            session.set_keepalive(None);
+        }
 
         if !policy.exempt.contain(client.address)
             && let Verdict::Limited { retry_after } = policy.limiter.check(client.address, ctx.start)
@@ -307,9 +325,9 @@ impl ProxyHttp for EdgeProxy {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         ctx.body_sent = false;
-        match (&ctx.connection, ctx.client, &ctx.request_id) {
-            (Some(connection), Some(client), Some(id)) => {
-                forwarding::describe_request(request, client, connection.peer.ip(), id)
+        match (&ctx.connection, ctx.client, &ctx.request_id, &ctx.upstream) {
+            (Some(connection), Some(client), Some(id), Some(upstream)) => {
+                forwarding::describe_request(request, client, connection.peer.ip(), id, &upstream.name)
             }
             _ => Error::e_explain(ErrorType::InternalError, "a request that was not identified"),
         }
@@ -339,6 +357,14 @@ impl ProxyHttp for EdgeProxy {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         let switches = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
+        if switches && !asks_for_websocket(session.req_header()) {
+            return Error::e_explain(
+                ErrorType::InvalidHTTPHeader,
+                "the backend switches to a protocol that nobody asked for",
+            )
+            .map_err(|error: Box<Error>| error.into_up());
+        }
+        forwarding::straighten(response)?;
         if switches {
             ctx.switched = true;
             ctx.answered_after = Some(ctx.start.elapsed());
@@ -434,7 +460,7 @@ impl ProxyHttp for EdgeProxy {
         }
         // An answer of our own that could not be written keeps its reason.
         let rejection = *ctx.rejection.get_or_insert(rejection);
-        ctx.error = Some(error.to_string());
+        ctx.error = Some(in_words(error));
         let begun = session.was_upgraded()
             || session
                 .response_written()

@@ -116,6 +116,11 @@ impl Connection {
         self.try_response(method == "HEAD").await
     }
 
+    /// Ends what is sent, and still reads.
+    pub async fn finish(&mut self) {
+        self.stream.shutdown().await.expect("it is open");
+    }
+
     /// Ends the connection with a reset.
     pub fn reset(self) {
         let _ = socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO));

@@ -5,6 +5,7 @@ pub mod load;
 pub mod process;
 pub mod raw_origin;
 pub mod redis;
+pub mod strict_origin;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ pub use load::Load;
 pub use process::Process;
 pub use raw_origin::RawOrigin;
 pub use redis::Redis;
+pub use strict_origin::StrictOrigin;
 
 /// Far more than anything here takes on a slow machine: it ends a test that would never end.
 pub const LIMIT: Duration = Duration::from_secs(30);
