@@ -6,6 +6,8 @@
 
 use std::str;
 
+use http::uri::{Authority, PathAndQuery};
+
 use crate::rejection::Rejection;
 
 /// More header fields than this are answered 431.
@@ -96,7 +98,7 @@ pub fn parse(head: &[u8]) -> Result<Body, Rejection> {
     if named.is_some_and(|named| !is_authority(named.as_bytes())) {
         return Err(Rejection::BadRequest);
     }
-    let (mut hosts, mut length, mut chunked, mut upgrade) = (0, None, false, false);
+    let (mut hosts, mut length, mut chunked, mut upgrade) = (0, None, false, None);
     for field in request.headers.iter() {
         let name = field.name;
         if name.eq_ignore_ascii_case("host") {
@@ -115,7 +117,8 @@ pub fn parse(head: &[u8]) -> Result<Body, Rejection> {
             }
             chunked = true;
         } else if name.eq_ignore_ascii_case("upgrade") {
-            upgrade = minor == 1 && is_websocket(field.value);
+            // Of several, Pingora goes by the first.
+            upgrade.get_or_insert(minor == 1 && is_websocket(field.value));
         }
     }
     // HTTP/1.0 knows neither a required Host nor chunks.
@@ -123,7 +126,7 @@ pub fn parse(head: &[u8]) -> Result<Body, Rejection> {
     if !hosts_allowed.contains(&hosts) || (chunked && (length.is_some() || minor == 0)) {
         return Err(Rejection::BadRequest);
     }
-    Ok(match (chunked, upgrade) {
+    Ok(match (chunked, upgrade.unwrap_or(false)) {
         (true, _) => Body::Chunked,
         (false, true) => Body::Upgrade,
         (false, false) => Body::Length(length.unwrap_or(0)),
@@ -142,7 +145,10 @@ fn has_bare_line_end(head: &[u8]) -> bool {
 /// Origin form, absolute form or `*`, without a fragment and without what no URI has.
 fn is_target(target: &str) -> bool {
     let starts_right = target.starts_with('/') || target.starts_with("http://") || target == "*";
-    starts_right && target.bytes().all(|byte| byte > b' ' && byte != 0x7f && byte != b'#')
+    let legible = target.bytes().all(|byte| byte > b' ' && byte != 0x7f && byte != b'#');
+    // Pingora would refuse a path that the HTTP library does not take, and the log would not tell which it was.
+    let path = authority_of(target).map_or(target, |named| &target["http://".len() + named.len()..]);
+    starts_right && legible && (path.is_empty() || path.parse::<PathAndQuery>().is_ok())
 }
 
 /// The host that a target in absolute form names. One that differs from `Host` would leave it to each reader which to believe.
@@ -160,7 +166,7 @@ fn is_authority(value: &[u8]) -> bool {
     let Ok(text) = str::from_utf8(value) else {
         return false;
     };
-    !text.contains('@') && text.parse::<http::uri::Authority>().is_ok()
+    !text.contains('@') && text.parse::<Authority>().is_ok()
 }
 
 fn content_length(value: &[u8]) -> Result<u64, Rejection> {
@@ -217,6 +223,14 @@ mod tests {
                 "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
                 Body::Length(0),
             ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n\r\n",
+                Body::Upgrade,
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n\r\n",
+                Body::Length(0),
+            ),
         ] {
             assert_eq!(check(head), Ok(body), "{head:?}");
         }
@@ -239,6 +253,8 @@ mod tests {
             "GET /#f HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET /\u{1} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /<b> HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://a?<b> HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET http://a?b HTTP/1.1\r\nHost: a:80\r\n\r\n",
             "GET http://u:p@a/ HTTP/1.0\r\n\r\n",
