@@ -126,11 +126,13 @@ pub fn parse(head: &[u8]) -> Result<Body, Rejection> {
     if !hosts_allowed.contains(&hosts) || (chunked && (length.is_some() || minor == 0)) {
         return Err(Rejection::BadRequest);
     }
-    Ok(match (chunked, upgrade.unwrap_or(false)) {
-        (true, _) => Body::Chunked,
-        (false, true) => Body::Upgrade,
-        (false, false) => Body::Length(length.unwrap_or(0)),
-    })
+    match (chunked, upgrade.unwrap_or(false), length.unwrap_or(0)) {
+        // A body before the switch would be taken for WebSocket by whoever has switched before it came.
+        (true, true, _) | (false, true, 1..) => Err(Rejection::BadRequest),
+        (true, false, _) => Ok(Body::Chunked),
+        (false, true, 0) => Ok(Body::Upgrade),
+        (false, false, length) => Ok(Body::Length(length)),
+    }
 }
 
 fn has_bare_line_end(head: &[u8]) -> bool {
@@ -228,6 +230,10 @@ mod tests {
                 Body::Upgrade,
             ),
             (
+                "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n",
+                Body::Upgrade,
+            ),
+            (
                 "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n\r\n",
                 Body::Length(0),
             ),
@@ -271,6 +277,8 @@ mod tests {
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
             "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\n",
         ] {
             assert_eq!(check(head), Err(Rejection::BadRequest), "{head:?}");
         }

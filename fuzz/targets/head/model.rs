@@ -78,8 +78,10 @@ fn body(request: &Request<'_>) -> Body {
     assert!(hosts.iter().all(|host| !host.is_empty() && !host.contains(&b'@')));
     let lengths: Vec<_> = request.values("content-length").collect();
     let codings: Vec<_> = request.values("transfer-encoding").collect();
+    let switches = request.asks_for_websocket();
     match (&lengths[..], &codings[..]) {
         ([], [coding]) => {
+            assert!(!switches, "there is no telling a body from what comes after the switch");
             assert!(coding.eq_ignore_ascii_case(b"chunked") && request.minor == 1);
             Body::Chunked
         }
@@ -89,11 +91,11 @@ fn body(request: &Request<'_>) -> Body {
                 .map_or("0", |length| str::from_utf8(length).expect("digits"));
             let length: u64 = digits.parse().expect("a length is a number");
             assert_eq!(digits, length.to_string());
-            if request.asks_for_websocket() {
-                Body::Upgrade
-            } else {
-                Body::Length(length)
-            }
+            assert!(
+                !switches || length == 0,
+                "there is no telling a body from what comes after the switch"
+            );
+            if switches { Body::Upgrade } else { Body::Length(length) }
         }
         _ => unreachable!("one length at most: {lengths:?} {codings:?}"),
     }
