@@ -6,11 +6,16 @@ CONF   ?= conf/embedded.yaml
 VERSION ?= $(shell git describe --tags --always 2>/dev/null)
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 STAMP    = VERSION=$(VERSION) COMMIT=$(COMMIT)
+# How long each fuzz target runs, in seconds, and which there are.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= member forwarded_for config head limiter
+# cargo-fuzz asks for flags that only the nightly compiler takes, unless it is told otherwise.
+FUZZ = RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 # One image after the other: the classic builder does not see that they share their build, and would do it for each at once.
 COMPOSE_BUILD = COMPOSE_PARALLEL_LIMIT=1 docker compose build
 
 .DEFAULT_GOAL := help
-.PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough tools
+.PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough fuzz tools
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,8 +77,19 @@ test-thorough: tools ## the same with upgrades, restarts and faults as many and 
 	$(CARGO) build --workspace --bins
 	THOROUGH=1 $(CARGO) test --workspace
 
+fuzz: ## every fuzz target for FUZZ_SECONDS (60) over its corpus; installs cargo-fuzz where it is missing
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "missing: cargo-fuzz. Installing with: $(CARGO) install cargo-fuzz --locked"; \
+	$(CARGO) install cargo-fuzz --locked; }
+	$(FUZZ) build --fuzz-dir fuzz
+	@set -e; for target in $(FUZZ_TARGETS); do \
+		echo "fuzzing $$target for $(FUZZ_SECONDS) s"; mkdir -p fuzz/target/found/$$target; \
+		$(FUZZ) run --fuzz-dir fuzz $$target fuzz/target/found/$$target fuzz/corpus/$$target -- \
+			-dict=fuzz/dictionaries/$$target -timeout=30 -max_total_time=$(FUZZ_SECONDS); \
+	done
+
 lint: ## formatting, clippy, docs, dependencies
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check bans licenses sources; \

@@ -67,7 +67,7 @@ impl Settings {
     pub fn variable<T>(&self, name: &str, parse: impl Fn(&str) -> Result<T, Expected>) -> Option<T> {
         let text = self.environment.get(name)?.trim();
         parse(text)
-            .map_err(|expected| self.mistake(format!("{name}: got {text:?}, takes {expected}")))
+            .map_err(|expected| self.mistake(format!("{name}: got {}, takes {expected}", quoted(text))))
             .ok()
     }
 
@@ -141,7 +141,7 @@ impl<'s> Section<'s> {
         };
         parse(&text).unwrap_or_else(|expected| {
             self.settings
-                .mistake(format!("{place}: got {text:?}, takes {expected}"));
+                .mistake(format!("{place}: got {}, takes {expected}", quoted(&text)));
             default
         })
     }
@@ -190,8 +190,11 @@ impl<'s> Section<'s> {
             .filter_map(|(index, entry)| match parse(entry) {
                 Ok(value) => Some(value),
                 Err(expected) => {
-                    self.settings
-                        .mistake(format!("{place}: entry {} is {entry:?}, takes {expected}", index + 1));
+                    self.settings.mistake(format!(
+                        "{place}: entry {} is {}, takes {expected}",
+                        index + 1,
+                        quoted(entry)
+                    ));
                     None
                 }
             })
@@ -249,7 +252,16 @@ fn shown(value: &Value) -> String {
     match value {
         Value::Sequence(_) => "a list".into(),
         Value::Mapping(_) => "a group of keys".into(),
-        other => scalar(other).map_or("a tagged value".into(), |text| format!("{text:?}")),
+        other => scalar(other).map_or("a tagged value".into(), |text| quoted(&text)),
+    }
+}
+
+/// A value as a mistake quotes it: without what stands before an `@`, because that is where URLs have passwords, and mistakes
+/// go into the log.
+fn quoted(text: &str) -> String {
+    match text.rsplit_once('@') {
+        Some((_credentials, place)) => format!("\"…@{}\"", place.escape_debug()),
+        None => format!("{text:?}"),
     }
 }
 
@@ -386,6 +398,26 @@ mod tests {
                 .to_string()
                 .starts_with("the configuration has 7 mistakes:\n  top.wait")
         );
+    }
+
+    #[test]
+    fn a_mistake_does_not_repeat_a_password() {
+        let url = "redis://user:secret@host/x";
+        let settings = settings(&[("URL", url), ("LIST", url), ("ONLY", url)]);
+        let mut section = settings.section("", yaml(&format!("file: {url}\nsub: {url}")));
+        section.value("url", Some("URL"), 0, whole(1..=9));
+        section.value("file", None, 0, whole(1..=9));
+        section.list("list", Some("LIST"), vec![], whole(1..=9));
+        section.section("sub").finish();
+        section.finish();
+        assert_eq!(settings.variable("ONLY", whole(1..=9)), None);
+        let Err(mistakes) = settings.finish(()) else {
+            unreachable!("the settings are wrong")
+        };
+        assert_eq!(mistakes.0.len(), 5);
+        for mistake in mistakes.0 {
+            assert!(mistake.contains(r#""…@host/x""#), "{mistake}");
+        }
     }
 
     #[test]

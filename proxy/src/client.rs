@@ -4,10 +4,10 @@
 //! X-Forwarded-For that is not a trusted proxy itself. Whatever stands further left was written by
 //! somebody we have no reason to believe.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use http::HeaderMap;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 /// The header that trusted proxies list the client and each other in.
 const FORWARDED_FOR: &str = "x-forwarded-for";
@@ -26,9 +26,9 @@ pub struct Client {
 pub struct Networks(Vec<IpNet>);
 
 impl Networks {
-    /// These networks.
+    /// These networks. One of IPv4 addresses that are mapped into IPv6 is the IPv4 network.
     pub fn new(networks: Vec<IpNet>) -> Self {
-        Self(networks)
+        Self(networks.into_iter().map(unmapped).collect())
     }
 
     /// Whether `address` is in one of them.
@@ -36,6 +36,14 @@ impl Networks {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(&address))
     }
+}
+
+fn unmapped(network: IpNet) -> IpNet {
+    let IpNet::V6(mapped) = network else { return network };
+    let parts = mapped.addr().to_ipv4_mapped().zip(mapped.prefix_len().checked_sub(96));
+    parts
+        .and_then(|(address, length)| Ipv4Net::new(address, length).ok())
+        .map_or(network, IpNet::V4)
 }
 
 /// Tells whose request it is, that came from `peer` with `headers`.
@@ -69,12 +77,13 @@ pub fn identify(peer: IpAddr, headers: &HeaderMap, trusted: &Networks) -> Client
 
 /// An entry of X-Forwarded-For: an address, with a port if need be.
 fn parse_hop(text: &[u8]) -> Option<IpAddr> {
-    let text = std::str::from_utf8(text).ok()?.trim();
+    let text = std::str::from_utf8(text).ok()?.trim_matches([' ', '\t']);
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok();
     let address = text
         .parse::<IpAddr>()
-        .or_else(|_| text.parse::<SocketAddr>().map(|address| address.ip()))
-        .or_else(|_| text.trim_start_matches('[').trim_end_matches(']').parse());
-    address.ok().map(|address| address.to_canonical())
+        .or_else(|_| text.parse::<SocketAddr>().map(|address| address.ip()));
+    let address = address.ok().or_else(|| bracketed().map(IpAddr::V6));
+    address.map(|address| address.to_canonical())
 }
 
 #[cfg(test)]
@@ -112,9 +121,26 @@ mod tests {
             (&["1.1.1.1, unknown"], "10.0.0.1"),
             (&["1.1.1.1, unknown, 10.0.0.2"], "10.0.0.2"),
             (&[""], "10.0.0.1"),
+            (&["1.1.1.1, [2.2.2.2]"], "10.0.0.1"),
+            (&["1.1.1.1, [[::2"], "10.0.0.1"),
+            (&["1.1.1.1, \u{a0}2.2.2.2"], "10.0.0.1"),
+            (&[" \t1.1.1.1\t "], "1.1.1.1"),
         ] {
             assert_eq!(client("10.0.0.1", lines), (expected.into(), true), "{lines:?}");
         }
         assert_eq!(client("::ffff:10.0.0.1", &["1.1.1.1"]), ("1.1.1.1".into(), true));
+    }
+
+    #[test]
+    fn a_network_of_mapped_ipv4_is_the_ipv4_network() {
+        let networks = |network: &str| Networks::new(vec![network.parse().unwrap()]);
+        for network in ["::ffff:10.0.0.0/104", "::ffff:10.0.0.1/128"] {
+            assert!(networks(network).contain("10.0.0.1".parse().unwrap()), "{network}");
+            assert!(!networks(network).contain("11.0.0.1".parse().unwrap()), "{network}");
+        }
+        assert!(
+            !networks("::/0").contain("10.0.0.1".parse().unwrap()),
+            "IPv6 is not IPv4"
+        );
     }
 }

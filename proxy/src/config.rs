@@ -175,14 +175,18 @@ impl Config {
             Some(path) => std::fs::read_to_string(path)
                 .map_err(|error| format!("can't read the configuration {}: {error}", path.display()))?,
         };
-        let config = Self::read(&text, Settings::from_process());
+        let config = Self::parse(&text, Settings::from_process());
         match path {
             None => config,
             Some(path) => config.map_err(|error| format!("{}: {error}", path.display()).into()),
         }
     }
 
-    fn read(text: &str, settings: Settings) -> Result<Self, Box<dyn std::error::Error>> {
+    /// Reads `text` as the file, and the environment of `settings` over it.
+    ///
+    /// # Errors
+    /// All mistakes in both, or that `text` is no YAML.
+    pub fn parse(text: &str, settings: Settings) -> Result<Self, Box<dyn std::error::Error>> {
         let mut top = match yaml_serde::from_str(text) {
             Ok(Value::Null) => Mapping::new(),
             Ok(Value::Mapping(mapping)) => mapping,
@@ -503,7 +507,7 @@ mod tests {
 
     fn read(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
         let variables = variables.iter().map(|(name, value)| ((*name).into(), (*value).into()));
-        Config::read(text, Settings::new(variables)).map_err(|error| error.to_string())
+        Config::parse(text, Settings::new(variables)).map_err(|error| error.to_string())
     }
 
     #[test]

@@ -125,16 +125,13 @@ pub fn parse(head: &[u8], max_fields: usize) -> Result<Body, Rejection> {
     if !hosts_allowed.contains(&hosts) || (chunked && (length.is_some() || minor == 0)) {
         return Err(Rejection::BadRequest);
     }
-    let upgrade = upgrade.unwrap_or(false);
-    if upgrade && (chunked || length.unwrap_or(0) > 0) {
-        // A WebSocket begins where its request ends, which has no body: nobody says which of the two a body would belong to.
-        return Err(Rejection::BadRequest);
+    match (chunked, upgrade.unwrap_or(false), length.unwrap_or(0)) {
+        // A body before the switch would be taken for WebSocket by whoever has switched before it came.
+        (true, true, _) | (false, true, 1..) => Err(Rejection::BadRequest),
+        (true, false, _) => Ok(Body::Chunked),
+        (false, true, 0) => Ok(Body::Upgrade),
+        (false, false, length) => Ok(Body::Length(length)),
     }
-    Ok(match (chunked, upgrade) {
-        (true, _) => Body::Chunked,
-        (false, true) => Body::Upgrade,
-        (false, false) => Body::Length(length.unwrap_or(0)),
-    })
 }
 
 fn has_bare_line_end(head: &[u8]) -> bool {
@@ -246,6 +243,10 @@ mod tests {
                 Body::Upgrade,
             ),
             (
+                "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n",
+                Body::Upgrade,
+            ),
+            (
                 "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n\r\n",
                 Body::Length(0),
             ),
@@ -278,6 +279,8 @@ mod tests {
             "GET /#f HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET /\u{1} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /<b> HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://a?<b> HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET http://a?b HTTP/1.1\r\nHost: a:80\r\n\r\n",
             "GET http://u:p@a/ HTTP/1.0\r\n\r\n",

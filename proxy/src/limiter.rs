@@ -28,8 +28,9 @@ use crate::config::Limit;
 const SHARDS: usize = 64;
 /// How long a full shard is left alone after a search for places, so that a flood does not buy a search with each request.
 const SWEEP_PAUSE: u64 = 50_000_000;
-/// A window of the estimator is at least this long, in nanoseconds, because each turn of it empties all its counts.
-const SHORTEST_WINDOW: u64 = 1_000_000_000;
+/// A window of the estimator is at least this long, in nanoseconds, because each turn of it empties all its counts, which
+/// takes a tenth of a millisecond or so; and not longer, because a client without a bucket gets no more than a burst in it.
+const SHORTEST_WINDOW: u64 = 100_000_000;
 /// The estimator's rows and columns: 4 MiB for both windows. With 100,000 clients in a window a count is too high by one
 /// or so.
 const ROWS: usize = 4;
@@ -153,23 +154,17 @@ impl ClientLimiter {
         if now >= self.crowded_until.load(Ordering::Relaxed) {
             return 0;
         }
-        let spare = self.seen.length / self.token - self.bucket / self.token;
-        (seen - 1)
-            .saturating_sub(spare)
-            .saturating_mul(self.token)
-            .min(self.bucket)
+        (seen - 1).saturating_mul(self.token).min(self.bucket)
     }
 
-    /// The verdict on a client without a bucket: no more in a window than comes back in that time. (A window is usually as
-    /// long as a burst takes to come back, so that this is a burst.)
+    /// The verdict on a client without a bucket: no more than a burst in this window and the one before. A window is as long
+    /// as a burst takes to come back, or longer, so that no bucket would have allowed less.
     fn estimate(&self, seen: u64, now: u64) -> Verdict {
-        let allowed = self.seen.length / self.token;
-        if seen <= allowed {
-            self.allow((allowed - seen) * self.token)
-        } else {
-            Verdict::Limited {
+        match self.bucket.checked_sub(seen.saturating_mul(self.token)) {
+            Some(left) => self.allow(left),
+            None => Verdict::Limited {
                 retry_after: Duration::from_nanos(self.seen.forgotten_in(now)),
-            }
+            },
         }
     }
 
@@ -444,6 +439,25 @@ mod tests {
             }
         }
         assert!(passed <= 125, "two a second for a minute and a burst: {passed}");
+    }
+
+    #[test]
+    fn without_a_place_a_client_gets_no_more_at_once_than_a_burst() {
+        let limit = Limit {
+            burst: 3,
+            per_second: 100.0,
+            clients: 1024,
+            ..LIMIT
+        };
+        let start = Instant::now();
+        let limiter = ClientLimiter::new(&limit, start);
+        for number in 0..4096 {
+            limiter.check(address(1 << 24 | number), start);
+        }
+        for client in 1..=100 {
+            let passed = (0..200).filter(|_| allowed(limiter.check(address(client), start)));
+            assert!(passed.count() <= 3);
+        }
     }
 
     #[test]

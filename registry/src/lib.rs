@@ -2,7 +2,7 @@
 //!
 //! This crate alone knows the Redis key ([`KEY`]), how a [`Member`] is written, and how long a call may take. There are two
 //! stores behind the one interface [`Registry`]: [`RedisStore`], for processes on several machines, and [`InProcess`], for
-//! a proxy with the sentinel inside it. Both hold the members as text, so that both take and give the same.
+//! a proxy with the sentinel inside it. What is published in either is read from it as the same members.
 
 mod in_process;
 mod member;

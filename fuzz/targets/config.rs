@@ -1,0 +1,78 @@
+//! The configuration: a file and the environment over it.
+//!
+//! The input is the environment, a `NAME=value` a line, then a line `---`, then the file; without that line it is all file.
+//! Whatever they are, there is either a configuration that keeps its promises or one message that says what is wrong; and
+//! the same again the second time.
+#![no_main]
+
+use chassis::settings::Settings;
+use gopherproxy::config::{Config, RegistryKind};
+use libfuzzer_sys::fuzz_target;
+
+/// A password that the seeds have in `REDIS_URL`, where no message may repeat it.
+const PASSWORD: &str = "hunter2hunter2";
+
+fuzz_target!(|input: &str| {
+    let (environment, file) = input.split_once("\n---\n").unwrap_or(("", input));
+    let read = || {
+        let variables = environment.lines().filter_map(|line| line.split_once('='));
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Config::parse(file, Settings::new(variables))
+    };
+    match (read(), read()) {
+        (Ok(config), Ok(again)) => {
+            assert_eq!(format!("{config:?}"), format!("{again:?}"));
+            sound(&config);
+        }
+        (Err(error), Err(again)) => {
+            let message = error.to_string();
+            assert!(!message.trim().is_empty());
+            assert_eq!(message, again.to_string());
+            assert!(!leaks(&message, environment, input), "{message}");
+        }
+        (first, again) => unreachable!("{first:?}, and then {again:?}"),
+    }
+});
+
+/// What the rest of the proxy takes for granted.
+fn sound(config: &Config) {
+    assert!(config.listen != config.admin_listen || config.listen.port() == 0);
+    assert!(config.server.threads > 0);
+    assert!(matches!(config.registry, RegistryKind::Redis(_)) || config.sentinel.is_some());
+    assert!(!format!("{:?}", config.registry).contains('@'));
+    let limit = &config.limit;
+    assert!(limit.burst > 0 && limit.per_second > 0.0 && limit.clients > 0);
+    assert!(f64::from(limit.burst) / limit.per_second <= 86_400.0);
+    assert!((1..=128).contains(&limit.ipv6_prefix));
+    let waits = [
+        config.discovery_interval,
+        config.health.interval,
+        config.health.timeout,
+        config.client.head_timeout,
+        config.client.idle_timeout,
+        config.client.read_timeout,
+        config.client.write_timeout,
+        config.upstream.connect_timeout,
+        config.upstream.read_timeout,
+        config.upstream.write_timeout,
+        config.upstream.idle_timeout,
+        config.upstream.tunnel_idle_timeout,
+    ];
+    assert!(waits.iter().all(|wait| !wait.is_zero()));
+    if let Some(sentinel) = &config.sentinel {
+        assert!(!sentinel.targets.is_empty() && sentinel.concurrency > 0);
+        assert!(sentinel.rise > 0 && sentinel.fall > 0);
+    }
+}
+
+/// Whether `message` has the password, which stands nowhere but before the `@` of `REDIS_URL`.
+fn leaks(message: &str, environment: &str, input: &str) -> bool {
+    let is_secret = |line: &str| {
+        let url = line.strip_prefix("REDIS_URL=");
+        url.is_some_and(|url| {
+            url.rsplit_once('@')
+                .is_some_and(|(before, _)| before.contains(PASSWORD))
+        })
+    };
+    input.matches(PASSWORD).count() == 1 && environment.lines().any(is_secret) && message.contains(PASSWORD)
+}

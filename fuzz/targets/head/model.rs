@@ -1,0 +1,154 @@
+//! What heads and chunked bodies are, read as a whole and line by line, the plain way.
+
+use gopherproxy::head::Body;
+
+/// A request head that was let through.
+pub struct Request<'h> {
+    pub method: &'h [u8],
+    pub target: &'h [u8],
+    pub minor: u8,
+    pub fields: Vec<(&'h [u8], &'h [u8])>,
+    pub body: Body,
+}
+
+impl Request<'_> {
+    /// Whether whoever asks for the first of these fields gets WebSocket.
+    pub fn asks_for_websocket(&self) -> bool {
+        let first = self.values("upgrade").next();
+        self.minor == 1 && first.is_some_and(|value| value.eq_ignore_ascii_case(b"websocket"))
+    }
+
+    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        let named = move |field: &&(&[u8], &[u8])| field.0.eq_ignore_ascii_case(name.as_bytes());
+        self.fields.iter().filter(named).map(|field| field.1)
+    }
+}
+
+/// Where the first empty line ends, whether its lines end in CRLF or LF.
+pub fn head_length(stream: &[u8]) -> Option<usize> {
+    let ends = |at: &usize| stream[..*at].ends_with(b"\n\n") || stream[..*at].ends_with(b"\n\r\n");
+    (0..=stream.len()).find(ends)
+}
+
+/// Takes a head apart that has been let through, and checks what that promises.
+pub fn request(head: &[u8]) -> Request<'_> {
+    let text = head.strip_suffix(b"\r\n\r\n").expect("a head ends in an empty line");
+    let text = text.strip_prefix(b"\r\n").unwrap_or(text);
+    assert!(!text.contains(&0));
+    let mut lines = split(text, b"\r\n").into_iter();
+    let words = split(lines.next().unwrap_or_default(), b" ");
+    let [method, target, version] = words[..] else {
+        unreachable!("a request line has three words: {words:?}")
+    };
+    let minor = match version {
+        b"HTTP/1.1" => 1,
+        b"HTTP/1.0" => 0,
+        _ => unreachable!("a request is of HTTP/1.1 or 1.0"),
+    };
+    assert!(!target.iter().any(|byte| byte.is_ascii_control() || *byte == b'#'));
+    let field = |line: &'_ [u8]| {
+        let colon = line.iter().position(|byte| *byte == b':').expect("a field has a colon");
+        let (name, value) = (&line[..colon], &line[colon + 1..]);
+        assert!(!name.is_empty() && name.iter().all(u8::is_ascii_graphic));
+        assert!(!value.contains(&b'\r') && !value.contains(&b'\n'));
+        colon
+    };
+    let fields = lines.map(|line| {
+        let colon = field(line);
+        (&line[..colon], line[colon + 1..].trim_ascii())
+    });
+    let mut request = Request {
+        method,
+        target,
+        minor,
+        fields: fields.collect(),
+        body: Body::Length(0),
+    };
+    request.body = body(&request);
+    request
+}
+
+/// How the body is delimited, where there is one way to read it.
+fn body(request: &Request<'_>) -> Body {
+    let hosts: Vec<_> = request.values("host").collect();
+    assert!(
+        hosts.len() == 1 || (request.minor == 0 && hosts.is_empty()),
+        "{hosts:?}"
+    );
+    assert!(hosts.iter().all(|host| !host.is_empty() && !host.contains(&b'@')));
+    let lengths: Vec<_> = request.values("content-length").collect();
+    let codings: Vec<_> = request.values("transfer-encoding").collect();
+    let switches = request.asks_for_websocket();
+    match (&lengths[..], &codings[..]) {
+        ([], [coding]) => {
+            assert!(!switches, "there is no telling a body from what comes after the switch");
+            assert!(coding.eq_ignore_ascii_case(b"chunked") && request.minor == 1);
+            Body::Chunked
+        }
+        (lengths @ ([] | [_]), []) => {
+            let digits = lengths
+                .first()
+                .map_or("0", |length| str::from_utf8(length).expect("digits"));
+            let length: u64 = digits.parse().expect("a length is a number");
+            assert_eq!(digits, length.to_string());
+            assert!(
+                !switches || length == 0,
+                "there is no telling a body from what comes after the switch"
+            );
+            if switches { Body::Upgrade } else { Body::Length(length) }
+        }
+        _ => unreachable!("one length at most: {lengths:?} {codings:?}"),
+    }
+}
+
+/// The length of a whole chunked body at the start of `stream`, and the data in it.
+pub fn chunked(stream: &[u8]) -> Option<(usize, Vec<u8>)> {
+    let (mut at, mut data) = (0, Vec::new());
+    loop {
+        let line = line(&stream[at..], 256)?;
+        at += line.len() + 2;
+        let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+        let (digits, extension) = line.split_at(digits);
+        let size = u64::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
+        if digits.len() > 16 || !matches!(extension.trim_ascii_start(), [] | [b';', ..]) {
+            return None;
+        }
+        if size == 0 {
+            break;
+        }
+        let end = usize::try_from(size).ok()?.checked_add(at)?;
+        data.extend_from_slice(stream.get(at..end)?);
+        stream.get(end..)?.strip_prefix(b"\r\n")?;
+        at = end + 2;
+    }
+    let trailers = at;
+    loop {
+        let line = line(&stream[at..], (8 << 10) - (at - trailers))?;
+        at += line.len() + 2;
+        if line.is_empty() {
+            return Some((at, data));
+        }
+    }
+}
+
+/// The first line, of printable bytes, without the CRLF that it ends in; `None` when it is not there within `most` bytes.
+fn line(bytes: &[u8], most: usize) -> Option<&[u8]> {
+    let end = bytes
+        .iter()
+        .position(|byte| !matches!(byte, b'\t' | b' '..=b'~' | 0x80..))?;
+    (bytes[end..].starts_with(b"\r\n") && end + 2 <= most).then_some(&bytes[..end])
+}
+
+/// What is between the separators.
+fn split<'t>(text: &'t [u8], separator: &[u8]) -> Vec<&'t [u8]> {
+    let mut parts = Vec::new();
+    let mut from = 0;
+    for at in 0..text.len() {
+        if at >= from && text[at..].starts_with(separator) {
+            parts.push(&text[from..at]);
+            from = at + separator.len();
+        }
+    }
+    parts.push(&text[from..]);
+    parts
+}
