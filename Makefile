@@ -15,7 +15,7 @@ FUZZ = RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 COMPOSE_BUILD = COMPOSE_PARALLEL_LIMIT=1 docker compose build
 
 .DEFAULT_GOAL := help
-.PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough fuzz tools
+.PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough soak fuzz tools
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,10 @@ fuzz: ## every fuzz target for FUZZ_SECONDS (60) over its corpus; installs cargo
 		$(FUZZ) run --fuzz-dir fuzz $$target fuzz/target/found/$$target fuzz/corpus/$$target -- \
 			-dict=fuzz/dictionaries/$$target -timeout=30 -max_total_time=$(FUZZ_SECONDS); \
 	done
+
+soak: tools ## traffic and a fault after the other, drawn at random, for SOAK_SECONDS (half an hour); SOAK_SEED draws the same again
+	$(CARGO) build --workspace --bins
+	SOAK_SECONDS=$${SOAK_SECONDS:-1800} $(CARGO) test --package gopherproxy --test it -- soak:: --nocapture
 
 lint: ## formatting, clippy, docs, dependencies
 	$(CARGO) fmt --all --check

@@ -83,12 +83,18 @@ impl ShutdownSignalWatch for OnSignal {
         };
         while !self.ends(&mut signals).await {}
         let (lifecycle, drain_timeout) = (Arc::clone(&self.lifecycle), self.drain_timeout);
+        let metrics = self.reload.metrics.clone();
         // The runtime of this task lives through the sleep in which Pingora spends its grace period.
         tokio::spawn(async move {
             or_now(&mut signals, &lifecycle, lifecycle.drained(drain_timeout)).await;
+            // What was counted since the last scrape would be told to nobody.
+            let (processed, dropped) = (metrics.processed.get(), metrics.dropped.get());
             match lifecycle.in_flight() {
-                0 => info!("drained; leaving"),
-                left => warn!(in_flight = left; "drain timeout; leaving with requests unanswered"),
+                0 => info!(processed = processed, dropped = dropped; "drained; leaving"),
+                left => warn!(
+                    in_flight = left, processed = processed, dropped = dropped;
+                    "drain timeout; leaving with requests unanswered"
+                ),
             }
             leave(0);
         });

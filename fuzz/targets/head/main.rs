@@ -18,7 +18,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     };
     let (cuts, stream) = (&input[..end], &input[end + 1..]);
     let _ = RequestLine::guess(stream);
-    let _ = head::parse(stream);
+    let _ = head::parse(stream, head::MOST_FIELDS);
     let _ = follow_chunks(cuts, stream);
 
     let length = length_in_pieces(cuts, stream);
@@ -26,7 +26,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     let Some((head, rest)) = length.and_then(|length| stream.split_at_checked(length)) else {
         return Corpus::Keep;
     };
-    let Ok(body) = head::parse(head) else {
+    let Ok(body) = head::parse(head, head::MOST_FIELDS) else {
         return Corpus::Keep;
     };
     let request = model::request(head);

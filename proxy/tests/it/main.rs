@@ -20,5 +20,6 @@ mod registry_faults;
 mod reload;
 mod sentinel;
 mod smuggling;
+mod soak;
 mod support;
 mod upgrade;

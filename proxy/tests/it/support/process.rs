@@ -110,16 +110,19 @@ impl Process {
     /// Every line so far, each of which must be a JSON object.
     pub fn log(&self) -> Vec<Value> {
         let lines = self.lines.lock().expect("no test panics with it");
-        let parse = |line: &String| match serde_json::from_str(line) {
-            Ok(Value::Object(line)) => Value::Object(line),
-            other => panic!("not a JSON object: {line:?}: {other:?}"),
-        };
-        lines.iter().map(parse).collect()
+        lines.iter().map(|line| parse(line)).collect()
     }
 
     /// The lines so far with this message.
     pub fn lines(&self, message: &str) -> Vec<Value> {
-        self.log().into_iter().filter(|line| line["msg"] == message).collect()
+        // Only those are parsed that can be meant, for there may be hundreds of thousands.
+        let text = Value::from(message).to_string();
+        let lines = self.lines.lock().expect("no test panics with it");
+        let meant = lines.iter().filter(|line| line.contains(&text));
+        meant
+            .map(|line| parse(line))
+            .filter(|line| line["msg"] == message)
+            .collect()
     }
 
     /// Waits for a line with this message that `fits`, and returns it.
@@ -243,5 +246,12 @@ impl Drop for Process {
         let mut child = self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let _ = child.kill();
         let _ = child.wait();
+    }
+}
+
+fn parse(line: &str) -> Value {
+    match serde_json::from_str(line) {
+        Ok(Value::Object(line)) => Value::Object(line),
+        other => panic!("not a JSON object: {line:?}: {other:?}"),
     }
 }
