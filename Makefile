@@ -98,6 +98,8 @@ lint: ## formatting, clippy, docs, dependencies
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check bans licenses sources; \
 	else echo "cargo-deny is not installed: dependencies not checked (cargo install cargo-deny)"; fi
+	@if cargo-machete --version >/dev/null 2>&1; then $(CARGO) machete; \
+	else echo "cargo-machete is not installed: unused dependencies not checked (cargo install cargo-machete)"; fi
 	@if node -e 'process.exit(+(parseInt(process.versions.node) < 20))' >/dev/null 2>&1; then $(MAKE) --no-print-directory check-dashboard; \
 	else echo "Node 20 is not installed: the dashboard's types not checked (make check-dashboard)"; fi
 

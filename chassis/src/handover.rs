@@ -91,6 +91,10 @@ impl Waiting {
     ///
     /// # Errors
     /// When none came in time, or what came is no handover.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "a successor has no runtime yet, and nothing else to do"
+    )]
     pub fn receive(self, patience: Duration) -> io::Result<(Vec<TcpListener>, Predecessor)> {
         let end = Instant::now() + patience;
         let stream = loop {

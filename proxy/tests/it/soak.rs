@@ -3,6 +3,11 @@
 //! `make soak` runs it for half an hour (`SOAK_SECONDS`), CI for three minutes, `make test` for some seconds. The faults are drawn
 //! by a seed that is printed; `SOAK_SEED` draws the same again.
 
+#![allow(
+    clippy::print_stdout,
+    reason = "whoever runs it for half an hour wants to see what it does"
+)]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
