@@ -5,9 +5,9 @@
 //! follows settles that there is never a moment when nobody serves, whoever of the two dies:
 //!
 //! 1. the running process sends the sockets;
-//! 2. the successor gets ready (it finds its backends), serving nothing yet, and says [`READY`];
-//! 3. the running process, if it is still waiting, answers [`GO`]. A successor that does not hear that leaves;
-//! 4. the successor accepts connections and says [`SERVING`];
+//! 2. the successor gets ready (it finds its backends), serving nothing yet, and says `READY`;
+//! 3. the running process, if it is still waiting, answers `GO`. A successor that does not hear that leaves;
+//! 4. the successor accepts connections and says `SERVING`;
 //! 5. the running process stops accepting and drains. If it does not hear that, it goes on serving.
 //!
 //! (Pingora's own handover has no answer: the old process leaves after five seconds, whatever became of the new one.)

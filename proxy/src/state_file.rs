@@ -43,7 +43,7 @@ pub fn write(path: &Path, addresses: &Addresses) -> io::Result<()> {
     written
 }
 
-/// Reads what [`write`] wrote; `None` when there is no file.
+/// Reads what [`write()`] wrote; `None` when there is no file.
 ///
 /// # Errors
 /// When the file can't be read, or is not one of this version.
