@@ -96,7 +96,7 @@ async fn started_without_redis_it_waits_says_so_once_and_serves_when_redis_comes
     let (status, reason) = readyz(&proxy).await;
     assert_eq!(status, 503);
     assert!(
-        reason.starts_with("no backends discovered yet: redis://127.0.0.1:"),
+        reason.starts_with("no backends discovered yet: redis://127.0.0.8:"),
         "{reason}"
     );
     assert_eq!(get(proxy.address(), "/").await.status, 503);
@@ -267,7 +267,7 @@ async fn redis_is_reached_with_user_password_and_database() {
 #[tokio::test]
 async fn redis_is_reached_over_tls_when_its_certificate_is_trusted() {
     let origin = origin();
-    let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
+    let certified = rcgen::generate_simple_self_signed(["127.0.0.8".to_owned()]).expect("a certificate");
     let (certificate, key) = (certified.cert.pem(), certified.signing_key.serialize_pem());
     let tls_port = free_port().to_string();
     let arguments = [
@@ -285,7 +285,7 @@ async fn redis_is_reached_over_tls_when_its_certificate_is_trusted() {
     redis
         .command(&format!("SADD gopher_backends http://{}", origin.address()))
         .await;
-    let url = format!("rediss://127.0.0.1:{tls_port}");
+    let url = format!("rediss://127.0.0.8:{tls_port}");
 
     let trusted = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(trusted.path(), &certificate).expect("it is written");

@@ -181,7 +181,7 @@ gopherproxy:
   admin_listen: 127.0.0.1:0
   discovery: {interval: 500ms}
   limit: {burst: 20, per_second: 10, exempt: [127.0.0.2]}
-  upstream: {ejection: {max_share: 0}}";
+  upstream: {retry_budget: 1, ejection: {max_share: 0}}";
     let proxy = Process::proxy_with(configuration, &[("REDIS_URL", &url)]).await;
     proxy.active_backends(3).await;
     let prometheus = Prometheus::start(proxy.admin(), sentinel.admin()).await;

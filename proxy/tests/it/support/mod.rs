@@ -7,7 +7,9 @@ pub mod raw_origin;
 pub mod redis;
 pub mod strict_origin;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use origin::Origin;
@@ -56,10 +58,16 @@ pub fn origin_process(address: SocketAddr) -> Process {
     Process::start_with(Process::binary("origin"), None, &[], &[&address.to_string()])
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and that no other test has been given.
 pub fn free_port() -> u16 {
-    let socket = chassis::listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a free port");
-    socket.local_addr().expect("it is bound").port()
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let socket = chassis::listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a free port");
+        let port = socket.local_addr().expect("it is bound").port();
+        if GIVEN.lock().expect("no test panics with it").insert(port) {
+            return port;
+        }
+    }
 }
 
 /// A configuration for a proxy with the sentinel inside it, so quick that a test need not wait, and without a limit.

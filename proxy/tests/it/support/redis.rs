@@ -10,6 +10,9 @@ use tokio::net::TcpStream;
 
 use super::{eventually, free_port};
 
+/// An address that no client has as its own: on 127.0.0.1 the port may be some connection's by the time the server starts.
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 8);
+
 /// A running redis-server, empty at first. Dropping it kills it.
 pub struct Redis {
     port: u16,
@@ -48,13 +51,20 @@ impl Redis {
     }
 
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+        SocketAddr::from((ADDRESS, self.port))
     }
 
     /// Starts the server, as empty as it was when it first started, and waits until it answers.
     pub async fn go(&self) {
         let server = Command::new("redis-server")
-            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .args([
+                "--port",
+                &self.port.to_string(),
+                "--bind",
+                &ADDRESS.to_string(),
+                "--save",
+                "",
+            ])
             .args(&self.arguments)
             .current_dir(self.files.path())
             .stdin(Stdio::null())
@@ -97,7 +107,7 @@ impl Redis {
         );
     }
 
-    /// Runs a command, its words separated by one space each, and returns the lines of its reply.
+    /// Runs an inline command, in which words can be quoted, and returns the lines of its reply.
     pub async fn command(&self, command: &str) -> Vec<String> {
         self.try_command(command).await.expect("redis-server answers")
     }
@@ -109,14 +119,22 @@ impl Redis {
         members
     }
 
-    async fn try_command(&self, command: &str) -> std::io::Result<Vec<String>> {
-        let mut stream = BufReader::new(TcpStream::connect(self.address()).await?);
-        let words: Vec<&str> = command.split(' ').collect();
+    /// Runs a command of these words, which may be as long as they like and are taken as they are.
+    pub async fn command_of(&self, words: &[&str]) -> Vec<String> {
         let mut text = format!("*{}\r\n", words.len());
         for word in words {
             text.push_str(&format!("${}\r\n{word}\r\n", word.len()));
         }
-        stream.write_all(text.as_bytes()).await?;
+        self.ask(&text).await.expect("redis-server answers")
+    }
+
+    async fn try_command(&self, command: &str) -> std::io::Result<Vec<String>> {
+        self.ask(&format!("{command}\r\n")).await
+    }
+
+    async fn ask(&self, command: &str) -> std::io::Result<Vec<String>> {
+        let mut stream = BufReader::new(TcpStream::connect(self.address()).await?);
+        stream.write_all(command.as_bytes()).await?;
         let mut lines = Vec::new();
         let mut left = 1;
         while left > 0 {
@@ -128,8 +146,6 @@ impl Redis {
             let (kind, rest) = line.trim_end().split_at(1);
             match kind {
                 "*" => left += rest.parse::<usize>().expect("a count"),
-                // No value at all.
-                "$" if rest == "-1" => {}
                 "$" => {
                     let mut bytes = vec![0; rest.parse::<usize>().expect("a length") + 2];
                     stream.read_exact(&mut bytes).await?;
