@@ -10,7 +10,7 @@ STAMP    = VERSION=$(VERSION) COMMIT=$(COMMIT)
 COMPOSE_BUILD = COMPOSE_PARALLEL_LIMIT=1 docker compose build
 
 .DEFAULT_GOAL := help
-.PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained tools
+.PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained bench microbench instructions tools
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,16 @@ k6-smoke: ## users at work, counted by k6, over a proxy and origins of its own; 
 k6-smoke k6-load k6-spike k6-sustained:
 	@[ -n "$(PROXY_URL)" ] || $(STAMP) $(CARGO) build --quiet --release --bin gopherproxy --bin origin
 	@BIN=target/release sh loadtest/k6.sh $(@:k6-%=%)
+
+bench: ## the proxy beside its peers, in half an hour; less with ROUNDS=1 SECONDS=1 ROWS=get,limited PEERS=gopherproxy,nginx BIN=target/release
+	@python3 loadtest/peers/bench.py $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
+	$(if $(ROWS),--rows $(ROWS)) $(if $(PEERS),--peers $(PEERS)) $(if $(BIN),--bin $(BIN))
+
+microbench: ## the limiter, the pick of a backend and a line of the log, in nanoseconds
+	$(CARGO) bench --package gopherproxy --bench request_path
+
+instructions: ## how many instructions a request takes, and whether that has grown; RECORD=1 records it
+	@RECORD=$(RECORD) sh loadtest/callgrind.sh
 
 test: tools ## every test, on real sockets and a real redis-server
 	$(CARGO) build --workspace --bins
