@@ -16,11 +16,13 @@ COPY registry/Cargo.toml registry/
 COPY sentinel/Cargo.toml sentinel/
 COPY proxy/Cargo.toml proxy/
 COPY loadtest/origin/Cargo.toml loadtest/origin/
+COPY loadtest/peers/bare/Cargo.toml loadtest/peers/bare/
+COPY loadtest/peers/pacer/Cargo.toml loadtest/peers/pacer/
 RUN set -eu; \
     for crate in chassis registry sentinel proxy loadtest/origin; do mkdir -p $crate/src; touch $crate/src/lib.rs; done; \
     for crate in sentinel proxy loadtest/origin; do echo 'fn main() {}' > $crate/src/main.rs; done; \
     rustc --print host-tuple > /target; \
-    cargo build --locked --release --target "$(cat /target)" --bins; \
+    cargo build --locked --release --target "$(cat /target)" --bin gopherproxy --bin sentinel --bin origin; \
     rm -rf chassis registry sentinel proxy loadtest
 
 COPY . .

@@ -15,7 +15,7 @@ FUZZ = RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 COMPOSE_BUILD = COMPOSE_PARALLEL_LIMIT=1 docker compose build
 
 .DEFAULT_GOAL := help
-.PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough soak fuzz tools
+.PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough soak fuzz bench microbench instructions tools
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,16 @@ slow-clients: ## a thousand slow connections in each of slowhttptest's modes, an
 	@sh loadtest/tools.sh slowhttptest
 	$(CARGO) build --quiet --release --bin gopherproxy --bin origin
 	@python3 loadtest/slow_clients.py
+
+bench: ## the proxy beside its peers, in half an hour; less with ROUNDS=1 SECONDS=1 ROWS=get,limited PEERS=gopherproxy,nginx BIN=target/release
+	@python3 loadtest/peers/bench.py $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
+	$(if $(ROWS),--rows $(ROWS)) $(if $(PEERS),--peers $(PEERS)) $(if $(BIN),--bin $(BIN))
+
+microbench: ## the limiter, the pick of a backend and a line of the log, in nanoseconds
+	$(CARGO) bench --package gopherproxy --bench request_path
+
+instructions: ## how many instructions a request takes, and whether that has grown; RECORD=1 records it
+	@RECORD=$(RECORD) sh loadtest/callgrind.sh
 
 test: tools ## every test, on real sockets and a real redis-server
 	$(CARGO) build --workspace --bins

@@ -46,7 +46,10 @@ echo "missing:$missing. Installing with: $as_root $install$packages"
     $as_root $before
     $as_root $install $packages
 }
-# A package may start a server of its own on the usual port; the tests start theirs on free ones.
 for tool in $missing; do
+    # A package may start a server of its own on the usual port: nobody asked for that. Ours are on free ones.
+    if [ -e "/etc/init.d/$tool" ] && command -v service >/dev/null 2>&1; then
+        $as_root service "$tool" stop >/dev/null 2>&1 || true
+    fi
     command -v "$tool" >/dev/null 2>&1 || { echo "$tool is still missing after the installation" >&2; exit 1; }
 done

@@ -27,6 +27,14 @@ static PANICS: AtomicU64 = AtomicU64::new(0);
 /// # Errors
 /// When `RUST_LOG` makes no sense, a logger is already installed, or the writer thread can't be started.
 pub fn init(default_filter: &str) -> io::Result<()> {
+    init_to(default_filter, io::stdout())
+}
+
+/// The same, with the lines written to `out`: for the benchmark of a line.
+///
+/// # Errors
+/// As [`init`].
+pub fn init_to(default_filter: &str, out: impl Write + Send + 'static) -> io::Result<()> {
     let filter = std::env::var("RUST_LOG").unwrap_or_default();
     let filter = if filter.trim().is_empty() {
         default_filter
@@ -43,7 +51,7 @@ pub fn init(default_filter: &str) -> io::Result<()> {
     let writer = Arc::clone(&queue);
     std::thread::Builder::new()
         .name("log-writer".into())
-        .spawn(move || writer.write_out(io::stdout()))?;
+        .spawn(move || writer.write_out(out))?;
 
     env_logger::Builder::new()
         .parse_filters(filter)

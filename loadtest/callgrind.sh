@@ -1,0 +1,153 @@
+#!/bin/sh
+# How many instructions a proxied request takes, counted by valgrind, and whether that is more than was recorded.
+#
+# Times differ from machine to machine and from run to run by more than a change is likely to cost; instructions hardly do. Two runs
+# that differ only in how many requests they proxy are counted, so that their difference is the requests' alone.
+#
+# The build is the dev profile with our own crates at the level of optimisation that it has for their dependencies anyway: CI
+# has those built for the tests, so this costs it seconds where a release build costs minutes. The count is half as much
+# again as a release's and moves with it.
+#
+# RECORD=1 writes what was counted to instructions.txt, for the commit that changes it.
+set -eu
+cd "$(dirname "$0")/.."
+
+record=loadtest/instructions.txt
+# Growth by more than this many percent fails.
+allowed=3
+few=100
+many=1100
+dir=target/callgrind
+origins=
+proxy=
+
+sh loadtest/tools.sh valgrind python3
+${CARGO:-cargo} build --quiet --bin origin
+optimised=
+for crate in gopherproxy chassis registry sentinel; do
+    optimised="$optimised --config profile.dev.package.$crate.opt-level=1"
+done
+# shellcheck disable=SC2086  # the words are meant to be split
+${CARGO:-cargo} build --quiet --bin gopherproxy $optimised
+mkdir -p $dir
+# What is built next in the dev profile takes the same place.
+cp -f "${CARGO_TARGET_DIR:-target}/debug/gopherproxy" $dir/gopherproxy
+
+# Whatever ends this script ends what it started, and waits for it.
+end() {
+    trap '' INT TERM EXIT
+    # shellcheck disable=SC2086  # each is one process id or none
+    kill $proxy $origins 2>/dev/null || true
+    wait 2>/dev/null || true
+}
+trap end EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# Waits until the log $1 of the process $2 has $3 lines with the words $4.
+until_logged() {
+    until [ "$(grep -c "$4" "$1")" -ge "$3" ]; do
+        kill -0 "$2" 2>/dev/null || { cat "$1" >&2; exit 1; }
+        sleep 0.1
+    done
+}
+
+"${CARGO_TARGET_DIR:-target}/debug/origin" 127.0.0.1:0 127.0.0.1:0 127.0.0.1:0 >$dir/origins.log &
+origins=$!
+until_logged $dir/origins.log $origins 3 '"listening"'
+backends=$(sed -n 's/.*"listening".*"address":"\([^"]*\)".*/\1/p' $dir/origins.log | paste -sd, -)
+
+# One thread, and nothing that comes back by the clock: how long the run takes must not count.
+cat >$dir/gopherproxy.yaml <<EOF
+threads: 1
+gopherproxy:
+  listen: 127.0.0.1:0
+  admin_listen: 127.0.0.1:0
+  registry:
+    kind: in-process
+  discovery:
+    interval: 1h
+  health:
+    interval: 1h
+  limit:
+    burst: 1000000
+    per_second: 1000000
+  sentinel:
+    enabled: true
+    interval: 1h
+    targets: [$backends]
+EOF
+
+cat >$dir/client.py <<'EOF'
+"""So many GET requests, one after the other on one connection, each answered with 200 and a whole body.
+
+Client and origin both take their time, so that the proxy always waits for them: what it does about bytes that are there already would
+depend on who else keeps this machine busy.
+"""
+import socket
+import sys
+import time
+
+host, port = sys.argv[1].rsplit(":", 1)
+client = socket.create_connection((host, int(port)), 60)
+client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+for _ in range(int(sys.argv[2])):
+    time.sleep(0.002)
+    client.sendall(b"GET /delay/2 HTTP/1.1\r\nHost: proxy.example\r\nUser-Agent: client\r\nAccept: */*\r\n\r\n")
+    answer = b""
+    while not (answer.startswith(b"HTTP/1.1 200 ") and b"\r\n\r\nhello from" in answer and answer.endswith(b"\n")):
+        piece = client.recv(65536)
+        if not piece or len(answer) > 10000:
+            sys.exit(f"not an answer: {answer!r}")
+        answer += piece
+EOF
+
+# Counts a whole run with $1 requests.
+count_once() {
+    : >$dir/proxy.log
+    valgrind --quiet --tool=callgrind --callgrind-out-file=$dir/out.$1 \
+        $dir/gopherproxy -c $dir/gopherproxy.yaml >$dir/proxy.log 2>$dir/valgrind.log &
+    proxy=$!
+    until_logged $dir/proxy.log $proxy 1 'first backends discovered'
+    address=$(sed -n 's/.*"listening","service":"proxy","address":"\([^"]*\)".*/\1/p' $dir/proxy.log)
+    python3 $dir/client.py "$address" "$1" >&2
+    kill -INT $proxy
+    wait $proxy || true
+    proxy=
+    awk '/^(summary|totals):/ { counted = $2 } END { print counted }' $dir/out.$1
+}
+
+# Prints the least of three counts, because whatever disturbs a run adds to it.
+count() {
+    for _ in 1 2 3; do
+        count_once "$1"
+    done | sort -n | head -n 1
+}
+
+before=$(count $few)
+after=$(count $many)
+counted=$(((after - before) / (many - few)))
+compiler=$(rustc --version)
+
+if [ "${RECORD:-}" = 1 ]; then
+    cat >$record <<EOF
+# What a proxied request takes, counted by callgrind.sh: to be recorded (make instructions RECORD=1) in the commit that changes it.
+instructions $counted
+compiler $compiler
+EOF
+    echo "$counted instructions a request, recorded in $record"
+    exit 0
+fi
+
+recorded=$(sed -n 's/^instructions //p' $record)
+growth=$((1000 * (counted - recorded) / recorded))
+echo "$counted instructions a request, $recorded recorded: $(awk "BEGIN { printf \"%+.1f\", $growth / 10 }") %"
+if [ $growth -gt $((10 * allowed)) ]; then
+    {
+        echo "That is more than $allowed % over $record."
+        grep -qxF "compiler $compiler" $record || echo "It was recorded with another compiler; this is $compiler."
+        echo "See where they go:  callgrind_annotate $dir/out.$many"
+        echo "If it is worth it:  make instructions RECORD=1, and say in the commit what it buys"
+    } >&2
+    exit 1
+fi

@@ -1,0 +1,240 @@
+"""The tables of RESULTS.md, from what `bench` has measured."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+from peers import OURS, PEERS
+from rows import ROWS
+
+BEGIN = "<!-- tables: written by bench.py -->"
+END = "<!-- end of the tables -->"
+
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What a figure was in the middle of all rounds, and how far the rounds were apart."""
+
+    median: float
+    least: float
+    most: float
+
+    @staticmethod
+    def of(values: list[float]) -> Spread | None:
+        if not values:
+            return None
+        return Spread(statistics.median(values), min(values), max(values))
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.median:{spec}} ({self.least:{spec}}-{self.most:{spec}})"
+
+
+def by_round(results: Results, row: str, peer: str, figure: str) -> dict[int, float]:
+    """The figure in each round that has one. (A proxy too slow for a fixed rate has no p99.)"""
+    return {
+        measured["round"]: measured[figure]
+        for measured in results["measurements"]
+        if measured["row"] == row and measured["peer"] == peer and measured[figure] is not None
+    }
+
+
+def median(results: Results, row: str, peer: str, figure: str) -> float | None:
+    values = by_round(results, row, peer, figure).values()
+    return statistics.median(values) if values else None
+
+
+def ratio(results: Results, figure: str, ours: tuple[str, str], theirs: tuple[str, str]) -> Spread | None:
+    """Of a row and peer to another, round by round, because only what was measured in the same minute is compared."""
+    above = by_round(results, *ours, figure)
+    below = by_round(results, *theirs, figure)
+    return Spread.of([above[number] / below[number] for number in above if number in below])
+
+
+def table(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def shown(value: float | None, spec: str) -> str:
+    return "" if value is None else f"{value:{spec}}"
+
+
+def measured_rows(results: Results) -> list[str]:
+    seen = {measured["row"] for measured in results["measurements"]}
+    return [name for name in ROWS if name in seen]
+
+
+def measured_peers(results: Results) -> list[str]:
+    seen = {measured["peer"] for measured in results["measurements"]}
+    return [name for name in PEERS if name in seen]
+
+
+def figures(results: Results, figure: str, spec: str, scale: float = 1.0) -> str:
+    """A line for each row, a column for each peer."""
+    peers = measured_peers(results)
+    lines = []
+    for row in measured_rows(results):
+        values = [median(results, row, peer, figure) for peer in peers]
+        cells = [shown(value if value is None else value * scale, spec) for value in values]
+        lines.append([ROWS[row].title, *cells])
+    return table(["", *(PEERS[peer].title for peer in peers)], lines)
+
+
+def ratios(results: Results) -> str:
+    peers = [peer for peer in measured_peers(results) if peer != OURS]
+    lines = []
+    for row in measured_rows(results):
+        cells = [ratio(results, "cpu_us", (row, OURS), (row, peer)) for peer in peers]
+        lines.append([ROWS[row].title, *("" if cell is None else f"{cell:.2f}" for cell in cells)])
+    return table(["", *(f"to {PEERS[peer].title}" for peer in peers)], lines)
+
+
+def latencies(results: Results) -> str:
+    """p50 and p99 in microseconds at each fixed rate and saturated. Who can't keep up with a rate has none."""
+    rows = [row for row in ("light", "paced", "get") if row in measured_rows(results)]
+    lines = []
+    for peer in measured_peers(results):
+        cells = []
+        for row in rows:
+            middle, high = (median(results, row, peer, figure) for figure in ("p50_us", "p99_us"))
+            cells.append(f"{shown(middle, '.0f')} / {shown(high, '.0f')}" if high is not None else "can't keep up")
+        lines.append([PEERS[peer].title, *cells])
+    rates = [f"at {results['paces'][row]} a second" if row in results["paces"] else "saturated" for row in rows]
+    return table(["p50 / p99, µs", *rates], lines)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is promised of a figure: not to be above `must`, and rather not above `aim`."""
+
+    title: str
+    must: float
+    aim: float
+    figure: Callable[[Results], Spread | None]
+    spec: str = ".2f"
+    # The verdict where there is no figure: a row was left out, or a proxy could not keep up with a rate.
+    without: str = "not measured"
+
+    def line(self, results: Results) -> list[str]:
+        found = self.figure(results)
+        if found is None:
+            return [self.title, "", f"{self.must:g}", f"{self.aim:g}", self.without]
+        verdict = "missed" if found.median > self.must else "kept" if found.median > self.aim else "aim reached"
+        return [self.title, f"{found:{self.spec}}", f"{self.must:g}", f"{self.aim:g}", verdict]
+
+
+def cpu_to(peer: str, row: str = "get") -> Callable[[Results], Spread | None]:
+    return lambda results: ratio(results, "cpu_us", (row, OURS), (row, peer))
+
+
+def extra(*path: str) -> Callable[[Results], Spread | None]:
+    def find(results: Results) -> Spread | None:
+        value: Any = results["extras"]
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return None if value is None else Spread.of([value])
+
+    return find
+
+
+GOALS = [
+    Goal("CPU of a small GET, to bare Pingora", 1.20, 1.0, cpu_to("bare")),
+    Goal("… to nginx", 1.6, 1.0, cpu_to("nginx")),
+    Goal("… to HAProxy", 1.5, 1.0, cpu_to("haproxy")),
+    Goal("… to Envoy", 0.45, 0.3, cpu_to("envoy")),
+    Goal("… to Traefik", 0.22, 0.15, cpu_to("traefik")),
+    Goal("… to Caddy", 0.25, 0.15, cpu_to("caddy")),
+    Goal("CPU of a 429, to nginx", 1.25, 0.95, cpu_to("nginx", "limited")),
+    Goal(
+        "p99 at half of nginx's throughput, to nginx",
+        1.3,
+        1.0,
+        lambda results: ratio(results, "p99_us", ("paced", OURS), ("paced", "nginx")),
+        without="can't keep up",
+    ),
+    Goal(
+        "… at a fifth",
+        1.3,
+        1.0,
+        lambda results: ratio(results, "p99_us", ("light", OURS), ("light", "nginx")),
+        without="can't keep up",
+    ),
+    Goal(
+        "CPU with 1,000 backends, to 3",
+        1.05,
+        1.0,
+        lambda results: ratio(results, "cpu_us", ("backends", OURS), ("get", OURS)),
+    ),
+    Goal(
+        "CPU with 100,000 clients, to 1",
+        1.05,
+        1.0,
+        lambda results: ratio(results, "cpu_us", ("clients", OURS), ("client", OURS)),
+    ),
+    Goal("idle keepalive connection, KiB", 20, 6, extra("idle", OURS, "kib_each"), ".1f"),
+    Goal("first answer after exec, ms", 100, 30, extra("start", OURS, "median_ms"), ".0f"),
+    Goal("sentinel, 5,000 targets every 2 s: cores busy", 0.2, 0.1, extra("sentinel", "cores_busy")),
+    Goal("… the latest probe, ms late", 200, 200, extra("sentinel", "late_most_ms"), ".0f"),
+]
+
+
+def extras(results: Results) -> str:
+    found = results["extras"]
+    lines = []
+    for peer in PEERS:
+        cells = [
+            found.get("idle", {}).get(peer, {}).get("kib_each"),
+            found.get("start", {}).get(peer, {}).get("median_ms"),
+        ]
+        if any(cell is not None for cell in cells):
+            lines.append([PEERS[peer].title, *(shown(cell, ".1f") for cell in cells)])
+    return table(["", "an idle connection, KiB", "first answer after exec, ms"], lines)
+
+
+def tables(results: Results) -> str:
+    machine = results["machine"]
+    versions = ", ".join(f"{PEERS[name].title} {version}" for name, version in results["versions"].items() if version)
+    parts = [
+        f"{results['date']}, commit `{results['commit']}`, {machine['cores']} cores ({machine['cpu']}), "
+        f"{machine['memory_gib']} GiB, {machine['system']}, Linux {machine['kernel']}. {results['rounds']} rounds, "
+        f"{results['seconds']:g} s a measurement. {versions}.\n",
+        "### What was promised\n",
+        table(["", "here", "must", "aim", ""], [goal.line(results) for goal in GOALS]),
+    ]
+    if results["measurements"]:
+        parts += [
+            "### CPU a request: GopherProxy to each\n",
+            ratios(results),
+            "### CPU a request, µs\n",
+            figures(results, "cpu_us", ".1f"),
+            "### Latency of a small GET\n",
+            latencies(results),
+            "### Requests a second, saturated\n",
+            figures(results, "throughput", ".0f"),
+            "### How busy the proxy's core was, percent\n",
+            figures(results, "busy", ".0f", 100),
+            "### Peak memory, MiB\n",
+            figures(results, "peak_kib", ".0f", 1 / 1024),
+        ]
+    parts += ["### Idle connections and starts\n", extras(results)]
+    return "\n".join(parts)
+
+
+def write(path: Path, results: Results) -> None:
+    """Replaces the tables in the file at `path`; the words around them stay."""
+    before, _, rest = path.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n\n{tables(results)}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    here = Path(__file__).resolve().parent
+    write(here / "RESULTS.md", json.loads((here / "results.json").read_text()))
+    sys.exit(0)

@@ -1,0 +1,45 @@
+"""What is measured: a row for each kind of load. (The rows that are no load are in `extras`.)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+ALL = frozenset({"gopherproxy", "bare", "nginx", "haproxy", "envoy", "traefik", "caddy"})
+# Where a question is what our own number is made of, the two fastest peers are enough to compare it with.
+FASTEST = frozenset({"gopherproxy", "nginx", "haproxy"})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of load."""
+
+    name: str
+    title: str
+    path: str = "/"
+    connections: int = 64
+    script: list[str] = field(default_factory=lambda: ["get"])
+    backends: int = 3
+    limited: bool = False
+    trusted: bool = False
+    # A share of what nginx can do, as a fixed rate; 0 is as fast as it goes.
+    pace: float = 0.0
+    peers: frozenset[str] = ALL
+
+
+ROWS: dict[str, Row] = {
+    row.name: row
+    for row in (
+        Row("get", "small GET"),
+        Row("paced", "small GET at half of nginx's throughput", pace=0.5),
+        Row("light", "small GET at a fifth of nginx's throughput", pace=0.2),
+        Row("64k", "64 KiB response", path="/bytes/65536", connections=32),
+        Row("1m", "1 MiB response", path="/bytes/1048576", connections=8),
+        Row("upload", "1 MiB upload", path="/upload", connections=8, script=["upload", "1048576"]),
+        Row("connect", "new connection each request", script=["close"]),
+        Row("conns", "1,000 connections", connections=1000),
+        Row("limited", "over the limit: 429", limited=True),
+        Row("backends", "1,000 backends", backends=1000, peers=FASTEST | {"envoy"}),
+        Row("client", "1 client, told by a trusted generator", script=["clients", "1"], trusted=True, peers=FASTEST),
+        Row("clients", "100,000 clients", script=["clients", "100000"], trusted=True, peers=FASTEST),
+    )
+}
