@@ -17,6 +17,11 @@ use log::kv::{self, Key, Value, VisitSource, VisitValue};
 /// How much may wait for the writer before lines are dropped, in bytes: some 30,000 lines.
 const CAPACITY: usize = 8 << 20;
 
+/// How long lines are gathered before they are written, and how many bytes are enough to write at once: waking the writer for
+/// each line, and a system call for each, costs more than making it.
+const GATHER: Duration = Duration::from_millis(10);
+const ENOUGH: usize = 64 << 10;
+
 static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
@@ -88,6 +93,64 @@ pub fn panics() -> u64 {
 /// How many lines were dropped since the start, because the queue was full or standard output could not be written.
 pub fn dropped_lines() -> u64 {
     QUEUE.get().map_or(0, |queue| queue.dropped.load(Ordering::Relaxed))
+}
+
+/// Queues a line of level INFO that `fill` ends after its `msg`.
+pub fn info_line(fill: impl FnOnce(&mut Vec<u8>)) {
+    thread_local!(static LINE: std::cell::RefCell<(u64, Vec<u8>, Vec<u8>)> = const { std::cell::RefCell::new((0, Vec::new(), Vec::new())) });
+    let Some(queue) = QUEUE.get() else { return };
+    LINE.with_borrow_mut(|(second, prefix, line)| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        if *second != now.as_secs() {
+            *second = now.as_secs();
+            prefix.clear();
+            let (days, left) = (*second / 86_400, *second % 86_400);
+            let z = days + 719_468;
+            let era = z / 146_097;
+            let doe = z % 146_097;
+            let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+            let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+            let mp = (5 * doy + 2) / 153;
+            let day = doy - (153 * mp + 2) / 5 + 1;
+            let month = if mp < 10 { mp + 3 } else { mp - 9 };
+            let year = yoe + era * 400 + u64::from(month <= 2);
+            let _ = write!(prefix, r#"{{"time":"{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}."#, left / 3600, left / 60 % 60, left % 60);
+        }
+        line.clear();
+        line.extend_from_slice(prefix);
+        let millis = now.subsec_millis();
+        line.extend_from_slice(&[b'0' + (millis / 100) as u8, b'0' + (millis / 10 % 10) as u8, b'0' + (millis % 10) as u8]);
+        line.extend_from_slice(br#"Z","level":"INFO","msg":"request""#);
+        fill(line);
+        line.extend_from_slice(b"}\n");
+        queue.push(line);
+    });
+}
+
+/// A string in quotes.
+pub fn put_string(out: &mut Vec<u8>, text: &str) {
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+    } else {
+        let _ = write_string(out, text);
+    }
+}
+
+/// A number.
+pub fn put_number(out: &mut Vec<u8>, mut number: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
 }
 
 fn write_line(out: &mut impl Write, time: &str, record: &log::Record<'_>) -> io::Result<()> {
@@ -163,6 +226,8 @@ struct Queue {
     state: Mutex<State>,
     /// Signalled when `pending` stops being empty.
     filled: Condvar,
+    /// Signalled when the writer is to gather no longer.
+    enough: Condvar,
     /// Signalled when everything pushed so far has been written.
     drained: Condvar,
     dropped: AtomicU64,
@@ -173,6 +238,8 @@ struct State {
     pending: Vec<u8>,
     /// The writer holds a batch that is not written yet.
     writing: bool,
+    /// Somebody waits until all is written, so the writer gathers no more lines.
+    hurry: bool,
 }
 
 impl Queue {
@@ -189,9 +256,13 @@ impl Queue {
         }
         let was_empty = state.pending.is_empty();
         state.pending.extend_from_slice(line);
+        let enough = state.pending.len() >= ENOUGH && state.pending.len() - line.len() < ENOUGH;
         drop(state);
         if was_empty {
             self.filled.notify_one();
+        }
+        if enough {
+            self.enough.notify_one();
         }
     }
 
@@ -204,12 +275,17 @@ impl Queue {
         loop {
             let mut state = self.lock();
             state.writing = false;
-            if state.pending.is_empty() {
+            if state.pending.is_empty() && std::mem::take(&mut state.hurry) {
                 self.drained.notify_all();
             }
             while state.pending.is_empty() {
                 state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
+            state = self
+                .enough
+                .wait_timeout_while(state, GATHER, |state| !state.hurry && state.pending.len() < ENOUGH)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
             std::mem::swap(&mut state.pending, &mut batch);
             state.writing = true;
             drop(state);
@@ -231,6 +307,8 @@ impl Queue {
             if left.is_zero() {
                 return;
             }
+            state.hurry = true;
+            self.enough.notify_one();
             state = self
                 .drained
                 .wait_timeout(state, left)
