@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use divan::{Bencher, black_box};
 use gopherproxy::access_log;
-use gopherproxy::config::{Health, Limit, UpstreamLimits};
+use gopherproxy::config::{Health, Limit};
 use gopherproxy::discovery::RegistryDiscovery;
 use gopherproxy::limiter::ClientLimiter;
 use gopherproxy::metrics::Metrics;
@@ -96,20 +96,12 @@ fn pool_of(backends: u16) -> Arc<Pool> {
 
     let metrics = Metrics::register(&prometheus::Registry::new()).expect("names that are not taken");
     let registry = Arc::new(InProcess::default());
-    let limits = UpstreamLimits {
-        connect_timeout: HOUR,
-        read_timeout: HOUR,
-        write_timeout: HOUR,
-        idle_timeout: HOUR,
-        tunnel_idle_timeout: HOUR,
-        retries: 2,
-    };
     let health = Health {
         interval: HOUR,
         timeout: HOUR,
     };
-    let discovery = RegistryDiscovery::new(Arc::clone(&registry) as _, metrics.clone());
-    let pool = Arc::new(Pool::new(discovery, HOUR, health, limits, metrics.clone()));
+    let discovery = RegistryDiscovery::new(Arc::clone(&registry) as _, metrics.clone(), None);
+    let pool = Arc::new(Pool::new(discovery, HOUR, &health, metrics.clone()));
     let service = PoolService(Arc::clone(&pool));
     thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");

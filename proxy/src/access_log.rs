@@ -1,13 +1,13 @@
 //! One line a request.
 //!
-//! The line goes through `log` (target `access`, so that `RUST_LOG=info,access=off` silences it) to
-//! [`chassis::json_log`], which escapes every string and writes off the request's path.
+//! [`chassis::json_log`] escapes every string and writes off the request's path. To `RUST_LOG` the line has the target `access`, so
+//! that `RUST_LOG=info,access=off` silences it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use log::kv::{Error, Key, Source, Value, VisitSource};
-use log::{Level, Record};
+use chassis::json_log;
+use log::Level;
 
 /// The target that `RUST_LOG` knows the access log by.
 const TARGET: &str = "access";
@@ -45,16 +45,36 @@ pub struct Line<'r> {
 impl Line<'_> {
     /// Writes the line, unless `RUST_LOG` turns the access log off.
     pub fn write(&self) {
-        if log::log_enabled!(target: TARGET, Level::Info) {
-            log::logger().log(
-                &Record::builder()
-                    .level(Level::Info)
-                    .target(TARGET)
-                    .args(format_args!("request"))
-                    .key_values(self)
-                    .build(),
-            );
+        if !log::log_enabled!(target: TARGET, Level::Info) {
+            return;
         }
+        json_log::info_line("request", |line| {
+            line.text("method", self.method);
+            line.text("path", self.path());
+            if let Some(peer) = self.remote_addr {
+                line.plain("remote_addr", peer);
+            }
+            line.number("status", self.status.into());
+            line.millis("duration_ms", self.duration);
+            if let Some(client) = self.client {
+                line.plain("client", client);
+            }
+            if let Some(backend) = self.backend {
+                line.text("backend", backend);
+            }
+            if let Some(id) = self.request_id {
+                line.text("request_id", id);
+            }
+            if let Some(bytes) = self.bytes {
+                line.number("bytes", bytes);
+            }
+            if let Some(reason) = self.reason {
+                line.text("reason", reason);
+            }
+            if let Some(error) = self.error {
+                line.text("error", error);
+            }
+        });
     }
 
     /// The target without authority (which may hold a password) and query, cut at [`MAX_PATH`].
@@ -71,28 +91,6 @@ impl Line<'_> {
             end -= 1;
         }
         &path[..end]
-    }
-}
-
-impl Source for Line<'_> {
-    fn visit<'kvs>(&'kvs self, visitor: &mut dyn VisitSource<'kvs>) -> Result<(), Error> {
-        let mut field = |key: &'static str, value: Option<Value<'kvs>>| match value {
-            Some(value) => visitor.visit_pair(Key::from_str(key), value),
-            None => Ok(()),
-        };
-        // To a thousandth of a millisecond: more digits would be noise.
-        let millis = (self.duration.as_secs_f64() * 1e6).round() / 1e3;
-        field("method", Some(self.method.into()))?;
-        field("path", Some(self.path().into()))?;
-        field("remote_addr", self.remote_addr.as_ref().map(Value::from_display))?;
-        field("status", Some(self.status.into()))?;
-        field("duration_ms", Some(millis.into()))?;
-        field("client", self.client.as_ref().map(Value::from_display))?;
-        field("backend", self.backend.map(Value::from))?;
-        field("request_id", self.request_id.map(Value::from))?;
-        field("bytes", self.bytes.map(Value::from))?;
-        field("reason", self.reason.map(Value::from))?;
-        field("error", self.error.map(Value::from))
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, Result};
 
@@ -28,9 +28,17 @@ pub fn request_id(headers: &HeaderMap, client: Client) -> HeaderValue {
     let is_id = |value: &&HeaderValue| {
         !value.is_empty() && value.len() <= MAX_REQUEST_ID && value.as_bytes().iter().all(u8::is_ascii_graphic)
     };
-    let given = headers.get(REQUEST_ID).filter(|_| client.trusted_peer).filter(is_id);
+    let given = client
+        .trusted_peer
+        .then(|| headers.get(REQUEST_ID))
+        .flatten()
+        .filter(is_id);
     given.cloned().unwrap_or_else(|| {
-        HeaderValue::try_from(format!("{:032x}", fastrand::u128(..))).expect("hexadecimal digits are a valid value")
+        let mut digits = [0; 32];
+        for (pair, byte) in digits.chunks_exact_mut(2).zip(fastrand::u128(..).to_be_bytes()) {
+            pair.copy_from_slice(&[byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)]));
+        }
+        HeaderValue::from_bytes(&digits).expect("hexadecimal digits are a valid value")
     })
 }
 
@@ -60,10 +68,11 @@ pub fn describe_request(
         remove_claims(request);
     }
     request.insert_header(FORWARDED_FOR, forwarded_for)?;
-    if !request.headers.contains_key(FORWARDED_PROTO) {
+    // What a peer that is not trusted said is gone by now.
+    if !client.trusted_peer || !request.headers.contains_key(FORWARDED_PROTO) {
         request.insert_header(FORWARDED_PROTO, HeaderValue::from_static("http"))?;
     }
-    if !request.headers.contains_key(FORWARDED_HOST)
+    if (!client.trusted_peer || !request.headers.contains_key(FORWARDED_HOST))
         && let Some(host) = request.headers.get(header::HOST).cloned()
     {
         request.insert_header(FORWARDED_HOST, host)?;
@@ -182,11 +191,20 @@ pub fn strip_hop_by_hop(response: &mut ResponseHeader) {
     for name in &nominated {
         response.remove_header(name.as_str());
     }
-    response.remove_header("Keep-Alive");
-    response.remove_header("Proxy-Connection");
-    if response.status != StatusCode::SWITCHING_PROTOCOLS {
-        response.remove_header(&header::CONNECTION);
-        response.remove_header(&header::UPGRADE);
+    // One look for all of them, because most responses have none.
+    let switches = response.status == StatusCode::SWITCHING_PROTOCOLS;
+    let hop_by_hop: Vec<HeaderName> = response
+        .headers
+        .keys()
+        .filter(|name| match name.as_str() {
+            "keep-alive" | "proxy-connection" => true,
+            "connection" | "upgrade" => !switches,
+            _ => false,
+        })
+        .cloned()
+        .collect();
+    for name in &hop_by_hop {
+        response.remove_header(name);
     }
 }
 
