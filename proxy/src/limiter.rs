@@ -70,6 +70,8 @@ pub struct ClientLimiter {
 /// A part of the table: for each client, the time at which its bucket is full again.
 struct Shard {
     full_at: HashMap<u128, u64, RandomState>,
+    /// The latest time at which a request was decided.
+    latest: u64,
     next_sweep: u64,
 }
 
@@ -85,6 +87,7 @@ impl ClientLimiter {
         let shard = || {
             Mutex::new(Shard {
                 full_at: HashMap::with_hasher(hasher.clone()),
+                latest: 0,
                 next_sweep: 0,
             })
         };
@@ -112,6 +115,9 @@ impl ClientLimiter {
         let client = self.key(client);
         let seen = self.seen.observe(client, now);
         let mut shard = self.shard(client);
+        // A thread that was held up comes with a time that is past, by which a bucket filled since then would look overdrawn.
+        let now = now.max(shard.latest);
+        shard.latest = now;
         if let Some(full_at) = shard.full_at.get_mut(&client) {
             return self.take(full_at, now);
         }
@@ -472,6 +478,21 @@ mod tests {
         assert!(places <= 2 * LIMIT.clients, "{places} places");
         assert_eq!(limiter.clients(start + limiter.refill() * 2), 0);
         assert!(allowed(limiter.check(address(5), start + limiter.refill() * 2)));
+    }
+
+    #[test]
+    fn a_request_that_was_held_up_is_not_refused_for_one_that_overtook_it() {
+        let start = Instant::now();
+        let limiter = ClientLimiter::new(&LIMIT, start);
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(allowed(limiter.check(address(1), at(10))));
+        for _ in 0..4 {
+            assert!(
+                allowed(limiter.check(address(1), at(1))),
+                "there are tokens, whatever the time is"
+            );
+        }
+        assert!(!allowed(limiter.check(address(1), at(1))), "and no more than there are");
     }
 
     #[test]
