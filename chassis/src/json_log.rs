@@ -19,8 +19,8 @@ use log::kv::{self, Key, Value, VisitSource, VisitValue};
 /// How much may wait for the writer before lines are dropped, in bytes: some 30,000 lines.
 const CAPACITY: usize = 8 << 20;
 
-/// How long lines are gathered before they are written, and how many bytes are enough to write at once: waking the writer for
-/// each line, and a system call for each, costs more than making it.
+/// How long lines of requests are gathered before they are written, and how many bytes are enough to write at once: waking the
+/// writer for each of them, and a system call for each, costs more than making it. All other lines are written at once.
 const GATHER: Duration = Duration::from_millis(10);
 const ENOUGH: usize = 64 << 10;
 
@@ -132,7 +132,7 @@ pub fn info_line(message: &'static str, fields: impl FnOnce(&mut LineFields<'_>)
         fields_of.string(message);
         fields(&mut fields_of);
         line.extend_from_slice(b"}\n");
-        queue.push(line);
+        queue.push(line, false);
     });
 }
 
@@ -283,6 +283,8 @@ struct State {
     pending: Vec<u8>,
     /// The writer holds a batch that is not written yet.
     writing: bool,
+    /// There is a line that is not to wait for others.
+    at_once: bool,
     /// Somebody waits until all is written, so the writer gathers no more lines.
     hurry: bool,
 }
@@ -293,7 +295,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, line: &[u8]) {
+    fn push(&self, line: &[u8], at_once: bool) {
         let mut state = self.lock();
         if state.pending.len() + line.len() > CAPACITY {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -301,7 +303,8 @@ impl Queue {
         }
         let was_empty = state.pending.is_empty();
         state.pending.extend_from_slice(line);
-        let enough = state.pending.len() >= ENOUGH && state.pending.len() - line.len() < ENOUGH;
+        let enough = at_once || (state.pending.len() >= ENOUGH && state.pending.len() - line.len() < ENOUGH);
+        state.at_once |= at_once;
         drop(state);
         if was_empty {
             self.filled.notify_one();
@@ -328,11 +331,14 @@ impl Queue {
             }
             state = self
                 .enough
-                .wait_timeout_while(state, GATHER, |state| !state.hurry && state.pending.len() < ENOUGH)
+                .wait_timeout_while(state, GATHER, |state| {
+                    !state.hurry && !state.at_once && state.pending.len() < ENOUGH
+                })
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
             std::mem::swap(&mut state.pending, &mut batch);
             state.writing = true;
+            state.at_once = false;
             drop(state);
 
             if out.write_all(&batch).and_then(|()| out.flush()).is_err() {
@@ -368,7 +374,7 @@ struct Enqueue(Arc<Queue>);
 
 impl Write for Enqueue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.push(line);
+        self.0.push(line, true);
         Ok(line.len())
     }
 
@@ -448,7 +454,7 @@ mod tests {
         let long = [b"x".repeat(1023), b"\n".to_vec()].concat();
         let lines = 3 * CAPACITY / long.len();
         for _ in 0..lines {
-            queue.push(&long);
+            queue.push(&long, false);
         }
         let dropped = usize::try_from(queue.dropped.load(Ordering::Relaxed)).unwrap();
         assert!(dropped >= lines / 3, "{dropped} of {lines} lines dropped");
