@@ -229,7 +229,7 @@ def pace(binary: Path, address: str, path: str, rate: int, seconds: float, core:
     seen = json.loads(result.stdout)
     return Load(
         requests=seen["answered"],
-        seconds=seconds,
+        seconds=seen["seconds"],
         p50_us=seen["p50_us"],
         p99_us=seen["p99_us"],
         broken=seen["failed_connections"],

@@ -21,9 +21,9 @@ use clap::Parser;
 
 /// How long a server may take for an answer before its connection is given up.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long after the last request was due those that are late may still be sent. A server that is slower than the rate would
-/// otherwise make the run longer and longer.
-const GRACE: Duration = Duration::from_millis(500);
+/// How long after the last request was due those that are late may still be sent. A longer queue than that at the end is one that
+/// grows: the server is slower than the rate, and its latencies would say how long the run was and nothing else.
+const GRACE: Duration = Duration::from_millis(50);
 /// Header fields of a response that are looked at.
 const MAX_FIELDS: usize = 32;
 
@@ -178,11 +178,13 @@ fn measure(arguments: &Arguments) -> Result<serde_json::Value, Box<dyn Error>> {
         latencies.extend(more);
         failures.extend(ended.err().map(|error| error.to_string()));
     }
+    let took = schedule.start.elapsed();
     latencies.sort_unstable();
     let missing = schedule.requests.saturating_sub(latencies.len() as u64);
     Ok(serde_json::json!({
         "due": schedule.requests,
         "answered": latencies.len(),
+        "seconds": took.as_secs_f64(),
         "failed_connections": failures.len(),
         "first_failure": failures.first().map_or("", String::as_str),
         "p50_us": percentile(&latencies, missing, 50),
