@@ -83,7 +83,7 @@ test: tools ## every test, on real sockets and a real redis-server
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
 
-test-thorough: tools ## the same with upgrades, restarts and faults as many and as long as an operator could want (half an hour)
+test-thorough: tools ## the same with upgrades, restarts and faults as many and as long as an operator could want
 	$(CARGO) build --workspace --bins
 	THOROUGH=1 $(CARGO) test --workspace
 

@@ -100,7 +100,7 @@ pub fn dropped_lines() -> u64 {
 /// Writes a line of level INFO with this message and what `fields` adds to it.
 ///
 /// For lines of which there is one a request: it goes past `log`, its records and its filter (ask [`log::log_enabled`] first), which
-/// cost four times as much as the line.
+/// would cost nearly as much again as the line does.
 pub fn info_line(message: &'static str, fields: impl FnOnce(&mut LineFields<'_>)) {
     /// The second that was last written, as it is written, and room for a line.
     struct Scratch {

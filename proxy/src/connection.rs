@@ -2,8 +2,8 @@
 //!
 //! Pingora's own loop has no deadline for a whole head, waits for ever between requests, and answers a head that it can't
 //! read without a word to anybody. So the head is read here: bounded in length and time, checked by [`head`], and only then given
-//! to Pingora as bytes that were read already. Connections have their maxima too, in all and for each client. A request that is refused here has a line in the log and its place in
-//! the metrics like any other.
+//! to Pingora as bytes that were read already. Connections have their maxima too, in all and for each client. A request that
+//! is refused here has a line in the log and its place in the metrics like any other.
 
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
