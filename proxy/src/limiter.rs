@@ -6,10 +6,10 @@
 //!   again (GCRA: the generic cell rate algorithm): a request is allowed when taking a token would not push that
 //!   time further than a whole bucket ahead. A bucket that is full again equals a new one, so only full ones give up
 //!   their place and nothing is forgotten by it.
-//! - **An estimator** (`pingora_limits`, a count-min sketch) that counts every request of every client in fixed memory. It
-//!   decides for clients that find no place when a flood of addresses has filled the table. It never counts too little, so
-//!   a client over its limit stays over it however many new addresses pass by; it may count too much, so in such a
-//!   flood a client can be refused that should not be.
+//! - **An estimator** (`pingora_limits`, a count-min sketch) that counts in fixed memory what clients send that find no
+//!   place, when a flood of addresses has filled the table, and decides for them. A client that is over its limit has a
+//!   bucket and keeps it, however many new addresses pass by. The estimator never counts too little, so nobody gets more
+//!   than a bucket would give; it may count too much, so in such a flood a client can be refused that should not be.
 //!
 //! [`ClientLimiter::check`] is told the time, so that its tests need no clock.
 
@@ -113,7 +113,6 @@ impl ClientLimiter {
     pub fn check(&self, client: IpAddr, now: Instant) -> Verdict {
         let now = self.nanos(now);
         let client = self.key(client);
-        let seen = self.seen.observe(client, now);
         let mut shard = self.shard(client);
         // A thread that was held up comes with a time that is past, by which a bucket filled since then would look overdrawn.
         let now = now.max(shard.latest);
@@ -122,12 +121,12 @@ impl ClientLimiter {
             return self.take(full_at, now);
         }
         if shard.has_place(self.places_in_shard, now) {
-            let full_at = shard.full_at.entry(client).or_insert(now + self.owed(seen, now));
+            let full_at = shard.full_at.entry(client).or_insert(now + self.owed(client, now));
             return self.take(full_at, now);
         }
         drop(shard);
-        self.crowded_until.fetch_max(now + 2 * self.bucket, Ordering::Relaxed);
-        self.estimate(seen, now)
+        self.crowded_until.fetch_max(now + 2 * self.seen.length, Ordering::Relaxed);
+        self.estimate(self.seen.observe(client, now), now)
     }
 
     /// Takes a token out of the bucket that is full again at `full_at`, if there is one in it.
@@ -156,11 +155,11 @@ impl ClientLimiter {
 
     /// How full a new bucket is not. It is full, except while the table was found full a moment ago: then the client may have
     /// been let through by the estimator, and must not get a whole burst on top of that.
-    fn owed(&self, seen: u64, now: u64) -> u64 {
+    fn owed(&self, client: u128, now: u64) -> u64 {
         if now >= self.crowded_until.load(Ordering::Relaxed) {
             return 0;
         }
-        (seen - 1).saturating_mul(self.token).min(self.bucket)
+        self.seen.count(client, now).saturating_mul(self.token).min(self.bucket)
     }
 
     /// The verdict on a client without a bucket: no more than a burst in this window and the one before. A window is as long
@@ -219,7 +218,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many requests each client sent in this window of time and the one before, estimated.
+/// How many requests each client without a bucket sent in this window of time and the one before, estimated.
 ///
 /// `pingora_limits::rate::Rate` does the same with a clock of its own, which its callers can't set; and two threads at the end of
 /// a window can wipe both of its counts.
@@ -244,17 +243,30 @@ impl Windows {
 
     /// Counts one request of `client` and returns how many there were in this window and the one before.
     fn observe(&self, client: u128, now: u64) -> u64 {
+        let [this, before] = self.at(now);
+        let seen = this.incr(client, 1).saturating_add(before.get(client));
+        u64::try_from(seen).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// How many requests of `client` were counted in this window and the one before.
+    fn count(&self, client: u128, now: u64) -> u64 {
+        let [this, before] = self.at(now);
+        let seen = this.get(client).saturating_add(before.get(client));
+        u64::try_from(seen).unwrap_or(u64::MAX)
+    }
+
+    /// The counts of this window and of the one before.
+    fn at(&self, now: u64) -> [&Estimator; 2] {
         let window = now / self.length;
         if self.current.load(Ordering::Acquire) < window {
             self.turn(window);
         }
-        let [this, before] = if window.is_multiple_of(2) {
-            [&self.counts[0], &self.counts[1]]
+        let [even, odd] = &self.counts;
+        if window.is_multiple_of(2) {
+            [even, odd]
         } else {
-            [&self.counts[1], &self.counts[0]]
-        };
-        let seen = this.incr(client, 1).saturating_add(before.get(client));
-        u64::try_from(seen).unwrap_or(u64::MAX).max(1)
+            [odd, even]
+        }
     }
 
     /// Empties the counts that `window` will use before anybody is told that it has begun.
