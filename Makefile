@@ -105,6 +105,9 @@ lint: ## formatting, clippy, docs, dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@if c++ --version >/dev/null 2>&1; then \
+	CARGO_TARGET_DIR=$${CARGO_TARGET_DIR:-target} $(CARGO) clippy --manifest-path fuzz/Cargo.toml -- -D warnings; \
+	else echo "a C++ compiler is not installed: fuzz targets not checked"; fi
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check bans licenses sources; \
 	else echo "cargo-deny is not installed: dependencies not checked (cargo install cargo-deny)"; fi

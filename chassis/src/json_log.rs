@@ -8,7 +8,6 @@
 //! `serde_json`, so no byte that a client sends can end a line or forge a field.
 
 use std::cell::RefCell;
-use std::fmt;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -144,13 +143,6 @@ impl LineFields<'_> {
     pub fn text(&mut self, key: &'static str, text: &str) {
         self.key(key);
         self.string(text);
-    }
-
-    /// Adds something that writes itself without any character that JSON escapes, such as an address.
-    pub fn plain(&mut self, key: &'static str, value: impl fmt::Display) {
-        self.key(key);
-        // Writing to memory can't fail.
-        let _ = write!(self.0, "\"{value}\"");
     }
 
     /// Adds a number.

@@ -38,14 +38,14 @@ fuzz_target!(|input: &str| {
 fn sound(config: &Config) {
     assert!(config.listen != config.admin_listen || config.listen.port() == 0);
     assert!(config.server.threads > 0);
-    assert!(matches!(config.registry, RegistryKind::Redis(_)) || config.sentinel.is_some());
+    assert!(matches!(config.registry, RegistryKind::Redis(_)) || config.sentinel_enabled);
     assert!(!format!("{:?}", config.registry).contains('@'));
     let limit = &config.limit;
     assert!(limit.burst > 0 && limit.per_second > 0.0 && limit.clients > 0);
     assert!(f64::from(limit.burst) / limit.per_second <= 86_400.0);
     assert!((1..=128).contains(&limit.ipv6_prefix));
     let waits = [
-        config.discovery_interval,
+        config.discovery.interval,
         config.health.interval,
         config.health.timeout,
         config.client.head_timeout,
@@ -57,12 +57,15 @@ fn sound(config: &Config) {
         config.upstream.write_timeout,
         config.upstream.idle_timeout,
         config.upstream.tunnel_idle_timeout,
+        config.upstream.ejection.time,
+        config.upstream.ejection.max_time,
     ];
     assert!(waits.iter().all(|wait| !wait.is_zero()));
-    if let Some(sentinel) = &config.sentinel {
-        assert!(!sentinel.targets.is_empty() && sentinel.concurrency > 0);
-        assert!(sentinel.rise > 0 && sentinel.fall > 0);
-    }
+    let (sentinel, ejection) = (&config.sentinel, &config.upstream.ejection);
+    assert!(!sentinel.targets.is_empty() && sentinel.concurrency > 0);
+    assert!(sentinel.rise > 0 && sentinel.fall > 0);
+    assert!(ejection.failures > 0 && (0.0..=1.0).contains(&ejection.max_share));
+    assert!((0.0..=1.0).contains(&config.upstream.retry_budget));
 }
 
 /// Whether `message` has the password, which stands nowhere but before the `@` of `REDIS_URL`.

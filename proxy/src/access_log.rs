@@ -3,7 +3,6 @@
 //! [`chassis::json_log`] escapes every string and writes off the request's path. To `RUST_LOG` the line has the target `access`, so
 //! that `RUST_LOG=info,access=off` silences it.
 
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use chassis::json_log;
@@ -22,14 +21,14 @@ pub struct Line<'r> {
     pub method: &'r str,
     /// The target; what follows a `?` is not logged, because queries carry secrets.
     pub target: &'r str,
-    /// The peer of the connection.
-    pub remote_addr: Option<SocketAddr>,
+    /// The peer of the connection, with its port.
+    pub remote_addr: &'r str,
     /// What the client got; 499 when it went away before there was an answer.
     pub status: u16,
     /// From the head of the request to the end of the response.
     pub duration: Duration,
     /// Whose request it was.
-    pub client: Option<IpAddr>,
+    pub client: Option<&'r str>,
     /// The backend that answered, or the last one that was tried.
     pub backend: Option<&'r str>,
     /// The X-Request-Id that the backend saw.
@@ -51,13 +50,11 @@ impl Line<'_> {
         json_log::info_line("request", |line| {
             line.text("method", self.method);
             line.text("path", self.path());
-            if let Some(peer) = self.remote_addr {
-                line.plain("remote_addr", peer);
-            }
+            line.text("remote_addr", self.remote_addr);
             line.number("status", self.status.into());
             line.millis("duration_ms", self.duration);
             if let Some(client) = self.client {
-                line.plain("client", client);
+                line.text("client", client);
             }
             if let Some(backend) = self.backend {
                 line.text("backend", backend);
@@ -104,7 +101,7 @@ mod tests {
             let line = Line {
                 method: "GET",
                 target,
-                remote_addr: None,
+                remote_addr: "127.0.0.1:1",
                 status: 200,
                 duration: Duration::ZERO,
                 client: None,

@@ -6,11 +6,10 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use http::HeaderMap;
 use ipnet::{IpNet, Ipv4Net};
 
-/// The header that trusted proxies list the client and each other in.
-const FORWARDED_FOR: &str = "x-forwarded-for";
+/// The field that trusted proxies list the client and each other in.
+pub const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// Who sent a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,8 +45,12 @@ fn unmapped(network: IpNet) -> IpNet {
         .map_or(network, IpNet::V4)
 }
 
-/// Tells whose request it is, that came from `peer` with `headers`.
-pub fn identify(peer: IpAddr, headers: &HeaderMap, trusted: &Networks) -> Client {
+/// Tells whose request it is, that came from `peer` with these lines of X-Forwarded-For.
+pub fn identify<'l>(
+    peer: IpAddr,
+    forwarded_for: impl DoubleEndedIterator<Item = &'l [u8]>,
+    trusted: &Networks,
+) -> Client {
     let peer = peer.to_canonical();
     if !trusted.contain(peer) {
         return Client {
@@ -56,11 +59,7 @@ pub fn identify(peer: IpAddr, headers: &HeaderMap, trusted: &Networks) -> Client
         };
     }
     let mut address = peer;
-    let hops = headers
-        .get_all(FORWARDED_FOR)
-        .iter()
-        .rev()
-        .flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
+    let hops = forwarded_for.rev().flat_map(|line| line.rsplit(|byte| *byte == b','));
     for hop in hops {
         // An entry that is no address ends what can be known: the client is whoever passed it on.
         let Some(hop) = parse_hop(hop) else { break };
@@ -92,11 +91,8 @@ mod tests {
 
     fn client(peer: &str, forwarded_for: &[&str]) -> (String, bool) {
         let trusted = ["10.0.0.0/8", "::1/128"].map(|network| network.parse().unwrap());
-        let mut headers = HeaderMap::new();
-        for line in forwarded_for {
-            headers.append(FORWARDED_FOR, line.parse().unwrap());
-        }
-        let client = identify(peer.parse().unwrap(), &headers, &Networks::new(trusted.into()));
+        let lines = forwarded_for.iter().map(|line| line.as_bytes());
+        let client = identify(peer.parse().unwrap(), lines, &Networks::new(trusted.into()));
         (client.address.to_string(), client.trusted_peer)
     }
 

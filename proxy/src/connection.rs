@@ -1,70 +1,57 @@
-//! One client connection: it reads each request head itself, then lets Pingora proxy the request.
+//! One client connection: it reads each request head itself, and gives Pingora those requests that may pass.
 //!
 //! Pingora's own loop has no deadline for a whole head, waits for ever between requests, and answers a head that it can't
-//! read without a word to anybody. So the head is read here: bounded in length and time, checked by [`head`], and only then given
-//! to Pingora as bytes that were read already. Connections have their maxima too, in all and for each client. A request that
-//! is refused here has a line in the log and its place in the metrics like any other.
+//! read without a word to anybody. So the head is read here: bounded in length and time, checked by [`head`], decided over by
+//! [`admission`](crate::admission), and written anew by [`forwarding`] for Pingora to proxy. Connections have
+//! their maxima too, in all and for each client. A request that is refused here has a line in the log and its place in the
+//! metrics like any other.
 
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::ready;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use futures::FutureExt;
+use futures::future::FusedFuture;
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::{Shutdown, Stream};
 use pingora::server::ShutdownWatch;
 use pingora_limits::inflight::{self, Inflight};
 use pingora_proxy::{HttpProxy, ProxyHttp};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::time::{Sleep, sleep, timeout};
 
 use crate::access_log;
+use crate::admission::{Admission, Admitted, Connection, Refused};
 use crate::chunks::{BadFraming, Chunks};
 use crate::config::ClientLimits;
+use crate::forwarding::{self, Origination};
 use crate::gate::{Gate, Rest};
-use crate::head::{self, Body, RequestLine};
+use crate::head::{self, Body, Head, RequestLine};
 use crate::lifecycle::{Connected, Lifecycle};
 use crate::metrics::Metrics;
 use crate::policy::{Live, Policy};
-use crate::rejection::Rejection;
+use crate::rejection::{Delivery, Rejection};
 
-/// Room for a first read; most heads fit.
-const FIRST_READ: usize = 4096;
-/// How long, and for how many bytes, a refused client is listened to, so that closing doesn't destroy the answer before it is
-/// read.
+/// Room for a read; most heads fit.
+const READ: usize = 4096;
+/// How long, and for how many bytes, a client whose connection closes is listened to, so that closing doesn't destroy the answer
+/// before it is read.
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 256 << 10;
-
-/// What the requests of one connection share.
-#[derive(Debug)]
-pub struct Connection {
-    /// The other end.
-    pub peer: SocketAddr,
-    /// How many requests have got past Pingora's parser.
-    requests: AtomicU64,
-}
-
-impl Connection {
-    /// Notes that Pingora has taken a request.
-    pub fn request_seen(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// How many requests Pingora has taken, the one that is being served with them.
-    pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
-    }
-}
 
 /// The server of client connections, in front of the application `A`.
 pub struct Edge<A> {
     /// What proxies a request.
     pub proxy: Arc<HttpProxy<A>>,
+    /// What decides whether a request may pass.
+    pub admission: Admission,
     /// The rules, which a reload can change.
     pub live: Arc<Live>,
     /// How many connections each client has.
@@ -89,93 +76,191 @@ enum Arrival {
     Refused(Rejection),
 }
 
+/// A request that goes to Pingora.
+struct Passing {
+    /// Its head as Pingora reads it, and what has come of its body.
+    request: BytesMut,
+    /// How many bytes it was as it came.
+    came: usize,
+    /// What is still to come of its body.
+    rest: Rest,
+    admitted: Box<Admitted>,
+}
+
+/// A request that is answered here.
+struct Refusal {
+    why: Refused,
+    delivery: Delivery,
+    /// As for one that passes.
+    came: usize,
+    rest: Rest,
+}
+
+impl From<Rejection> for Refusal {
+    /// The last of its connection, because nobody can tell where the next would begin.
+    fn from(rejection: Rejection) -> Self {
+        Self {
+            why: rejection.into(),
+            delivery: Delivery::LAST,
+            came: 0,
+            rest: Rest::All,
+        }
+    }
+}
+
 /// A connection's places among all and among its client's.
-struct Admitted {
+struct Places {
     _among_all: Connected,
     _among_its_own: Option<inflight::Guard>,
 }
 
 impl<A> Edge<A> {
-    /// A place for a connection from `peer`; `None` when there are too many.
-    fn admit(&self, peer: SocketAddr, policy: &Policy) -> Option<Admitted> {
+    /// A place for one more connection; `None` when there are too many.
+    fn place(&self, connection: &Connection, policy: &Policy) -> Option<Places> {
         let limits = &policy.client;
         let among_all = self.lifecycle.connect();
-        let among_its_own =
-            (!policy.trusted.contain(peer.ip())).then(|| self.by_client.incr(policy.limiter.key(peer.ip()), 1));
+        let among_its_own = (!policy.trusted.contain(connection.peer))
+            .then(|| self.by_client.incr(policy.limiter.key(connection.peer), 1));
         let its_own = among_its_own.as_ref().map_or(0, |(_, count)| (*count).unsigned_abs());
         let most = limits.max_connections.min(self.most_connections);
-        (self.lifecycle.connections() <= most && its_own <= limits.max_connections_per_client).then(|| Admitted {
+        (self.lifecycle.connections() <= most && its_own <= limits.max_connections_per_client).then(|| Places {
             _among_all: among_all,
             _among_its_own: among_its_own.map(|(guard, _)| guard),
         })
     }
 
-    /// Waits for the first byte of a request; `None` when there will be none.
-    async fn first_byte(&self, stream: &mut Gate, shutdown: &mut ShutdownWatch) -> Option<u8> {
-        let idle_timeout = self.live.policy().client.idle_timeout;
-        // One byte on the stack: an idle connection holds no buffer of ours.
-        let read = timeout(idle_timeout, stream.read_u8());
-        tokio::pin!(read);
-        tokio::select! {
-            biased;
-            byte = &mut read => return byte.ok()?.ok(),
-            () = async { drop(shutdown.wait_for(|down| *down).await) } => {}
+    /// Waits for the first bytes of a request; `None` when there will be none.
+    ///
+    /// `idle` is set anew only when it fires too early, because setting a timer costs more than looking at one that runs.
+    async fn first_bytes(
+        &self,
+        stream: &mut Gate,
+        received: &mut BytesMut,
+        mut idle: Pin<&mut Sleep>,
+        mut down: Pin<&mut impl FusedFuture<Output = ()>>,
+    ) -> Option<()> {
+        let end = tokio::time::Instant::now() + self.live.idle_timeout();
+        if idle.deadline() > end {
+            idle.as_mut().reset(end);
         }
-        timeout(self.lifecycle.last_call(), read).await.ok()?.ok()?.ok()
+        let mut read = pin!(read_some(stream, received));
+        while !down.is_terminated() {
+            tokio::select! {
+                biased;
+                read = &mut read => return read,
+                () = &mut down => {}
+                () = &mut idle => {
+                    if tokio::time::Instant::now() >= end {
+                        return None;
+                    }
+                    idle.as_mut().reset(end);
+                }
+            }
+        }
+        timeout(self.lifecycle.last_call(), read).await.ok()?
     }
 
     /// Reads until `received` begins with a whole head.
     async fn rest_of_head(&self, stream: &mut Gate, received: &mut BytesMut, limits: &ClientLimits) -> Arrival {
         let mut scanned = 0;
+        // Nearly all heads come whole, and need no timer.
+        if let Some(arrival) = look_for_head(received, &mut scanned, limits) {
+            return arrival;
+        }
         let read = timeout(limits.head_timeout, async {
             loop {
-                while received.starts_with(b"\r\n") {
-                    let _ = received.split_to(2);
-                    scanned = 0;
+                if read_some(stream, received).await.is_none() {
+                    return Arrival::End;
                 }
-                if received.is_empty() {
-                    return Arrival::Nothing;
-                }
-                if let Some(length) = head::length(received, scanned) {
-                    return if length > limits.max_head {
-                        Arrival::Refused(Rejection::HeadTooLarge)
-                    } else {
-                        Arrival::Head(length)
-                    };
-                }
-                scanned = received.len();
-                if scanned > limits.max_head {
-                    return Arrival::Refused(Rejection::HeadTooLarge);
-                }
-                received.reserve(FIRST_READ);
-                match stream.read_buf(received).await {
-                    Ok(0) | Err(_) => return Arrival::End,
-                    Ok(_) => {}
+                if let Some(arrival) = look_for_head(received, &mut scanned, limits) {
+                    return arrival;
                 }
             }
         });
         read.await.unwrap_or(Arrival::Refused(Rejection::RequestTimeout))
     }
 
-    /// Answers what Pingora never gets to see, and closes the connection.
+    /// Decides over the request at the start of `bytes`, whose head is so long. It may be the `last` of its connection.
+    fn decide(
+        &self,
+        bytes: &[u8],
+        length: usize,
+        connection: &Arc<Connection>,
+        policy: &Arc<Policy>,
+        start: Instant,
+        last: bool,
+    ) -> Result<Passing, Refusal> {
+        let (head, after) = bytes.split_at(length);
+        let mut room = head::room();
+        let mut head = head::parse(head, &mut room, policy.client.max_fields)?;
+        head.keeps &= !last;
+        let (here, rest) = split(head.body, after)?;
+        let admitted = match self.admission.decide(&head, connection, policy, start) {
+            Ok(admitted) => admitted,
+            Err(why) => return Err(refusal(&head, why, length, here, rest)),
+        };
+        let about = Origination {
+            peer: &connection.peer_text,
+            trusted_peer: admitted.client.trusted_peer,
+            backend: &admitted.upstream.name,
+        };
+        let mut request = BytesMut::new();
+        forwarding::write_request(&head, about, &mut request);
+        request.extend_from_slice(&after[..here]);
+        Ok(Passing {
+            request,
+            came: length + here,
+            rest,
+            admitted: Box::new(admitted),
+        })
+    }
+
+    /// Answers the request at the start of `received`, and tells of it. Returns the stream when the connection is kept, with
+    /// `received` at the next request.
     async fn refuse(
         &self,
         mut stream: Box<Gate>,
-        received: &[u8],
-        rejection: Rejection,
-        peer: SocketAddr,
+        received: &mut BytesMut,
+        refusal: Refusal,
+        connection: &Connection,
+        policy: &Policy,
         start: Instant,
-    ) {
-        let answered = async {
-            stream.write_all(&rejection.raw()).await?;
+    ) -> Option<Box<Gate>> {
+        let Refusal {
+            why,
+            mut delivery,
+            came,
+            rest,
+        } = refusal;
+        let mut held = BytesMut::new();
+        if delivery.keeps && !rest.ended() {
+            stream.shut_behind(rest, 0);
+            delivery.keeps = stream.discard().await.is_ok();
+            held = stream.open();
+        }
+        let answer = match why.retry_after {
+            Some(retry_after) => policy.limited.answer(retry_after, delivery),
+            None => why.rejection.answer(delivery),
+        };
+        let written = async {
+            stream.write_all(&answer).await?;
             stream.flush().await
         };
-        let answered: std::io::Result<()> = answered.await;
-        let answered = answered.is_ok();
-        self.report(received, rejection, peer, start, answered);
+        let written: std::io::Result<()> = written.await;
+        let bytes = if delivery.head_only {
+            0
+        } else {
+            why.rejection.body().len()
+        };
+        self.report(received, &why, written.is_ok().then_some(bytes), connection, start);
+        if delivery.keeps && written.is_ok() {
+            received.advance(came);
+            received.unsplit(held);
+            return Some(stream);
+        }
         Shutdown::shutdown(&mut *stream).await;
         let _ = timeout(LINGER, async {
-            let mut discarded = vec![0; 4096];
+            let mut discarded = vec![0; READ];
             let mut left = LINGER_BYTES;
             while let Ok(read @ 1..) = stream.read(&mut discarded).await {
                 left = left.saturating_sub(read);
@@ -185,28 +270,86 @@ impl<A> Edge<A> {
             }
         })
         .await;
+        None
     }
 
-    fn report(&self, received: &[u8], rejection: Rejection, peer: SocketAddr, start: Instant, answered: bool) {
-        self.metrics.rejected(rejection);
-        if answered {
-            self.metrics.responded(rejection.status());
+    /// Counts and logs a request that Pingora has no part in. `received` begins with it; `answered` is how many bytes the body
+    /// of the answer had that the client was sent.
+    fn report(&self, received: &[u8], why: &Refused, answered: Option<usize>, connection: &Connection, start: Instant) {
+        let status = why.rejection.status();
+        if answered.is_some() {
+            self.metrics.responded(status);
+        }
+        self.metrics.rejected(why.rejection);
+        if why.rejection.is_drop() {
+            self.metrics.dropped.inc();
         }
         let line = RequestLine::guess(received);
         access_log::Line {
             method: line.method,
             target: line.target,
-            remote_addr: Some(peer),
-            status: rejection.status(),
+            remote_addr: &connection.remote_addr,
+            status,
             duration: start.elapsed(),
-            client: None,
+            client: why.client.map(|client| connection.text_of(client)).as_deref(),
             backend: None,
             request_id: None,
-            bytes: answered.then_some(rejection.body().len() as u64),
-            reason: Some(rejection.reason()),
+            bytes: answered.map(|bytes| bytes as u64),
+            reason: Some(why.rejection.reason()),
             error: None,
         }
         .write();
+    }
+}
+
+/// Reads what there is, past a buffer on the stack, so that a connection that waits holds none. `None` at the end.
+async fn read_some(stream: &mut Gate, received: &mut BytesMut) -> Option<()> {
+    std::future::poll_fn(|context| {
+        let mut room = [MaybeUninit::uninit(); READ];
+        let mut read = ReadBuf::uninit(&mut room);
+        let ended = ready!(Pin::new(&mut *stream).poll_read(context, &mut read)).is_err() || read.filled().is_empty();
+        received.extend_from_slice(read.filled());
+        std::task::Poll::Ready((!ended).then_some(()))
+    })
+    .await
+}
+
+/// What `received` begins with, as far as it can be told; `scanned` bytes of it have been looked at.
+fn look_for_head(received: &mut BytesMut, scanned: &mut usize, limits: &ClientLimits) -> Option<Arrival> {
+    while received.starts_with(b"\r\n") {
+        received.advance(2);
+        *scanned = 0;
+    }
+    if received.is_empty() {
+        return Some(Arrival::Nothing);
+    }
+    match head::length(received, *scanned) {
+        Some(length) if length <= limits.max_head => Some(Arrival::Head(length)),
+        None if received.len() <= limits.max_head => {
+            *scanned = received.len();
+            None
+        }
+        Some(_) | None => Some(Arrival::Refused(Rejection::HeadTooLarge)),
+    }
+}
+
+/// The refusal of a request, whose head is so `long`, of whose body so much is `here` and the `rest` is to come.
+fn refusal(head: &Head<'_>, why: Refused, long: usize, here: usize, rest: Rest) -> Refusal {
+    // What comes behind a handshake that is refused is the next request.
+    let (here, rest) = match head.body {
+        Body::Upgrade => (0, Rest::Length(0)),
+        Body::Length(_) | Body::Chunked => (here, rest),
+    };
+    // A client that waits for "100 Continue" sends no body now, and might send it after this answer.
+    let waits = head.expects && !rest.ended();
+    Refusal {
+        why,
+        delivery: Delivery {
+            keeps: head.keeps && !waits,
+            head_only: head.method == "HEAD",
+        },
+        came: long + here,
+        rest,
     }
 }
 
@@ -234,65 +377,68 @@ where
     A::CTX: Send + Sync,
 {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let peer = *stream.get_socket_digest()?.peer_addr()?.as_inet()?;
-        let connection = Arc::new(Connection {
-            peer,
-            requests: AtomicU64::new(0),
-        });
-        let mut shutdown = shutdown.clone();
-        let mut received = BytesMut::new();
-        let policy = self.live.policy();
+        let remote: SocketAddr = *stream.get_socket_digest()?.peer_addr()?.as_inet()?;
+        let connection = Arc::new(Connection::new(remote));
+        let mut policy = self.live.policy();
         let mut stream = Box::new(Gate::new(stream, policy.client.write_timeout, policy.client.min_rate));
-        let Some(_admitted) = self.admit(peer, &policy) else {
-            let rejection = Rejection::TooManyConnections;
-            self.refuse(stream, b"", rejection, peer, Instant::now()).await;
+        let mut received = BytesMut::new();
+        let Some(_places) = self.place(&connection, &policy) else {
+            let refusal = Rejection::TooManyConnections.into();
+            self.refuse(stream, &mut received, refusal, &connection, &policy, Instant::now())
+                .await;
             return None;
         };
-        drop(policy);
+        let mut idle = pin!(sleep(policy.client.idle_timeout));
+        let mut watch = shutdown.clone();
+        let mut down = pin!(async move { drop(watch.wait_for(|down| *down).await) }.fuse());
+        let mut requests = 0_u64;
         loop {
             if received.is_empty() {
                 received = BytesMut::new();
-                let byte = self.first_byte(&mut stream, &mut shutdown).await?;
-                received.reserve(FIRST_READ);
-                received.extend_from_slice(&[byte]);
+                self.first_bytes(&mut stream, &mut received, idle.as_mut(), down.as_mut())
+                    .await?;
             }
             let _in_flight = self.lifecycle.enter();
             let start = Instant::now();
-            let policy = self.live.policy();
-            let length = match self.rest_of_head(&mut stream, &mut received, &policy.client).await {
-                Arrival::Head(length) => length,
+            policy = self.live.policy();
+            let decision = match self.rest_of_head(&mut stream, &mut received, &policy.client).await {
+                Arrival::Head(length) => {
+                    requests += 1;
+                    let last = requests >= policy.client.max_requests || self.lifecycle.is_draining();
+                    self.decide(&received, length, &connection, &policy, start, last)
+                }
                 Arrival::Nothing => continue,
                 Arrival::End => return None,
-                Arrival::Refused(rejection) => {
-                    self.refuse(stream, &received, rejection, peer, start).await;
-                    return None;
+                Arrival::Refused(rejection) => Err(rejection.into()),
+            };
+            let Passing {
+                request,
+                came,
+                rest,
+                admitted,
+            } = match decision {
+                Ok(passing) => passing,
+                Err(refusal) => {
+                    stream = self
+                        .refuse(stream, &mut received, refusal, &connection, &policy, start)
+                        .await?;
+                    continue;
                 }
             };
-            let parsed = head::parse(&received[..length], policy.client.max_fields);
-            let (body, rest) = match parsed.and_then(|body| split(body, &received[length..])) {
-                Ok(split) => split,
-                Err(rejection) => {
-                    self.refuse(stream, &received, rejection, peer, start).await;
-                    return None;
-                }
-            };
-            drop(policy);
-            let request = received.split_to(length + body);
+            received.advance(came);
             stream.shut_behind(rest, received.len());
-
             let mut session = ServerSession::new_http1(stream);
-            session.set_connection_user_context(Some(Box::new(Arc::clone(&connection))));
+            session.set_connection_user_context(Some(admitted));
             session.set_pipelined_prefix(request);
-            let before = connection.requests();
-            let served = AssertUnwindSafe(self.proxy.process_new_http(session, &shutdown));
+            let served = AssertUnwindSafe(self.proxy.process_new_http(session, shutdown));
             let Ok(reusable) = served.catch_unwind().await else {
                 // The stream went down with the request, and with it the connection; nothing else did.
-                self.report(b"", Rejection::Internal, peer, start, false);
+                self.report(b"", &Rejection::Internal.into(), None, &connection, start);
                 return None;
             };
-            if connection.requests() == before {
-                // Pingora found fault with a head that `head` let through, and has answered it.
-                self.report(b"", Rejection::BadRequest, peer, start, true);
+            if !connection.was_taken() {
+                // Pingora found fault with a head that was written here, and has answered it.
+                self.report(b"", &Rejection::BadRequest.into(), Some(0), &connection, start);
             }
             let (same, _) = reusable?.consume();
             stream = same.into_any().downcast::<Gate>().ok()?;

@@ -1,111 +1,146 @@
 //! What the backend and the client get to see of each other.
 //!
-//! Pingora takes the hop-by-hop fields off requests; here are the fields that tell the backend whose request it is, and what
-//! has to go from responses. What a peer that is not trusted says of itself (X-Forwarded-*, Forwarded, X-Real-IP,
-//! X-Request-Id) is replaced, never passed on.
+//! The request head that Pingora and the backend read is written here, field by field, from what [`head`](crate::head) has read
+//! of the client's. Fields that concern only the client's connection stay out, and so does what a peer that is not trusted
+//! says of itself (X-Forwarded-*, Forwarded, X-Real-IP, X-Request-Id); what tells the backend whose request it is comes
+//! in. Responses come through Pingora, and have straightened and taken off them what must not go further.
 
-use std::net::IpAddr;
-
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
-use pingora::http::{RequestHeader, ResponseHeader};
+use bytes::{BufMut, BytesMut};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use pingora::http::ResponseHeader;
 use pingora::prelude::{Error, ErrorType, Result};
 
-use crate::client::Client;
-
-const FORWARDED_FOR: &str = "X-Forwarded-For";
-const FORWARDED_HOST: &str = "X-Forwarded-Host";
-const FORWARDED_PROTO: &str = "X-Forwarded-Proto";
-const REQUEST_ID: &str = "X-Request-Id";
-
-/// How this proxy calls itself in `Via`.
-const VIA: &str = "1.1 gopherproxy";
+use crate::client::FORWARDED_FOR;
+use crate::head::{Body, Head};
 
 /// A longer X-Request-Id is not kept, even from a trusted peer: it goes into the log.
 const MAX_REQUEST_ID: usize = 128;
 
-/// The id of a request: what a trusted peer gave it, else a new one of 128 random bits.
-pub fn request_id(headers: &HeaderMap, client: Client) -> HeaderValue {
-    let is_id = |value: &&HeaderValue| {
-        !value.is_empty() && value.len() <= MAX_REQUEST_ID && value.as_bytes().iter().all(u8::is_ascii_graphic)
-    };
-    let given = client
-        .trusted_peer
-        .then(|| headers.get(REQUEST_ID))
-        .flatten()
-        .filter(is_id);
-    given.cloned().unwrap_or_else(|| {
-        let mut digits = [0; 32];
-        for (pair, byte) in digits.chunks_exact_mut(2).zip(fastrand::u128(..).to_be_bytes()) {
-            pair.copy_from_slice(&[byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)]));
+/// How long the fields are that [`write_request`] adds, but for their values.
+const ADDED: usize = 192;
+
+/// Fields of the client's connection, which go no further. Of those the backend gets its own.
+const HOP_BY_HOP: [&str; 10] = [
+    "connection",
+    "upgrade",
+    "transfer-encoding",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "http2-settings",
+];
+
+/// What is told of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Origination<'r> {
+    /// The peer, as an address without a port.
+    pub peer: &'r str,
+    /// Whether the peer is believed.
+    pub trusted_peer: bool,
+    /// The host that a request of HTTP/1.0 without one gets, because the backend hears HTTP/1.1, which requires one.
+    pub backend: &'r str,
+}
+
+/// Writes the head that the backend gets: the client's without what ends here, then X-Forwarded-For, -Proto and -Host, X-Request-Id
+/// and Via. `Host` stays what it is, and so do the names of fields, in upper and lower case.
+pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut) {
+    let fields = head.fields.iter().map(|field| field.name.len() + field.value.len() + 4);
+    to.reserve(head.method.len() + head.target.len() + ADDED + 2 * fields.sum::<usize>());
+    for part in [head.method, " ", head.target] {
+        to.put_slice(part.as_bytes());
+    }
+    to.put_slice(if head.old { b" HTTP/1.0\r\n" } else { b" HTTP/1.1\r\n" });
+    // Whether a trusted peer has said what else would be said here.
+    let (mut proto, mut host) = (false, false);
+    for field in head.fields {
+        let name = field.name;
+        if ends_here(name) || (head.nominates(name) && !is(name, "content-length")) {
+            continue;
         }
-        HeaderValue::from_bytes(&digits).expect("hexadecimal digits are a valid value")
-    })
+        if is_claim(name) {
+            if !about.trusted_peer || is(name, FORWARDED_FOR) || is(name, "x-request-id") {
+                continue;
+            }
+            proto |= is(name, "x-forwarded-proto");
+            host |= is(name, "x-forwarded-host");
+        }
+        write_field(name, field.value, to);
+    }
+    match head.body {
+        Body::Length(_) => {}
+        Body::Chunked => to.put_slice(b"Transfer-Encoding: chunked\r\n"),
+        Body::Upgrade => to.put_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+    }
+    write_forwarded_for(head, about, to);
+    if !proto {
+        to.put_slice(b"X-Forwarded-Proto: http\r\n");
+    }
+    match head.host {
+        Some(value) if !host => write_field("X-Forwarded-Host", value, to),
+        Some(_) => {}
+        None => write_field("Host", about.backend.as_bytes(), to),
+    }
+    write_request_id(head, about.trusted_peer, to);
+    to.put_slice(b"Via: 1.1 gopherproxy\r\n\r\n");
 }
 
-/// Tells the backend about the request: X-Forwarded-For, -Host and -Proto, X-Request-Id and Via. `Host` stays what it is; a
-/// client of HTTP/1.0 that sends none gets `backend`, because the backend hears HTTP/1.1, which requires one.
-///
-/// # Errors
-/// When a field could not be inserted, which the names and values here give no reason for.
-pub fn describe_request(
-    request: &mut RequestHeader,
-    client: Client,
-    peer: IpAddr,
-    request_id: &HeaderValue,
-    backend: &str,
-) -> Result<()> {
-    let mut forwarded_for = peer.to_canonical().to_string();
-    if client.trusted_peer {
-        let mut hops: Vec<&str> = request
-            .headers
-            .get_all(FORWARDED_FOR)
-            .iter()
-            .filter_map(|hop| hop.to_str().ok())
-            .collect();
-        hops.push(&forwarded_for);
-        forwarded_for = hops.join(", ");
-    } else {
-        remove_claims(request);
-    }
-    request.insert_header(FORWARDED_FOR, forwarded_for)?;
-    // What a peer that is not trusted said is gone by now.
-    if !client.trusted_peer || !request.headers.contains_key(FORWARDED_PROTO) {
-        request.insert_header(FORWARDED_PROTO, HeaderValue::from_static("http"))?;
-    }
-    if (!client.trusted_peer || !request.headers.contains_key(FORWARDED_HOST))
-        && let Some(host) = request.headers.get(header::HOST).cloned()
-    {
-        request.insert_header(FORWARDED_HOST, host)?;
-    }
-    if !request.headers.contains_key(header::HOST) {
-        request.insert_header(header::HOST, backend)?;
-    }
-    request.insert_header(REQUEST_ID, request_id)?;
-    request.append_header(header::VIA, HeaderValue::from_static(VIA))?;
-    Ok(())
+fn write_field(name: &str, value: &[u8], to: &mut BytesMut) {
+    to.put_slice(name.as_bytes());
+    to.put_slice(b": ");
+    to.put_slice(value);
+    to.put_slice(b"\r\n");
 }
 
-/// Removes what an untrusted peer says about where its request came from.
-fn remove_claims(request: &mut RequestHeader) {
-    let claims: Vec<_> = request
-        .headers
-        .keys()
-        .filter(|name| is_claim(name.as_str()))
-        .cloned()
-        .collect();
-    for claim in &claims {
-        request.remove_header(claim);
+/// The hops that a trusted peer tells of, and the peer.
+fn write_forwarded_for(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut) {
+    to.put_slice(b"X-Forwarded-For: ");
+    if about.trusted_peer {
+        let is_text = |value: &&[u8]| !value.is_empty() && value.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
+        for hops in head.values(FORWARDED_FOR).filter(is_text) {
+            to.put_slice(hops);
+            to.put_slice(b", ");
+        }
+    }
+    to.put_slice(about.peer.as_bytes());
+    to.put_slice(b"\r\n");
+}
+
+/// What a trusted peer has named the request, or else 128 random bits.
+fn write_request_id(head: &Head<'_>, trusted_peer: bool, to: &mut BytesMut) {
+    let is_id = |value: &&[u8]| (1..=MAX_REQUEST_ID).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic);
+    let given = trusted_peer.then(|| head.values("x-request-id").next()).flatten();
+    match given.filter(is_id) {
+        Some(id) => write_field("X-Request-Id", id, to),
+        None => {
+            let mut digits = [0; 32];
+            for (pair, byte) in digits.chunks_exact_mut(2).zip(fastrand::u128(..).to_be_bytes()) {
+                pair.copy_from_slice(&[byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)]));
+            }
+            write_field("X-Request-Id", &digits, to);
+        }
     }
 }
 
-/// Whether a field of this name, in lower case, tells where a request came from. CGI and its kin take `_` for `-`.
+fn is(name: &str, other: &str) -> bool {
+    name.eq_ignore_ascii_case(other)
+}
+
+/// Whether a field of this name concerns the client's connection alone.
+fn ends_here(name: &str) -> bool {
+    HOP_BY_HOP.iter().any(|one| is(name, one))
+}
+
+/// Whether a field of this name tells where a request came from. CGI and its kin take `_` for `-`.
 fn is_claim(name: &str) -> bool {
     const FAMILY: &str = "x-forwarded";
     const OTHERS: [&str; 3] = ["forwarded", "x-real-ip", "x-request-id"];
     let alike = |name: &str, known: &str| {
         name.len() == known.len()
             && std::iter::zip(name.bytes(), known.bytes())
-                .all(|(byte, known)| byte == known || (byte == b'_' && known == b'-'))
+                .all(|(byte, known)| byte.to_ascii_lowercase() == known || (byte == b'_' && known == b'-'))
     };
     name.get(..FAMILY.len()).is_some_and(|family| alike(family, FAMILY))
         || OTHERS.iter().any(|known| alike(name, known))
@@ -158,17 +193,6 @@ pub fn straighten(response: &mut ResponseHeader) -> Result<()> {
         }
     }
     response.insert_header(header::CONTENT_LENGTH, meant.unwrap_or_default())
-}
-
-/// Whether one of the `Connection` fields, of which Pingora reads only the first, says that the client closes.
-pub fn client_closes(headers: &HeaderMap) -> bool {
-    let options = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    options
-        .into_iter()
-        .any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
 /// Takes off a response what concerns only the connection to the backend. Its framing (Content-Length, Transfer-Encoding)
@@ -227,35 +251,37 @@ pub fn ends_with_connection(version: Version, response: &ResponseHeader) -> bool
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::head;
 
-    fn described(trusted_peer: bool, fields: &[(&str, &str)]) -> RequestHeader {
-        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
-        for (name, value) in fields {
-            request.append_header((*name).to_owned(), *value).unwrap();
-        }
-        let client = Client {
-            address: "192.0.2.1".parse().unwrap(),
+    /// The fields that the backend gets, names in lower case, of a request with these.
+    fn passed_on(trusted_peer: bool, fields: &[(&str, &str)]) -> Vec<(String, String)> {
+        let fields: String = fields
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}\r\n"))
+            .collect();
+        let text = format!("GET /a?b HTTP/1.0\r\n{fields}\r\n");
+        let mut room = head::room();
+        let head = head::parse(text.as_bytes(), &mut room, head::MOST_FIELDS).unwrap();
+        let about = Origination {
+            peer: "10.0.0.1",
             trusted_peer,
+            backend: "backend:80",
         };
-        let id = request_id(&request.headers, client);
-        describe_request(
-            &mut request,
-            client,
-            "::ffff:10.0.0.1".parse().unwrap(),
-            &id,
-            "backend:80",
-        )
-        .unwrap();
-        request
+        let mut written = BytesMut::new();
+        write_request(&head, about, &mut written);
+        let written = String::from_utf8(written.into()).unwrap();
+        let lines = written.strip_prefix("GET /a?b HTTP/1.0\r\n").unwrap();
+        let lines = lines.strip_suffix("\r\n\r\n").unwrap().split("\r\n");
+        let field = |line: &str| {
+            let (name, value) = line.split_once(": ").unwrap();
+            (name.to_ascii_lowercase(), value.to_owned())
+        };
+        lines.map(field).collect()
     }
 
-    fn all(request: &RequestHeader, name: &str) -> Vec<String> {
-        request
-            .headers
-            .get_all(name)
-            .iter()
-            .map(|value| value.to_str().unwrap().to_owned())
-            .collect()
+    fn all<'f>(fields: &'f [(String, String)], name: &str) -> Vec<&'f str> {
+        let named = fields.iter().filter(|(key, _)| key == name);
+        named.map(|(_, value)| value.as_str()).collect()
     }
 
     const CLAIMS: [(&str, &str); 8] = [
@@ -271,7 +297,7 @@ mod tests {
 
     #[test]
     fn what_an_untrusted_peer_claims_is_replaced() {
-        let request = described(false, &CLAIMS);
+        let request = passed_on(false, &CLAIMS);
         assert_eq!(all(&request, "x-forwarded-for"), ["10.0.0.1"]);
         assert_eq!(all(&request, "x-forwarded-proto"), ["http"]);
         assert_eq!(all(&request, "x-forwarded-host"), ["shop.example"]);
@@ -283,7 +309,7 @@ mod tests {
 
     #[test]
     fn what_a_trusted_peer_says_is_passed_on_and_the_peer_added() {
-        let request = described(true, &CLAIMS);
+        let request = passed_on(true, &CLAIMS);
         assert_eq!(all(&request, "x-forwarded-for"), ["1.1.1.1, 2.2.2.2, 10.0.0.1"]);
         assert_eq!(all(&request, "x-forwarded-proto"), ["https"]);
         assert_eq!(all(&request, "x-forwarded-host"), ["www.shop.example"]);
@@ -294,8 +320,10 @@ mod tests {
     #[test]
     fn a_request_id_that_could_be_mischief_is_made_anew() {
         for id in ["", "a b", &"x".repeat(MAX_REQUEST_ID + 1)] {
-            let request = described(true, &[("X-Request-Id", id)]);
-            let [made] = all(&request, "x-request-id").try_into().unwrap();
+            let request = passed_on(true, &[("X-Request-Id", id)]);
+            let [made] = all(&request, "x-request-id")[..] else {
+                panic!("{request:?}")
+            };
             assert_eq!(made.len(), 32, "{made}");
         }
     }
@@ -323,7 +351,7 @@ mod tests {
     fn claims_are_known_by_all_their_names() {
         for name in [
             "x-forwarded-for",
-            "x_forwarded_for",
+            "X_Forwarded_For",
             "x-forwarded",
             "x_forwarded-host",
             "forwarded",
@@ -339,8 +367,36 @@ mod tests {
 
     #[test]
     fn a_client_of_http_1_0_without_a_host_gets_the_backends() {
-        assert_eq!(described(false, &[]).headers["host"], "backend:80");
-        assert_eq!(described(false, &[("Host", "a")]).headers["host"], "a");
+        assert_eq!(all(&passed_on(false, &[]), "host"), ["backend:80"]);
+        assert_eq!(all(&passed_on(false, &[("Host", "a")]), "host"), ["a"]);
+    }
+
+    #[test]
+    fn what_concerns_the_connection_alone_goes_no_further() {
+        let fields = [
+            ("Connection", "X-Hop, Content-Length"),
+            ("Content-Length", "0"),
+            ("x-HOP", "1"),
+            ("Keep-Alive", "5"),
+            ("Upgrade", "h2c"),
+            ("TE", "trailers"),
+            ("Trailer", "X"),
+            ("Proxy-Authorization", "secret"),
+            ("X-End", "1"),
+        ];
+        let request = passed_on(false, &fields);
+        let mut names: Vec<_> = request.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        let added = [
+            "host",
+            "via",
+            "x-end",
+            "x-forwarded-for",
+            "x-forwarded-proto",
+            "x-request-id",
+        ];
+        assert_eq!(names[..1], ["content-length"]);
+        assert_eq!(names[1..], added);
     }
 
     #[test]

@@ -11,7 +11,9 @@
 //! - A client that sends or takes a byte now and then meets every deadline and holds a connection, a backend's too, for as
 //!   long as it likes. So there is a minimum for the average, over the time that was spent waiting for the client.
 
+use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -26,12 +28,16 @@ use pingora::protocols::{
     UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout};
 
 use crate::chunks::{BadFraming, Chunks};
 
 /// How much of later requests is held; the rest waits in the kernel, as a client that sends too fast must.
 const MAX_HELD: usize = 16 << 10;
+
+/// How long the rest of a request may take to arrive that nobody waits for any more. If it is not there then, the connection
+/// closes.
+pub const UNWANTED_BODY: Duration = Duration::from_secs(1);
 
 /// How long a client may be waited for, in all, before the minimum rate counts.
 const GRACE: Duration = Duration::from_secs(5);
@@ -45,6 +51,17 @@ pub enum Rest {
     Length(u64),
     /// Until the last chunk.
     Chunked(Chunks),
+}
+
+impl Rest {
+    /// Whether the request ends here.
+    pub fn ended(&self) -> bool {
+        match self {
+            Self::All => false,
+            Self::Length(left) => *left == 0,
+            Self::Chunked(chunks) => chunks.ended(),
+        }
+    }
 }
 
 /// A client's stream and how much of it the current request may read.
@@ -121,6 +138,25 @@ impl Gate {
         std::mem::take(&mut self.held)
     }
 
+    /// Reads the rest of the current request and forgets it.
+    ///
+    /// # Errors
+    /// When it does not come within [`UNWANTED_BODY`], or its framing is broken.
+    pub async fn discard(&mut self) -> io::Result<()> {
+        let discarded = poll_fn(|context| {
+            while !self.rest.ended() {
+                let mut room = [MaybeUninit::uninit(); 4096];
+                let mut read = ReadBuf::uninit(&mut room);
+                ready!(Pin::new(&mut *self).poll_read(context, &mut read))?;
+                if read.filled().is_empty() {
+                    return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                }
+            }
+            Poll::Ready(Ok(()))
+        });
+        timeout(UNWANTED_BODY, discarded).await?
+    }
+
     /// Reads ahead while the request is being served. Ready only when the client has gone away.
     fn poll_hold(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.held.len() < self.room {
@@ -180,8 +216,7 @@ impl AsyncRead for Gate {
         let gate = self.get_mut();
         match &mut gate.rest {
             Rest::All => Pin::new(&mut gate.stream).poll_read(context, buffer),
-            Rest::Length(0) => gate.poll_hold(context),
-            Rest::Chunked(chunks) if chunks.ended() => gate.poll_hold(context),
+            rest if rest.ended() => gate.poll_hold(context),
             Rest::Length(left) => {
                 let most = buffer.remaining().min(usize::try_from(*left).unwrap_or(usize::MAX));
                 let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));

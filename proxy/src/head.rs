@@ -2,18 +2,71 @@
 //!
 //! Two programs that read the same bytes differently are how requests get smuggled. Pingora's parser is lenient where the
 //! origin behind us may not be (or the reverse), so [`parse`] refuses whatever can be read in two ways: it is strict
-//! where RFC 9112 lets a server be strict. What it lets through, Pingora reads the same way.
+//! where RFC 9112 lets a server be strict. Pingora and the backend never see the client's bytes: they get a head that
+//! [`forwarding`](crate::forwarding) writes from what was read here.
 
+use std::mem::MaybeUninit;
 use std::net::Ipv6Addr;
 use std::str;
 
 use crate::rejection::Rejection;
 
-/// More header fields than this Pingora does not read, whatever `client.max_fields` is.
-pub const MOST_FIELDS: usize = 256;
+/// The most fields in a head, whatever `client.max_fields` is: Pingora reads 256, and a few are added to what comes.
+pub const MOST_FIELDS: usize = 240;
 
 /// A longer target is answered 431 whatever `client.max_head` is: the HTTP library takes none.
 const MAX_TARGET: usize = 65_534;
+
+/// With so many options in `Connection` nobody means well.
+const MAX_OPTIONS: usize = 10;
+
+/// What `Connection` may not name as its own, to be taken off before the backend sees it.
+const PROTECTED: [&str; 4] = ["host", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+
+/// Room for the fields of a head. Most of it stays unused, so it is not initialised either.
+pub type Room<'b> = [MaybeUninit<httparse::Header<'b>>; MOST_FIELDS];
+
+/// An empty room.
+pub const fn room<'b>() -> Room<'b> {
+    [const { MaybeUninit::uninit() }; MOST_FIELDS]
+}
+
+/// A head that can be read in one way only.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'b> {
+    /// The method.
+    pub method: &'b str,
+    /// The target: `/path?query`, `http://host/path?query` or `*`.
+    pub target: &'b str,
+    /// The version is HTTP/1.0, and not HTTP/1.1.
+    pub old: bool,
+    /// All fields as they came, without spaces around their values.
+    pub fields: &'b [httparse::Header<'b>],
+    /// The value of `Host`, which only HTTP/1.0 may lack.
+    pub host: Option<&'b [u8]>,
+    /// How the body is delimited.
+    pub body: Body,
+    /// The client wants to send more requests on the connection.
+    pub keeps: bool,
+    /// The client has said `Expect`, and may wait for "100 Continue" before it sends the body.
+    pub expects: bool,
+    /// `Connection` names fields that go no further.
+    nominates: bool,
+}
+
+impl<'b> Head<'b> {
+    /// The values of all fields of this name, in order.
+    pub fn values(&self, name: &str) -> impl DoubleEndedIterator<Item = &'b [u8]> {
+        let named = move |field: &&httparse::Header<'_>| field.name.eq_ignore_ascii_case(name);
+        self.fields.iter().filter(named).map(|field| field.value)
+    }
+
+    /// Whether `Connection` names the field `name` as one that goes no further than this proxy.
+    pub fn nominates(&self, name: &str) -> bool {
+        let mut named = self.values("connection").flat_map(options);
+        self.nominates && named.any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
+    }
+}
 
 /// The line of a request, as far as anything could be made of it: for the access log of a request that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,11 +109,8 @@ pub enum Body {
 /// waiting for an empty line that the client thinks it has sent.
 pub fn length(bytes: &[u8], scanned: usize) -> Option<usize> {
     let from = scanned.saturating_sub(3);
-    bytes[from..]
-        .iter()
-        .enumerate()
-        .filter(|(_, byte)| **byte == b'\n')
-        .map(|(index, _)| from + index)
+    memchr::memchr_iter(b'\n', &bytes[from..])
+        .map(|index| from + index)
         .find_map(|newline| match bytes.get(newline + 1..) {
             Some([b'\n', ..]) => Some(newline + 2),
             Some([b'\r', b'\n', ..]) => Some(newline + 3),
@@ -68,14 +118,13 @@ pub fn length(bytes: &[u8], scanned: usize) -> Option<usize> {
         })
 }
 
-/// Checks a whole head, which may have `max_fields` fields, and tells how its body is delimited.
+/// Checks a whole head, which may have `max_fields` fields, and takes it apart.
 ///
 /// # Errors
 /// What to answer instead of proxying it.
-pub fn parse(head: &[u8], max_fields: usize) -> Result<Body, Rejection> {
-    let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
-    let mut request = httparse::Request::new(&mut fields[..max_fields.min(MOST_FIELDS)]);
-    match request.parse(head) {
+pub fn parse<'b>(bytes: &'b [u8], room: &'b mut Room<'b>, max_fields: usize) -> Result<Head<'b>, Rejection> {
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(bytes, &mut room[..max_fields.min(MOST_FIELDS)]) {
         Ok(httparse::Status::Complete(_)) => {}
         Err(httparse::Error::TooManyHeaders) => return Err(Rejection::HeadTooLarge),
         Ok(httparse::Status::Partial) | Err(_) => return Err(Rejection::BadRequest),
@@ -86,7 +135,7 @@ pub fn parse(head: &[u8], max_fields: usize) -> Result<Body, Rejection> {
     if target.len() > MAX_TARGET {
         return Err(Rejection::HeadTooLarge);
     }
-    if has_bare_line_end(head) || !is_target(target) || (target == "*" && method != "OPTIONS") {
+    if has_bare_line_end(bytes) || !is_target(target) || (target == "*" && method != "OPTIONS") {
         return Err(Rejection::BadRequest);
     }
     if matches!(method, "CONNECT" | "TRACE") {
@@ -97,12 +146,14 @@ pub fn parse(head: &[u8], max_fields: usize) -> Result<Body, Rejection> {
     if named.is_some_and(|named| !is_authority(named.as_bytes())) {
         return Err(Rejection::BadRequest);
     }
-    let (mut hosts, mut length, mut chunked, mut upgrade) = (0, None, false, None);
-    for field in request.headers.iter() {
+    let fields: &[httparse::Header<'_>] = request.headers;
+    let (mut host, mut length, mut chunked, mut upgrade, mut expects) = (None, None, false, None, false);
+    let mut connection = Connection::default();
+    for field in fields {
         let name = field.name;
         if name.eq_ignore_ascii_case("host") {
-            hosts += 1;
-            if !is_authority(field.value) || named.is_some_and(|named| named.as_bytes() != field.value) {
+            let differs = named.is_some_and(|named| named.as_bytes() != field.value);
+            if !is_authority(field.value) || differs || host.replace(field.value).is_some() {
                 return Err(Rejection::BadRequest);
             }
         } else if name.eq_ignore_ascii_case("content-length") {
@@ -115,32 +166,85 @@ pub fn parse(head: &[u8], max_fields: usize) -> Result<Body, Rejection> {
                 return Err(Rejection::BadRequest);
             }
             chunked = true;
+        } else if name.eq_ignore_ascii_case("connection") {
+            connection.read(field.value)?;
         } else if name.eq_ignore_ascii_case("upgrade") {
             // The first of several counts, as for everybody else here.
-            upgrade.get_or_insert(minor == 1 && is_websocket(field.value));
+            upgrade.get_or_insert(minor == 1 && field.value.eq_ignore_ascii_case(b"websocket"));
+        } else if name.eq_ignore_ascii_case("expect") {
+            expects = true;
         }
     }
     // HTTP/1.0 knows neither a required Host nor chunks.
-    let hosts_allowed = if minor == 1 { 1..=1 } else { 0..=1 };
-    if !hosts_allowed.contains(&hosts) || (chunked && (length.is_some() || minor == 0)) {
+    let old = minor == 0;
+    if (host.is_none() && !old) || (chunked && (length.is_some() || old)) {
         return Err(Rejection::BadRequest);
     }
-    match (chunked, upgrade.unwrap_or(false), length.unwrap_or(0)) {
+    let body = match (chunked, upgrade.unwrap_or(false), length.unwrap_or(0)) {
         // A body before the switch would be taken for WebSocket by whoever has switched before it came.
-        (true, true, _) | (false, true, 1..) => Err(Rejection::BadRequest),
-        (true, false, _) => Ok(Body::Chunked),
-        (false, true, 0) => Ok(Body::Upgrade),
-        (false, false, length) => Ok(Body::Length(length)),
+        (true, true, _) | (false, true, 1..) => return Err(Rejection::BadRequest),
+        (true, false, _) => Body::Chunked,
+        (false, true, 0) => Body::Upgrade,
+        (false, false, length) => Body::Length(length),
+    };
+    Ok(Head {
+        method,
+        target,
+        old,
+        fields,
+        host,
+        body,
+        keeps: !connection.close && (connection.keep_alive || !old),
+        expects,
+        nominates: connection.nominates,
+    })
+}
+
+/// What the `Connection` fields say.
+#[derive(Debug, Default)]
+struct Connection {
+    close: bool,
+    keep_alive: bool,
+    nominates: bool,
+    options: usize,
+}
+
+impl Connection {
+    /// Reads one more field.
+    fn read(&mut self, value: &[u8]) -> Result<(), Rejection> {
+        for option in options(value) {
+            self.options += 1;
+            let protected = PROTECTED
+                .iter()
+                .any(|name| option.eq_ignore_ascii_case(name.as_bytes()));
+            if self.options >= MAX_OPTIONS || protected || !option.iter().copied().all(is_in_name) {
+                return Err(Rejection::BadRequest);
+            }
+            if option.eq_ignore_ascii_case(b"close") {
+                self.close = true;
+            } else if option.eq_ignore_ascii_case(b"keep-alive") {
+                self.keep_alive = true;
+            } else {
+                self.nominates = true;
+            }
+        }
+        Ok(())
     }
 }
 
-fn has_bare_line_end(head: &[u8]) -> bool {
-    let mut before = 0;
-    head.iter().any(|byte| {
-        let bare = *byte == b'\n' && before != b'\r';
-        before = *byte;
-        bare
-    })
+/// The parts of a list that are not empty.
+fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let options = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    options.filter(|option| !option.is_empty())
+}
+
+/// Whether `byte` may be in the name of a field, or in any other token.
+pub fn is_in_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+fn has_bare_line_end(bytes: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', bytes).any(|newline| newline == 0 || bytes[newline - 1] != b'\r')
 }
 
 /// Origin form, absolute form or `*`, without a fragment and without what no URI has. The last check is the one that the HTTP
@@ -155,11 +259,6 @@ fn is_target(target: &str) -> bool {
 /// The host that a target in absolute form names. One that differs from `Host` would leave it to each reader which to believe.
 fn authority_of(target: &str) -> Option<&str> {
     target.strip_prefix("http://")?.split(['/', '?']).next()
-}
-
-/// Whether `Upgrade` asks for the one protocol that Pingora switches to; all others are asked for in vain.
-pub fn is_websocket(upgrade: &[u8]) -> bool {
-    upgrade.eq_ignore_ascii_case(b"websocket")
 }
 
 /// A host with an optional port: no user, no path, no list, not empty. RFC 3986 lets a name have more than these bytes, commas
@@ -200,7 +299,7 @@ mod tests {
     fn check(head: &str) -> Result<Body, Rejection> {
         let bytes = head.as_bytes();
         assert_eq!(length(bytes, 0), Some(bytes.len()), "{head:?}");
-        parse(bytes, MAX_FIELDS)
+        parse(bytes, &mut room(), MAX_FIELDS).map(|head| head.body)
     }
 
     #[test]
@@ -301,6 +400,9 @@ mod tests {
             "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nContent-Length: 1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: close, HOST\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive close\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: a,b,c,d,e\r\nConnection: f,g,h,i,j\r\n\r\n",
         ] {
             assert_eq!(check(head), Err(Rejection::BadRequest), "{head:?}");
         }
@@ -310,6 +412,23 @@ mod tests {
         }
         let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(MAX_FIELDS));
         assert_eq!(check(&many), Err(Rejection::HeadTooLarge));
+    }
+
+    #[test]
+    fn connections_are_kept_or_not_and_fields_end_here_as_the_client_says() {
+        let with = |version: &str, connection: &str| {
+            let text = format!("GET / HTTP/{version}\r\nHost: a\r\n{connection}X: y\r\n\r\n");
+            let mut room = room();
+            let head = parse(text.as_bytes(), &mut room, MAX_FIELDS).unwrap();
+            (head.keeps, head.nominates("x"))
+        };
+        assert_eq!(with("1.1", ""), (true, false));
+        assert_eq!(with("1.1", "Connection: Keep-Alive\r\n"), (true, false));
+        assert_eq!(with("1.1", "Connection: X\r\nConnection: ,Close\r\n"), (false, true));
+        assert_eq!(with("1.1", "Connection: keep-alive, close\r\n"), (false, false));
+        assert_eq!(with("1.1", "Connection: upgrade , x\r\n"), (true, true));
+        assert_eq!(with("1.0", ""), (false, false));
+        assert_eq!(with("1.0", "Connection: keep-alive\r\n"), (true, false));
     }
 
     #[test]

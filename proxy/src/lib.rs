@@ -7,10 +7,11 @@
 //! - [`head`]: what a request head must be before anything else looks at it.
 //! - [`chunks`]: where a chunked body ends.
 //! - [`gate`]: the client's stream, shut behind the request that is being served.
-//! - [`service`]: what happens to a request, phase by phase.
+//! - [`admission`]: whether a request may pass.
 //! - [`policy`]: the rules that a request is served by.
 //! - [`client`]: whose request it is.
 //! - [`limiter`]: whether that client may have it.
+//! - [`service`]: what happens to a request that may pass, phase by phase.
 //! - [`upstream`]: the pool of backends, and which one is next.
 //! - [`ejection`]: when a backend that fails is left alone.
 //! - [`retry_budget`]: how many requests may be tried again.
@@ -27,6 +28,7 @@
 //! - [`reload`]: the configuration read again.
 
 pub mod access_log;
+pub mod admission;
 pub mod chunks;
 pub mod client;
 pub mod config;

@@ -125,7 +125,8 @@ impl ClientLimiter {
             return self.take(full_at, now);
         }
         drop(shard);
-        self.crowded_until.fetch_max(now + 2 * self.seen.length, Ordering::Relaxed);
+        self.crowded_until
+            .fetch_max(now + 2 * self.seen.length, Ordering::Relaxed);
         self.estimate(self.seen.observe(client, now), now)
     }
 

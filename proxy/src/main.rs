@@ -10,6 +10,7 @@ use chassis::admin::Admin;
 use chassis::listener::{Doors, Listening};
 use chassis::{build_info, descriptors, healthcheck, process};
 use clap::Parser;
+use gopherproxy::admission::Admission;
 use gopherproxy::config::{Config, RegistryKind};
 use gopherproxy::connection::Edge;
 use gopherproxy::discovery::RegistryDiscovery;
@@ -43,9 +44,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// better at `error`.
 const LOG_FILTER: &str = "info,pingora=warn,pingora_core=warn,pingora_proxy=off,pingora_load_balancing=error";
 
-/// Bytes that each client connection has for reading and for writing. Pingora's 64 KiB for reading would be most of
-/// what an idle connection costs.
-const CONNECTION_BUFFERS: (usize, usize) = (4096, 1460);
+/// Bytes that Pingora keeps for reading from and for writing to each client connection. It is read from past a buffer on the
+/// stack, so that an idle one costs little.
+const CONNECTION_BUFFERS: (usize, usize) = (0, 1460);
 
 /// An edge proxy that balances HTTP over origins that come and go.
 #[derive(Parser)]
@@ -135,15 +136,19 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     };
     let admin = Admin::new(prometheus, Arc::new(status));
     server.add_service(admin.listen(admin_socket, doors.clone(), lifecycle.admin_end())?);
+    let retries = Arc::new(RetryBudget::new(Instant::now()));
     let proxy = EdgeProxy {
-        live: Arc::clone(&live),
         pool: Arc::clone(&pool),
-        retries: RetryBudget::new(Instant::now()),
+        retries: Arc::clone(&retries),
         lifecycle: Arc::clone(&lifecycle),
         metrics: metrics.clone(),
     };
     let edge = Edge {
         proxy: Arc::new(http_proxy(&server.configuration, proxy)),
+        admission: Admission {
+            pool: Arc::clone(&pool),
+            retries,
+        },
         live: Arc::clone(&live),
         by_client: Inflight::new(),
         most_connections,

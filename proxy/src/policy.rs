@@ -4,7 +4,7 @@
 //! configuration and half by the new one.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
@@ -58,6 +58,11 @@ impl Live {
     /// The rules to keep for a while.
     pub fn policy(&self) -> Arc<Policy> {
         self.0.load_full()
+    }
+
+    /// How long a connection may wait for its next request.
+    pub fn idle_timeout(&self) -> Duration {
+        self.0.load().client.idle_timeout
     }
 
     /// Changes the rules to those of `config`. Clients keep their buckets unless the limit itself has changed: then all

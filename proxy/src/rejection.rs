@@ -10,6 +10,7 @@ use http::{HeaderValue, header};
 use pingora::ErrorSource;
 use pingora::http::ResponseHeader;
 use pingora::prelude::{Error, ErrorType};
+use pingora::protocols::http::date::get_cached_date;
 
 use crate::gate::{is_bad_framing, is_too_slow};
 
@@ -121,44 +122,75 @@ impl Rejection {
         }
     }
 
-    /// The head of the answer; its body is [`Rejection::body`].
+    /// The head of the answer to a request that Pingora has; its body is [`Rejection::body`].
     pub fn header(self) -> ResponseHeader {
         let mut header = ResponseHeader::build(self.status(), Some(6)).expect("every status here is a valid one");
         header
             .insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"))
             .and_then(|()| header.insert_header(header::CONTENT_LENGTH, self.body().len()))
-            .and_then(|()| match self {
-                Self::MethodNotAllowed => {
-                    header.insert_header(header::ALLOW, "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
-                }
-                _ => Ok(()),
-            })
             .expect("names and values are literals");
         header
     }
 
-    /// The whole answer as bytes, for a connection that Pingora has not seen yet. It closes the connection.
-    pub fn raw(self) -> Vec<u8> {
-        let (status, _, body) = self.parts();
-        let phrase = body.trim_end();
-        let allow = match self {
-            Self::MethodNotAllowed => "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n",
-            _ => "",
-        };
-        format!(
-            "HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain\r\n{allow}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            body.len()
-        )
-        .into_bytes()
+    /// The whole answer as bytes, to a request that Pingora does not get.
+    pub fn answer(self, delivery: Delivery) -> Vec<u8> {
+        match self {
+            Self::MethodNotAllowed => {
+                self.answer_with("Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n", delivery)
+            }
+            _ => self.answer_with("", delivery),
+        }
     }
+
+    fn answer_with(self, fields: &str, delivery: Delivery) -> Vec<u8> {
+        let (status, _, body) = self.parts();
+        let (mut digits, mut length) = (itoa::Buffer::new(), itoa::Buffer::new());
+        let date = get_cached_date();
+        let parts: [&[u8]; 12] = [
+            b"HTTP/1.1 ",
+            digits.format(status).as_bytes(),
+            b" ",
+            body.trim_ascii_end().as_bytes(),
+            b"\r\nContent-Type: text/plain\r\nContent-Length: ",
+            length.format(body.len()).as_bytes(),
+            b"\r\nDate: ",
+            date.as_bytes(),
+            b"\r\n",
+            fields.as_bytes(),
+            if delivery.keeps {
+                b"Connection: keep-alive\r\n\r\n"
+            } else {
+                b"Connection: close\r\n\r\n"
+            },
+            if delivery.head_only { b"" } else { body.as_bytes() },
+        ];
+        parts.concat()
+    }
+}
+
+/// How an answer is sent that Pingora has no part in.
+#[derive(Debug, Clone, Copy)]
+pub struct Delivery {
+    /// The connection is kept.
+    pub keeps: bool,
+    /// The request is HEAD, so that there is no body.
+    pub head_only: bool,
+}
+
+impl Delivery {
+    /// To a client of whom nothing more is wanted.
+    pub const LAST: Self = Self {
+        keeps: false,
+        head_only: false,
+    };
 }
 
 /// The answers to clients over their limit, prepared: saying no is what a proxy does most when it matters most.
 #[derive(Debug)]
 pub struct LimitedAnswers {
-    policy: HeaderValue,
-    /// By the seconds of their `Retry-After`, less one.
-    prepared: Vec<ResponseHeader>,
+    policy: String,
+    /// Their own fields, by the seconds of their `Retry-After`, less one.
+    prepared: Vec<String>,
 }
 
 impl LimitedAnswers {
@@ -168,35 +200,27 @@ impl LimitedAnswers {
     /// For buckets of `burst` requests that fill up in `refill`.
     pub fn new(burst: u32, refill: Duration) -> Self {
         // The draft's window is in whole seconds; rounded up, it promises no more than the bucket gives.
-        let window = whole_seconds(refill);
-        let policy = HeaderValue::from_str(&format!("\"client\";q={burst};w={window}"))
-            .expect("digits and punctuation are a valid value");
-        let prepared = (1..=Self::PREPARED)
-            .map(|seconds| Self::build(&policy, seconds))
-            .collect();
+        let policy = format!("\"client\";q={burst};w={}", whole_seconds(refill));
+        let prepared = (1..=Self::PREPARED).map(|seconds| fields(&policy, seconds)).collect();
         Self { policy, prepared }
     }
 
-    /// The head of a 429 for a client that will be served after `retry_after`.
-    pub fn header(&self, retry_after: Duration) -> ResponseHeader {
+    /// A 429 for a client that will be served after `retry_after`.
+    pub fn answer(&self, retry_after: Duration, delivery: Delivery) -> Vec<u8> {
         let seconds = whole_seconds(retry_after);
-        usize::try_from(seconds - 1)
+        let prepared = usize::try_from(seconds - 1)
             .ok()
-            .and_then(|index| self.prepared.get(index))
-            .cloned()
-            .unwrap_or_else(|| Self::build(&self.policy, seconds))
+            .and_then(|index| self.prepared.get(index));
+        match prepared {
+            Some(fields) => Rejection::Limited.answer_with(fields, delivery),
+            None => Rejection::Limited.answer_with(&fields(&self.policy, seconds), delivery),
+        }
     }
+}
 
-    /// `Retry-After`, and `RateLimit` and `RateLimit-Policy` of the IETF's draft-ietf-httpapi-ratelimit-headers.
-    fn build(policy: &HeaderValue, seconds: u64) -> ResponseHeader {
-        let mut header = Rejection::Limited.header();
-        header
-            .insert_header(header::RETRY_AFTER, seconds)
-            .and_then(|()| header.insert_header("RateLimit-Policy", policy))
-            .and_then(|()| header.insert_header("RateLimit", format!("\"client\";r=0;t={seconds}")))
-            .expect("names are literals, values digits and punctuation");
-        header
-    }
+/// `Retry-After`, and `RateLimit` and `RateLimit-Policy` of the IETF's draft-ietf-httpapi-ratelimit-headers.
+fn fields(policy: &str, seconds: u64) -> String {
+    format!("Retry-After: {seconds}\r\nRateLimit-Policy: {policy}\r\nRateLimit: \"client\";r=0;t={seconds}\r\n")
 }
 
 /// Rounded up, and at least one.
@@ -217,9 +241,12 @@ mod tests {
         for rejection in Rejection::ALL.into_iter().filter(|one| *one != Rejection::ClientGone) {
             assert_eq!(rejection.body().matches('\n').count(), 1);
             assert_eq!(rejection.header().status.as_u16(), rejection.status());
-            let raw = String::from_utf8(rejection.raw()).unwrap();
-            assert!(raw.starts_with(&format!("HTTP/1.1 {} ", rejection.status())));
-            assert!(raw.ends_with(&format!("\r\n\r\n{}", rejection.body())));
+            let answer = String::from_utf8(rejection.answer(Delivery::LAST)).unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            assert!(head.starts_with(&format!("HTTP/1.1 {} {}\r\n", rejection.status(), body.trim_end())));
+            assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())));
+            assert!(head.contains("\r\nDate: ") && head.ends_with("\r\nConnection: close"));
+            assert_eq!(body, rejection.body());
         }
     }
 
@@ -245,11 +272,20 @@ mod tests {
     #[test]
     fn a_limited_client_is_told_whole_seconds_rounded_up() {
         let answers = LimitedAnswers::new(5, Duration::from_millis(2500));
+        let delivery = Delivery {
+            keeps: true,
+            head_only: true,
+        };
         for (millis, seconds) in [(1, "1"), (500, "1"), (1000, "1"), (1001, "2"), (60_000, "60")] {
-            let header = answers.header(Duration::from_millis(millis));
-            assert_eq!(header.headers["retry-after"], seconds);
-            assert_eq!(header.headers["ratelimit"], format!("\"client\";r=0;t={seconds}"));
-            assert_eq!(header.headers["ratelimit-policy"], "\"client\";q=5;w=3");
+            let answer = String::from_utf8(answers.answer(Duration::from_millis(millis), delivery)).unwrap();
+            for line in [
+                &format!("\r\nRetry-After: {seconds}\r\n"),
+                &format!("\r\nRateLimit: \"client\";r=0;t={seconds}\r\n"),
+                "\r\nRateLimit-Policy: \"client\";q=5;w=3\r\n",
+            ] {
+                assert!(answer.contains(line), "{line:?} not in {answer}");
+            }
+            assert!(answer.ends_with("\r\nConnection: keep-alive\r\n\r\n"));
         }
     }
 }

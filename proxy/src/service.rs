@@ -1,9 +1,9 @@
-//! What happens to a request, phase by phase.
+//! What happens to a request that was admitted, phase by phase.
 //!
-//! Pingora calls these hooks in order: `request_filter` (whose request, may it pass) → `upstream_peer` (which backend) →
-//! `upstream_request_filter` (what the backend is told) → `response_filter` → `logging`. A failure goes through
-//! `fail_to_connect` or `error_while_proxy`, which decide whether another try may follow, to `fail_to_proxy`, which
-//! answers. `logging` runs exactly once whatever happens and is the one place that counts and logs a request.
+//! Pingora calls these hooks in order: `on_connection_reuse` (the request comes, with its [`Admitted`]) → `upstream_peer`
+//! (which backend) → `response_filter` → `logging`. A failure goes through `fail_to_connect` or `error_while_proxy`, which
+//! decide whether another try may follow, to `fail_to_proxy`, which answers. `logging` runs exactly once whatever happens
+//! and is the one place that counts and logs such a request.
 //!
 //! Only the order is here; the decisions are in the modules that the hooks call.
 
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use chassis::shortage::is_shortage;
-use http::{HeaderValue, Version, header};
+use http::{Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::{Error, ErrorType, HttpPeer, Result};
@@ -23,32 +23,25 @@ use pingora::{ErrorSource, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::access_log;
-use crate::client::{self, Client};
-use crate::connection::Connection;
+use crate::admission::Admitted;
 use crate::forwarding;
-use crate::head;
+use crate::gate::UNWANTED_BODY;
 use crate::lifecycle::Lifecycle;
-use crate::limiter::Verdict;
 use crate::metrics::Metrics;
-use crate::policy::{Live, Policy};
+use crate::policy::Policy;
 use crate::rejection::Rejection;
 use crate::retry_budget::RetryBudget;
 use crate::upstream::{Pool, Upstream};
-
-/// How long the rest of a request body may take to arrive when its request was refused. Then the connection closes.
-const DRAIN_BODY: Duration = Duration::from_secs(1);
 
 /// A longer error is cut: a line is for reading.
 const MAX_ERROR: usize = 512;
 
 /// The proxy's application.
 pub struct EdgeProxy {
-    /// The rules, which a reload can change.
-    pub live: Arc<Live>,
     /// The backends.
     pub pool: Arc<Pool>,
     /// How many requests may be tried again.
-    pub retries: RetryBudget,
+    pub retries: Arc<RetryBudget>,
     /// Whether the process is on its way out.
     pub lifecycle: Arc<Lifecycle>,
     /// What Prometheus sees.
@@ -57,12 +50,8 @@ pub struct EdgeProxy {
 
 /// What is known of a request.
 pub struct RequestCtx {
-    start: Instant,
-    /// The rules that this request is served by.
-    policy: Arc<Policy>,
-    connection: Option<Arc<Connection>>,
-    client: Option<Client>,
-    request_id: Option<HeaderValue>,
+    /// Always there in practice: Pingora gets no request without it.
+    admitted: Option<Box<Admitted>>,
     /// The backend that the request was last sent to.
     upstream: Option<Arc<Upstream>>,
     tries: usize,
@@ -82,10 +71,30 @@ pub struct RequestCtx {
     error: Option<String>,
 }
 
-/// Whether Pingora will ask the backend to switch to WebSocket, the one protocol that it switches to.
-fn asks_for_websocket(request: &RequestHeader) -> bool {
-    let upgrade = request.headers.get(header::UPGRADE);
-    request.version == Version::HTTP_11 && upgrade.is_some_and(|upgrade| head::is_websocket(upgrade.as_bytes()))
+impl RequestCtx {
+    /// What was found out of the request before Pingora got it.
+    fn admitted(&self) -> Result<&Admitted> {
+        match &self.admitted {
+            Some(admitted) => Ok(admitted),
+            None => Error::e_explain(ErrorType::InternalError, "a request that was not admitted"),
+        }
+    }
+
+    /// The rules that the request is served by.
+    fn policy(&self) -> Option<&Policy> {
+        self.admitted.as_ref().map(|admitted| &*admitted.policy)
+    }
+
+    /// How long ago the request began to arrive.
+    fn elapsed(&self) -> Duration {
+        self.admitted
+            .as_ref()
+            .map_or(Duration::ZERO, |admitted| admitted.start.elapsed())
+    }
+
+    fn is_websocket(&self) -> bool {
+        self.admitted.as_ref().is_some_and(|admitted| admitted.websocket)
+    }
 }
 
 /// In a debug build, what the tests run, a request can ask to be a panic: that a panic costs its own request and nothing
@@ -110,84 +119,42 @@ fn in_words(error: &Error) -> String {
 }
 
 impl EdgeProxy {
-    /// Answers with `rejection` and keeps the connection where the rest of the request can be read.
-    async fn refuse(
-        &self,
-        session: &mut Session,
-        ctx: &mut RequestCtx,
-        rejection: Rejection,
-        header: ResponseHeader,
-    ) -> Result<bool> {
-        ctx.rejection = Some(rejection);
-        if !session.is_body_empty() {
-            // A client that waits for "100 Continue" sends no body now, and might send it after this answer.
-            let waits = session.req_header().headers.contains_key(header::EXPECT);
-            if waits || session.drain_request_body().await.is_err() {
-                session.set_keepalive(None);
-            }
-        }
-        self.write(session, ctx, rejection, header).await?;
-        Ok(true)
-    }
-
-    /// Whether this is the last request of its connection.
-    fn is_last(&self, ctx: &RequestCtx) -> bool {
-        let used_up = |connection: &Arc<Connection>| connection.requests() >= ctx.policy.client.max_requests;
-        self.lifecycle.is_draining() || ctx.connection.as_ref().is_some_and(used_up)
-    }
-
-    async fn write(
-        &self,
-        session: &mut Session,
-        ctx: &RequestCtx,
-        rejection: Rejection,
-        header: ResponseHeader,
-    ) -> Result<()> {
-        if self.is_last(ctx) {
-            session.set_keepalive(None);
-        }
+    /// Answers with `rejection`, the last of its connection.
+    async fn answer(session: &mut Session, rejection: Rejection) -> Result<()> {
         let body = Bytes::from_static(rejection.body().as_bytes());
-        let written = match session.write_response_header(Box::new(header), false).await {
-            Ok(()) => session.write_response_body(Some(body), true).await,
-            Err(error) => Err(error),
-        };
-        // Pingora leaves open whose fault a failed write is. It is the client's.
-        written.map_err(|error| error.into_down())
+        session
+            .write_response_header(Box::new(rejection.header()), false)
+            .await?;
+        session.write_response_body(Some(body), true).await
     }
 
     /// Notes that the client has its whole response. What is left of a request body that nobody waits for gets a moment to
     /// arrive, so that the connection can be kept.
-    fn response_ended(&self, session: &mut Session, ctx: &mut RequestCtx) {
-        ctx.answered_after.get_or_insert_with(|| ctx.start.elapsed());
-        if !session.is_body_done() {
-            session.set_read_timeout(Some(DRAIN_BODY));
+    fn response_ended(session: &mut Session, ctx: &mut RequestCtx) {
+        if ctx.answered_after.is_none() {
+            ctx.answered_after = Some(ctx.elapsed());
         }
-    }
-
-    /// Whether the client has said that its body is longer than allowed.
-    fn announces_too_much(request: &RequestHeader, max: Option<u64>) -> bool {
-        let announced = request
-            .headers
-            .get(header::CONTENT_LENGTH)
-            .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        matches!((announced, max), (Some(length), Some(max)) if length > max)
+        if !session.is_body_done() {
+            session.set_read_timeout(Some(UNWANTED_BODY));
+        }
     }
 
     /// Whether there may be another try. A stale connection is not the backend's failure, so that it costs nothing of the budget;
     /// the try after it is on a new connection, so that it can't happen twice.
     fn may_try_again(&self, ctx: &RequestCtx) -> bool {
-        let limits = &ctx.policy.upstream;
-        ctx.tries <= limits.retries
-            && self.pool.has_other_than(&ctx.tried)
-            && (ctx.stale || self.retries.take(limits.retry_budget, Instant::now()))
+        ctx.policy().is_some_and(|Policy { upstream: limits, .. }| {
+            ctx.tries <= limits.retries
+                && self.pool.has_other_than(&ctx.tried)
+                && (ctx.stale || self.retries.take(limits.retry_budget, Instant::now()))
+        })
     }
 
     /// Notes that this try has failed: the backend's failure, unless this machine could not even connect.
     fn try_failed(&self, ctx: &mut RequestCtx, error: &Error) {
-        if let Some(upstream) = &ctx.upstream {
+        if let (Some(upstream), Some(admitted)) = (&ctx.upstream, &ctx.admitted) {
             ctx.tried.push(upstream.address);
             if !is_shortage(error.root_cause()) {
-                self.pool.failed(upstream, &ctx.policy.upstream.ejection);
+                self.pool.failed(upstream, &admitted.policy.upstream.ejection);
             }
         }
     }
@@ -196,7 +163,7 @@ impl EdgeProxy {
         if ctx.answered {
             self.metrics.processed.inc();
             if let Some(upstream) = &ctx.upstream {
-                let took = ctx.answered_after.unwrap_or_else(|| ctx.start.elapsed());
+                let took = ctx.answered_after.unwrap_or_else(|| ctx.elapsed());
                 upstream.duration(&self.metrics).observe(took.as_secs_f64());
             }
         }
@@ -218,11 +185,7 @@ impl ProxyHttp for EdgeProxy {
 
     fn new_ctx(&self) -> RequestCtx {
         RequestCtx {
-            start: Instant::now(),
-            policy: self.live.policy(),
-            connection: None,
-            client: None,
-            request_id: None,
+            admitted: None,
             upstream: None,
             tries: 0,
             tried: Vec::new(),
@@ -240,75 +203,44 @@ impl ProxyHttp for EdgeProxy {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     /// Called for every request, the first on a connection too, because `connection` passes one context with each.
-    fn on_connection_reuse(
-        &self,
-        _session: &mut Session,
-        ctx: &mut RequestCtx,
-        connection: Box<dyn Any + Send + Sync>,
-    ) {
-        if let Ok(connection) = connection.downcast::<Arc<Connection>>() {
-            connection.request_seen();
-            ctx.connection = Some(*connection);
-        }
-    }
-
-    async fn request_filter(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
-        let Some(peer) = ctx.connection.as_ref().map(|connection| connection.peer.ip()) else {
-            return Error::e_explain(ErrorType::InternalError, "a request without its connection");
+    fn on_connection_reuse(&self, session: &mut Session, ctx: &mut RequestCtx, context: Box<dyn Any + Send + Sync>) {
+        let Ok(admitted) = context.downcast::<Admitted>() else {
+            return;
         };
+        admitted.connection.request_taken();
         panic_for_tests(session.req_header());
-        let policy = Arc::clone(&ctx.policy);
-        let client = client::identify(peer, &session.req_header().headers, &policy.trusted);
-        ctx.client = Some(client);
-        session.set_read_timeout(Some(policy.client.read_timeout));
+        session.set_read_timeout(Some(admitted.policy.client.read_timeout));
         // An answer may come before the request body has ended (an echo, an error): the connection is kept if the rest arrives
         // soon. Not so where the client waits for "100 Continue": after the answer it sends no body, but its next request.
-        if !session.req_header().headers.contains_key(header::EXPECT) {
+        if !admitted.expects {
             session.set_close_on_response_before_downstream_finish(false);
-            session.set_total_drain_timeout(Some(DRAIN_BODY));
+            session.set_total_drain_timeout(Some(UNWANTED_BODY));
         }
         if session.req_header().version == Version::HTTP_10 {
             session.set_ignore_info_resp(true);
         }
-        if forwarding::client_closes(&session.req_header().headers) {
-            session.set_keepalive(None);
-        }
-
-        if !policy.exempt.contain(client.address)
-            && let Verdict::Limited { retry_after } = policy.limiter.check(client.address, ctx.start)
-        {
-            let header = policy.limited.header(retry_after);
-            return self.refuse(session, ctx, Rejection::Limited, header).await;
-        }
-        if Self::announces_too_much(session.req_header(), policy.client.max_body) {
-            let rejection = Rejection::BodyTooLarge;
-            return self.refuse(session, ctx, rejection, rejection.header()).await;
-        }
-        ctx.upstream = self.pool.pick();
-        if ctx.upstream.is_none() {
-            let rejection = Rejection::NoBackend;
-            return self.refuse(session, ctx, rejection, rejection.header()).await;
-        }
-        self.retries.request(ctx.start);
-        ctx.request_id = Some(forwarding::request_id(&session.req_header().headers, client));
-        Ok(false)
+        // For how long, `connection` sees to.
+        session.set_keepalive(admitted.keeps.then_some(0));
+        ctx.upstream = Some(Arc::clone(&admitted.upstream));
+        ctx.admitted = Some(admitted);
     }
 
-    async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
         ctx.tries += 1;
+        ctx.body_sent = false;
         if ctx.tries > 1 {
             self.metrics.upstream_retries.inc();
             ctx.upstream = self.pool.pick_again(&ctx.tried).or(ctx.upstream.take());
         }
+        let Admitted { policy, websocket, .. } = ctx.admitted()?;
         let Some(upstream) = &ctx.upstream else {
             return Error::e_explain(ErrorType::InternalError, "a request without a backend");
         };
         // Its series is there before its answer is, while the backend is surely known.
         upstream.duration(&self.metrics);
-        let limits = &ctx.policy.upstream;
-        let mut peer = upstream.peer(limits);
-        if asks_for_websocket(session.req_header()) {
-            peer.options.read_timeout = Some(limits.tunnel_idle_timeout);
+        let mut peer = upstream.peer(&policy.upstream);
+        if *websocket {
+            peer.options.read_timeout = Some(policy.upstream.tunnel_idle_timeout);
         }
         if std::mem::take(&mut ctx.stale) {
             // A group of its own has no kept connection, and what is made for it is not kept.
@@ -316,21 +248,6 @@ impl ProxyHttp for EdgeProxy {
             peer.options.idle_timeout = Some(Duration::ZERO);
         }
         Ok(peer)
-    }
-
-    async fn upstream_request_filter(
-        &self,
-        _session: &mut Session,
-        request: &mut RequestHeader,
-        ctx: &mut RequestCtx,
-    ) -> Result<()> {
-        ctx.body_sent = false;
-        match (&ctx.connection, ctx.client, &ctx.request_id, &ctx.upstream) {
-            (Some(connection), Some(client), Some(id), Some(upstream)) => {
-                forwarding::describe_request(request, client, connection.peer.ip(), id, &upstream.name)
-            }
-            _ => Error::e_explain(ErrorType::InternalError, "a request that was not identified"),
-        }
     }
 
     async fn request_body_filter(
@@ -341,7 +258,7 @@ impl ProxyHttp for EdgeProxy {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         ctx.body_sent = true;
-        match ctx.policy.client.max_body {
+        match ctx.admitted()?.policy.client.max_body {
             Some(max) if !session.was_upgraded() && session.body_bytes_read() as u64 > max => Error::e_explain(
                 ErrorType::HTTPStatus(413),
                 "the request body is longer than client.max_body",
@@ -357,7 +274,7 @@ impl ProxyHttp for EdgeProxy {
         ctx: &mut RequestCtx,
     ) -> Result<()> {
         let switches = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
-        if switches && !asks_for_websocket(session.req_header()) {
+        if switches && !ctx.is_websocket() {
             return Error::e_explain(
                 ErrorType::InvalidHTTPHeader,
                 "the backend switches to a protocol that nobody asked for",
@@ -367,8 +284,8 @@ impl ProxyHttp for EdgeProxy {
         forwarding::straighten(response)?;
         if switches {
             ctx.switched = true;
-            ctx.answered_after = Some(ctx.start.elapsed());
-            session.set_read_timeout(Some(ctx.policy.upstream.tunnel_idle_timeout));
+            ctx.answered_after = Some(ctx.elapsed());
+            session.set_read_timeout(Some(ctx.admitted()?.policy.upstream.tunnel_idle_timeout));
         }
         if switches || !response.status.is_informational() {
             ctx.answered = true;
@@ -381,11 +298,11 @@ impl ProxyHttp for EdgeProxy {
         if ends {
             response.remove_header(&header::TRANSFER_ENCODING);
         }
-        if ends || self.is_last(ctx) {
+        if ends || self.lifecycle.is_draining() {
             session.set_keepalive(None);
         }
         if !switches && forwarding::has_no_body(&session.req_header().method, response) {
-            self.response_ended(session, ctx);
+            Self::response_ended(session, ctx);
         }
         Ok(())
     }
@@ -398,7 +315,7 @@ impl ProxyHttp for EdgeProxy {
         ctx: &mut RequestCtx,
     ) -> Result<Option<Duration>> {
         if end_of_stream && !ctx.switched {
-            self.response_ended(session, ctx);
+            Self::response_ended(session, ctx);
         }
         Ok(None)
     }
@@ -467,11 +384,11 @@ impl ProxyHttp for EdgeProxy {
                 .is_some_and(|response| !response.status.is_informational());
         if !begun
             && rejection != Rejection::ClientGone
-            && self.write(session, ctx, rejection, rejection.header()).await.is_ok()
+            && Self::answer(session, rejection).await.is_ok()
             && rejection != Rejection::RequestTimeout
         {
             // Closing on a client that still sends would destroy the answer before it is read.
-            session.set_total_drain_timeout(Some(DRAIN_BODY));
+            session.set_total_drain_timeout(Some(UNWANTED_BODY));
             let _ = session.drain_request_body().await;
         }
         answer(rejection)
@@ -500,17 +417,17 @@ impl ProxyHttp for EdgeProxy {
             .map_or(Rejection::ClientGone.status(), |status| status.as_u16());
         self.count(ctx, status);
 
+        let Some(admitted) = &ctx.admitted else { return };
         let request = session.req_header();
-        let target = String::from_utf8_lossy(request.raw_path());
         access_log::Line {
             method: request.method.as_str(),
-            target: &target,
-            remote_addr: ctx.connection.as_ref().map(|connection| connection.peer),
+            target: &String::from_utf8_lossy(request.raw_path()),
+            remote_addr: &admitted.connection.remote_addr,
             status,
-            duration: ctx.start.elapsed(),
-            client: ctx.client.map(|client| client.address),
+            duration: ctx.elapsed(),
+            client: Some(&admitted.connection.text_of(admitted.client.address)),
             backend: ctx.upstream.as_ref().map(|upstream| &*upstream.name),
-            request_id: ctx.request_id.as_ref().and_then(|id| id.to_str().ok()),
+            request_id: request.headers.get("x-request-id").and_then(|id| id.to_str().ok()),
             bytes: Some(session.body_bytes_sent() as u64),
             reason: ctx.rejection.map(Rejection::reason),
             error: ctx.error.as_deref(),

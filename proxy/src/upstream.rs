@@ -19,7 +19,7 @@ use log::{info, warn};
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_load_balancing::health_check::{HealthCheck, TcpHealthCheck};
 use pingora_load_balancing::{Backend, Backends};
 use prometheus::Histogram;
@@ -58,12 +58,15 @@ pub struct Upstream {
 
 impl Upstream {
     fn new(address: SocketAddr, name: Arc<str>) -> Self {
+        let mut peer = HttpPeer::new(address, false, String::new());
+        // `forwarding` has written the head as the backend is to get it.
+        peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
         Self {
             address,
             name,
             duration: OnceLock::new(),
             conduct: Conduct::default(),
-            peer: HttpPeer::new(address, false, String::new()),
+            peer,
         }
     }
 

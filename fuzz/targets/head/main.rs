@@ -2,13 +2,16 @@
 //!
 //! The first line of the input says how the rest, the stream, is cut: each of its bytes is the length of a piece, `a` for
 //! one byte to `z` for 26, over and over. Whatever the cuts are the proxy has to come to the same answer; to that of
-//! [`model`], which reads the whole at once; and what it lets through, httparse and Pingora have to read as the same request.
+//! [`model`], which reads the whole at once; what it lets through, httparse has to read as the same request; and what it
+//! passes on has to be that request without what ends here, to the model and to Pingora.
 #![no_main]
 
 mod model;
 mod pingora_view;
 
+use bytes::BytesMut;
 use gopherproxy::chunks::{BadFraming, Chunks};
+use gopherproxy::forwarding::{Origination, write_request};
 use gopherproxy::head::{self, Body, RequestLine};
 use libfuzzer_sys::{Corpus, fuzz_target};
 
@@ -18,7 +21,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     };
     let (cuts, stream) = (&input[..end], &input[end + 1..]);
     let _ = RequestLine::guess(stream);
-    let _ = head::parse(stream, head::MOST_FIELDS);
+    let _ = head::parse(stream, &mut head::room(), head::MOST_FIELDS);
     let _ = follow_chunks(cuts, stream);
 
     let length = length_in_pieces(cuts, stream);
@@ -26,13 +29,25 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     let Some((head, rest)) = length.and_then(|length| stream.split_at_checked(length)) else {
         return Corpus::Keep;
     };
-    let Ok(body) = head::parse(head, head::MOST_FIELDS) else {
+    let mut room = head::room();
+    let Ok(parsed) = head::parse(head, &mut room, head::MOST_FIELDS) else {
         return Corpus::Keep;
     };
     let request = model::request(head);
-    assert_eq!(body, request.body);
+    assert_eq!(parsed.body, request.body);
+    assert_eq!(parsed.keeps, request.keeps());
     agrees_with_httparse(head, &request);
-    let here = match body {
+
+    let about = Origination {
+        peer: "192.0.2.1",
+        trusted_peer: cuts.len() % 2 == 1,
+        backend: "backend:80",
+    };
+    let mut written = BytesMut::new();
+    write_request(&parsed, about, &mut written);
+    let passed_on = model::request(&written);
+    model::check_passed_on(&request, about.trusted_peer, &passed_on);
+    let here = match parsed.body {
         Body::Length(length) => rest.len().min(usize::try_from(length).unwrap_or(usize::MAX)),
         Body::Chunked => match follow_chunks(cuts, rest) {
             Ok((here, _)) => here,
@@ -40,7 +55,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         },
         Body::Upgrade => rest.len(),
     };
-    pingora_view::agrees(&request, head, pieces(cuts, &rest[..here]));
+    pingora_view::agrees(&passed_on, &written, pieces(cuts, &rest[..here]));
     Corpus::Keep
 });
 

@@ -2,6 +2,10 @@
 
 use gopherproxy::head::Body;
 
+/// What concerns a connection alone.
+const HOP_BY_HOP: &str = "connection upgrade transfer-encoding keep-alive proxy-connection proxy-authenticate \
+                          proxy-authorization te trailer http2-settings";
+
 /// A request head that was let through.
 pub struct Request<'h> {
     pub method: &'h [u8],
@@ -18,6 +22,22 @@ impl Request<'_> {
         self.minor == 1 && first.is_some_and(|value| value.eq_ignore_ascii_case(b"websocket"))
     }
 
+    /// Whether its connection is to be kept.
+    pub fn keeps(&self) -> bool {
+        let options = self.options();
+        let says = |option: &str| options.iter().any(|one| one == option);
+        !says("close") && (self.minor == 1 || says("keep-alive"))
+    }
+
+    /// The options of all `Connection` fields, in lower case.
+    fn options(&self) -> Vec<String> {
+        let lists = self
+            .values("connection")
+            .map(|value| str::from_utf8(value).expect("options are text"));
+        let options = lists.flat_map(|list| list.split(','));
+        options.map(|option| option.trim_ascii().to_ascii_lowercase()).collect()
+    }
+
     fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         let named = move |field: &&(&[u8], &[u8])| field.0.eq_ignore_ascii_case(name.as_bytes());
         self.fields.iter().filter(named).map(|field| field.1)
@@ -28,6 +48,45 @@ impl Request<'_> {
 pub fn head_length(stream: &[u8]) -> Option<usize> {
     let ends = |at: &usize| stream[..*at].ends_with(b"\n\n") || stream[..*at].ends_with(b"\n\r\n");
     (0..=stream.len()).find(ends)
+}
+
+/// Checks what is passed on of `request`: all but what ends here, in order, and then what the proxy says of it.
+pub fn check_passed_on(request: &Request<'_>, trusted: bool, passed_on: &Request<'_>) {
+    assert_eq!((passed_on.method, passed_on.target), (request.method, request.target));
+    assert_eq!((passed_on.minor, passed_on.body), (request.minor, request.body));
+    let options = request.options();
+    let goes_on = |field: &&(&[u8], &[u8])| {
+        let name = str::from_utf8(field.0).expect("a name is text").to_ascii_lowercase();
+        let alike = name.replace('_', "-");
+        let claim = alike.starts_with("x-forwarded") || ["forwarded", "x-real-ip", "x-request-id"].contains(&&*alike);
+        let ours = name == "x-forwarded-for" || name == "x-request-id";
+        let hop_by_hop = HOP_BY_HOP.split_whitespace().any(|one| one == name);
+        let nominated = options.contains(&name) && name != "content-length";
+        !hop_by_hop && !nominated && !(claim && (!trusted || ours))
+    };
+    let mut expected: Vec<_> = request.fields.iter().filter(goes_on).copied().collect();
+    let said = |name: &str| trusted && request.values(name).next().is_some();
+    match request.body {
+        Body::Length(_) => {}
+        Body::Chunked => expected.push((b"Transfer-Encoding", b"chunked")),
+        Body::Upgrade => expected.extend([(&b"Connection"[..], &b"Upgrade"[..]), (b"Upgrade", b"websocket")]),
+    }
+    let hops = passed_on.values("x-forwarded-for").next().expect("one");
+    assert!(hops.ends_with(b"192.0.2.1") && (trusted || hops == b"192.0.2.1"));
+    expected.push((b"X-Forwarded-For", hops));
+    if !said("x-forwarded-proto") {
+        expected.push((b"X-Forwarded-Proto", b"http"));
+    }
+    match request.values("host").next() {
+        None => expected.push((b"Host", b"backend:80")),
+        Some(host) if !said("x-forwarded-host") => expected.push((b"X-Forwarded-Host", host)),
+        Some(_) => {}
+    }
+    let id = passed_on.values("x-request-id").next().expect("one");
+    assert!(id.iter().all(u8::is_ascii_graphic) && (trusted || id.len() == 32));
+    expected.push((b"X-Request-Id", id));
+    expected.push((b"Via", b"1.1 gopherproxy"));
+    assert_eq!(passed_on.fields, expected);
 }
 
 /// Takes a head apart that has been let through, and checks what that promises.

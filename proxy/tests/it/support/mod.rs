@@ -7,9 +7,8 @@ pub mod raw_origin;
 pub mod redis;
 pub mod strict_origin;
 
-use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use origin::Origin;
@@ -44,7 +43,7 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 
 /// An origin on a free port.
 pub fn origin() -> Origin {
-    origin_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+    origin_at(SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())))
 }
 
 /// An origin at `address`.
@@ -58,13 +57,17 @@ pub fn origin_process(address: SocketAddr) -> Process {
     Process::start_with(Process::binary("origin"), None, &[], &[&address.to_string()])
 }
 
-/// A port that was free a moment ago, and that no other test has been given.
+/// A port that was free a moment ago, that no other test has been given, and that no connection can have: it lies below those
+/// that the kernel takes for them.
 pub fn free_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    const PORTS: std::ops::Range<u16> = 10_000..32_000;
+    // Where another run of the tests on this machine is unlikely to be.
+    static NEXT: LazyLock<Mutex<u16>> = LazyLock::new(|| Mutex::new(fastrand::u16(PORTS)));
+    let mut next = NEXT.lock().expect("no test panics with it");
     loop {
-        let socket = chassis::listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a free port");
-        let port = socket.local_addr().expect("it is bound").port();
-        if GIVEN.lock().expect("no test panics with it").insert(port) {
+        let port = *next;
+        *next = if port + 1 < PORTS.end { port + 1 } else { PORTS.start };
+        if std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
             return port;
         }
     }
