@@ -135,7 +135,7 @@ pub struct ClientLimits {
 pub struct UpstreamLimits {
     /// To take a connection.
     pub connect_timeout: Duration,
-    /// Between two pieces of a response, and before the first.
+    /// For the whole head of a response, and between two pieces of its body.
     pub read_timeout: Duration,
     /// To take a piece of the request.
     pub write_timeout: Duration,
@@ -466,13 +466,14 @@ fn network(text: &str) -> Result<IpNet, String> {
         .map_err(|_| "an address or a network, such as 10.0.0.0/8 or fd00::/8".into())
 }
 
-/// A request head: below 512 B no browser gets through, above 1 MiB Pingora reads no further.
+/// A request head: below 512 B no browser gets through. Pingora reads up to 1 MiB of the head that is written for it, which can be
+/// more than twice as long as the one that came.
 fn head_size(text: &str) -> Result<usize, String> {
-    let expected = || "a size from 512B to 1MiB".to_owned();
+    let expected = || "a size from 512B to 256KiB".to_owned();
     let bytes = size(text).map_err(|_| expected())?;
     usize::try_from(bytes)
         .ok()
-        .filter(|bytes| (512..=1 << 20).contains(bytes))
+        .filter(|bytes| (512..=256 << 10).contains(bytes))
         .ok_or_else(expected)
 }
 

@@ -6,12 +6,11 @@
 //! their maxima too, in all and for each client. A request that is refused here has a line in the log and its place in the
 //! metrics like any other.
 
-use std::mem::MaybeUninit;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::ready;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -24,23 +23,21 @@ use pingora::protocols::{Shutdown, Stream};
 use pingora::server::ShutdownWatch;
 use pingora_limits::inflight::{self, Inflight};
 use pingora_proxy::{HttpProxy, ProxyHttp};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
 use crate::access_log;
 use crate::admission::{Admission, Admitted, Connection, Refused};
 use crate::chunks::{BadFraming, Chunks};
 use crate::config::ClientLimits;
 use crate::forwarding::{self, Origination};
-use crate::gate::{Gate, Rest};
+use crate::gate::{Gate, Rest, Terms};
 use crate::head::{self, Body, Head, RequestLine};
 use crate::lifecycle::{Connected, Lifecycle};
 use crate::metrics::Metrics;
 use crate::policy::{Live, Policy};
 use crate::rejection::{Delivery, Rejection};
 
-/// Room for a read; most heads fit.
-const READ: usize = 4096;
 /// How long, and for how many bytes, a client whose connection closes is listened to, so that closing doesn't destroy the answer
 /// before it is read.
 const LINGER: Duration = Duration::from_millis(500);
@@ -130,31 +127,19 @@ impl<A> Edge<A> {
     }
 
     /// Waits for the first bytes of a request; `None` when there will be none.
-    ///
-    /// `idle` is set anew only when it fires too early, because setting a timer costs more than looking at one that runs.
     async fn first_bytes(
         &self,
         stream: &mut Gate,
         received: &mut BytesMut,
-        mut idle: Pin<&mut Sleep>,
         mut down: Pin<&mut impl FusedFuture<Output = ()>>,
     ) -> Option<()> {
-        let end = tokio::time::Instant::now() + self.live.idle_timeout();
-        if idle.deadline() > end {
-            idle.as_mut().reset(end);
-        }
-        let mut read = pin!(read_some(stream, received));
-        while !down.is_terminated() {
+        let end = Instant::now() + self.live.idle_timeout();
+        let mut read = poll_fn(|context| stream.poll_first(context, received, end));
+        if !down.is_terminated() {
             tokio::select! {
                 biased;
                 read = &mut read => return read,
                 () = &mut down => {}
-                () = &mut idle => {
-                    if tokio::time::Instant::now() >= end {
-                        return None;
-                    }
-                    idle.as_mut().reset(end);
-                }
             }
         }
         timeout(self.lifecycle.last_call(), read).await.ok()?
@@ -169,7 +154,7 @@ impl<A> Edge<A> {
         }
         let read = timeout(limits.head_timeout, async {
             loop {
-                if read_some(stream, received).await.is_none() {
+                if poll_fn(|context| stream.poll_some(context, received)).await.is_none() {
                     return Arrival::End;
                 }
                 if let Some(arrival) = look_for_head(received, &mut scanned, limits) {
@@ -234,7 +219,13 @@ impl<A> Edge<A> {
         } = refusal;
         let mut held = BytesMut::new();
         if delivery.keeps && !rest.ended() {
-            stream.shut_behind(rest, 0);
+            let terms = Terms {
+                rest,
+                waiting: 0,
+                patience: None,
+                expects: false,
+            };
+            stream.shut(terms, start);
             delivery.keeps = stream.discard().await.is_ok();
             held = stream.open();
         }
@@ -260,7 +251,7 @@ impl<A> Edge<A> {
         }
         Shutdown::shutdown(&mut *stream).await;
         let _ = timeout(LINGER, async {
-            let mut discarded = vec![0; READ];
+            let mut discarded = vec![0; 4096];
             let mut left = LINGER_BYTES;
             while let Ok(read @ 1..) = stream.read(&mut discarded).await {
                 left = left.saturating_sub(read);
@@ -300,18 +291,6 @@ impl<A> Edge<A> {
         }
         .write();
     }
-}
-
-/// Reads what there is, past a buffer on the stack, so that a connection that waits holds none. `None` at the end.
-async fn read_some(stream: &mut Gate, received: &mut BytesMut) -> Option<()> {
-    std::future::poll_fn(|context| {
-        let mut room = [MaybeUninit::uninit(); READ];
-        let mut read = ReadBuf::uninit(&mut room);
-        let ended = ready!(Pin::new(&mut *stream).poll_read(context, &mut read)).is_err() || read.filled().is_empty();
-        received.extend_from_slice(read.filled());
-        std::task::Poll::Ready((!ended).then_some(()))
-    })
-    .await
 }
 
 /// What `received` begins with, as far as it can be told; `scanned` bytes of it have been looked at.
@@ -388,15 +367,13 @@ where
                 .await;
             return None;
         };
-        let mut idle = pin!(sleep(policy.client.idle_timeout));
         let mut watch = shutdown.clone();
         let mut down = pin!(async move { drop(watch.wait_for(|down| *down).await) }.fuse());
         let mut requests = 0_u64;
         loop {
             if received.is_empty() {
                 received = BytesMut::new();
-                self.first_bytes(&mut stream, &mut received, idle.as_mut(), down.as_mut())
-                    .await?;
+                self.first_bytes(&mut stream, &mut received, down.as_mut()).await?;
             }
             let _in_flight = self.lifecycle.enter();
             let start = Instant::now();
@@ -426,7 +403,13 @@ where
                 }
             };
             received.advance(came);
-            stream.shut_behind(rest, received.len());
+            let terms = Terms {
+                rest,
+                waiting: received.len(),
+                patience: (!admitted.websocket).then_some(policy.upstream.read_timeout),
+                expects: admitted.expects,
+            };
+            stream.shut(terms, start);
             let mut session = ServerSession::new_http1(stream);
             session.set_connection_user_context(Some(admitted));
             session.set_pipelined_prefix(request);

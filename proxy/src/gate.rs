@@ -1,6 +1,6 @@
 //! The client's stream, shut behind the request that is being served.
 //!
-//! Pingora reads a client through a [`Gate`], for four reasons:
+//! Pingora reads a client through a [`Gate`], for five reasons:
 //!
 //! - A client may send its next request before it has the answer to the last (pipelining). Pingora, waiting for a client that
 //!   goes away, would take the first byte of it for a mistake and end the request in flight. The gate lets the bytes of the
@@ -10,7 +10,12 @@
 //!   waited for as long as it likes. The gate has one for each write.
 //! - A client that sends or takes a byte now and then meets every deadline and holds a connection, a backend's too, for as
 //!   long as it likes. So there is a minimum for the average, over the time that was spent waiting for the client.
+//! - Pingora sets a timer for each read from a backend. The gate sees when the whole request has been read and nothing of a
+//!   response comes, so it can tell a backend's silence with a [`LazyTimer`].
+//!
+//! What ends a request here reaches Pingora as an error of the client's stream, and [`fault`] knows it again.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
@@ -31,6 +36,10 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Sleep, sleep, timeout};
 
 use crate::chunks::{BadFraming, Chunks};
+use crate::lazy_timer::LazyTimer;
+
+/// How much is read at a time, on the stack; most heads fit.
+const READ: usize = 4096;
 
 /// How much of later requests is held; the rest waits in the kernel, as a client that sends too fast must.
 const MAX_HELD: usize = 16 << 10;
@@ -64,6 +73,40 @@ impl Rest {
     }
 }
 
+/// Why a request ends that the gate puts an end to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The chunks of the request are not framed as they must be.
+    BadFraming,
+    /// The client sends or takes too little.
+    SlowClient,
+    /// The backend was silent for too long.
+    SilentBackend,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BadFraming => "the chunks of the body are not framed as they must be",
+            Self::SlowClient => "the client is too slow",
+            Self::SilentBackend => "the backend said nothing for upstream.read_timeout",
+        })
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl From<Fault> for io::Error {
+    fn from(fault: Fault) -> Self {
+        Self::other(fault)
+    }
+}
+
+/// The fault that is behind `error`, an error of a gate.
+pub fn fault(error: &(dyn std::error::Error + 'static)) -> Option<Fault> {
+    error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref().copied()
+}
+
 /// A client's stream and how much of it the current request may read.
 #[derive(Debug)]
 pub struct Gate {
@@ -79,6 +122,27 @@ pub struct Gate {
     min_rate: Option<u64>,
     reading: Pace,
     writing: Pace,
+    /// Between requests it tells how long the client is idle, and in one how long the backend is silent.
+    timer: LazyTimer,
+    /// How long the backend may be silent; `None` where Pingora looks after that.
+    patience: Option<Duration>,
+    /// Since when the backend is waited for; `None` when it was heard, or the client was waited for, since that was looked at.
+    silent_since: Option<Instant>,
+    /// The client may be waiting for the backend's word before it sends its body.
+    asked_to_wait: bool,
+}
+
+/// How the current request is served.
+#[derive(Debug)]
+pub struct Terms {
+    /// What is still to come of it.
+    pub rest: Rest,
+    /// How many bytes of later requests have been read already.
+    pub waiting: usize,
+    /// How long the backend may be silent; `None` where Pingora looks after that.
+    pub patience: Option<Duration>,
+    /// The client may wait for the backend's word before it sends the rest.
+    pub expects: bool,
 }
 
 /// How fast a client is in one direction, in the current request, while it is waited for.
@@ -121,20 +185,46 @@ impl Gate {
             min_rate,
             reading: Pace::default(),
             writing: Pace::default(),
+            timer: LazyTimer::default(),
+            patience: None,
+            silent_since: None,
+            asked_to_wait: false,
         }
     }
 
-    /// Shuts the gate behind `rest`. `waiting` bytes of later requests have been read already.
-    pub fn shut_behind(&mut self, rest: Rest, waiting: usize) {
-        self.rest = rest;
-        self.room = MAX_HELD.saturating_sub(waiting);
+    /// Shuts the gate behind the current request, which began at `now`.
+    pub fn shut(&mut self, terms: Terms, now: Instant) {
+        self.rest = terms.rest;
+        self.room = MAX_HELD.saturating_sub(terms.waiting);
+        self.patience = terms.patience;
+        self.silent_since = Some(now);
+        self.asked_to_wait = terms.expects;
         self.reading = Pace::default();
         self.writing = Pace::default();
+    }
+
+    /// Reads what there is into `received`, past a buffer on the stack, so that a connection that waits holds none. `None` when
+    /// nothing comes any more, or nothing has come until `end`.
+    pub fn poll_first(&mut self, context: &mut Context<'_>, received: &mut BytesMut, end: Instant) -> Poll<Option<()>> {
+        match self.poll_some(context, received) {
+            Poll::Pending => self.timer.poll_until(context, end.into()).map(|()| None),
+            read => read,
+        }
+    }
+
+    /// The same without an end.
+    pub fn poll_some(&mut self, context: &mut Context<'_>, received: &mut BytesMut) -> Poll<Option<()>> {
+        let mut room = [MaybeUninit::uninit(); READ];
+        let mut read = ReadBuf::uninit(&mut room);
+        let failed = ready!(Pin::new(self).poll_read(context, &mut read)).is_err();
+        received.extend_from_slice(read.filled());
+        Poll::Ready((!failed && !read.filled().is_empty()).then_some(()))
     }
 
     /// Opens the gate and returns what it has held.
     pub fn open(&mut self) -> BytesMut {
         self.rest = Rest::All;
+        self.patience = None;
         std::mem::take(&mut self.held)
     }
 
@@ -145,7 +235,7 @@ impl Gate {
     pub async fn discard(&mut self) -> io::Result<()> {
         let discarded = poll_fn(|context| {
             while !self.rest.ended() {
-                let mut room = [MaybeUninit::uninit(); 4096];
+                let mut room = [MaybeUninit::uninit(); READ];
                 let mut read = ReadBuf::uninit(&mut room);
                 ready!(Pin::new(&mut *self).poll_read(context, &mut read))?;
                 if read.filled().is_empty() {
@@ -157,12 +247,15 @@ impl Gate {
         timeout(UNWANTED_BODY, discarded).await?
     }
 
-    /// Reads ahead while the request is being served. Ready only when the client has gone away.
+    /// Reads ahead while the request is being served. Ready only when the client has gone away, or the backend is silent for too
+    /// long.
     fn poll_hold(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.held.len() < self.room {
-            let mut bytes = [0; 1024];
-            let mut read = ReadBuf::new(&mut bytes);
-            ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
+            let mut room = [MaybeUninit::uninit(); READ];
+            let mut read = ReadBuf::uninit(&mut room);
+            if Pin::new(&mut self.stream).poll_read(context, &mut read)?.is_pending() {
+                break;
+            }
             match read.filled() {
                 // Whoever has sent another request still wants its answers.
                 [] if !self.held.is_empty() => break,
@@ -170,7 +263,18 @@ impl Gate {
                 more => self.held.extend_from_slice(more),
             }
         }
-        Poll::Pending
+        self.poll_silence(context)
+    }
+
+    /// Ready with an error when the backend is silent for too long.
+    fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(patience) = self.patience else {
+            return Poll::Pending;
+        };
+        let since = *self.silent_since.get_or_insert_with(Instant::now);
+        ready!(self.timer.poll_until(context, (since + patience).into()));
+        self.patience = None;
+        Poll::Ready(Err(Fault::SilentBackend.into()))
     }
 
     /// Reads some of the body of the current request. Gives up a client that is too slow.
@@ -178,10 +282,16 @@ impl Gate {
         let read = Pin::new(&mut self.stream).poll_read(context, part);
         if read.is_pending() {
             self.reading.wait();
-            return Poll::Pending;
+            return if self.asked_to_wait {
+                self.poll_silence(context)
+            } else {
+                Poll::Pending
+            };
         }
-        if read.is_ready() && !self.reading.keeps(part.filled().len(), self.min_rate) {
-            return Poll::Ready(Err(too_slow()));
+        self.asked_to_wait = false;
+        self.silent_since = None;
+        if !self.reading.keeps(part.filled().len(), self.min_rate) {
+            return Poll::Ready(Err(Fault::SlowClient.into()));
         }
         read
     }
@@ -193,19 +303,21 @@ impl Gate {
         written: Poll<io::Result<T>>,
         bytes: impl FnOnce(&T) -> usize,
     ) -> Poll<io::Result<T>> {
+        self.asked_to_wait = false;
+        self.silent_since = None;
         let Poll::Ready(written) = written else {
             self.writing.wait();
             let limit = self.write_timeout;
             let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
             ready!(stalled.as_mut().poll(context));
-            return Poll::Ready(Err(too_slow()));
+            return Poll::Ready(Err(Fault::SlowClient.into()));
         };
         self.stalled = None;
         if written
             .as_ref()
             .is_ok_and(|written| !self.writing.keeps(bytes(written), self.min_rate))
         {
-            return Poll::Ready(Err(too_slow()));
+            return Poll::Ready(Err(Fault::SlowClient.into()));
         }
         Poll::Ready(written)
     }
@@ -234,40 +346,13 @@ impl AsyncRead for Gate {
                 let Rest::Chunked(chunks) = &mut gate.rest else {
                     return Poll::Ready(Ok(()));
                 };
-                let read = chunks.follow(part.filled()).map_err(|BadFraming| bad_framing())?;
+                let read = chunks.follow(part.filled()).map_err(|BadFraming| Fault::BadFraming)?;
                 gate.held.extend_from_slice(&part.filled()[read..]);
                 buffer.advance(read);
                 Poll::Ready(Ok(()))
             }
         }
     }
-}
-
-/// The error that a body with broken framing ends in; [`is_bad_framing`] knows it again.
-fn bad_framing() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        "the chunks of the body are not framed as they must be",
-    )
-}
-
-/// Whether `error` is a client's broken framing.
-pub fn is_bad_framing(error: &(dyn std::error::Error + 'static)) -> bool {
-    error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::InvalidData)
-}
-
-/// The error that a client's slowness ends in; [`is_too_slow`] knows it again.
-fn too_slow() -> io::Error {
-    io::ErrorKind::TimedOut.into()
-}
-
-/// Whether `error` is a client's slowness.
-pub fn is_too_slow(error: &(dyn std::error::Error + 'static)) -> bool {
-    error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
 impl AsyncWrite for Gate {

@@ -7,6 +7,7 @@
 //! - [`head`]: what a request head must be before anything else looks at it.
 //! - [`chunks`]: where a chunked body ends.
 //! - [`gate`]: the client's stream, shut behind the request that is being served.
+//! - [`lazy_timer`]: a timer for an end that keeps moving away.
 //! - [`admission`]: whether a request may pass.
 //! - [`policy`]: the rules that a request is served by.
 //! - [`client`]: whose request it is.
@@ -38,6 +39,7 @@ pub mod ejection;
 pub mod forwarding;
 pub mod gate;
 pub mod head;
+pub mod lazy_timer;
 pub mod lifecycle;
 pub mod limiter;
 pub mod metrics;

@@ -12,7 +12,7 @@ use pingora::http::ResponseHeader;
 use pingora::prelude::{Error, ErrorType};
 use pingora::protocols::http::date::get_cached_date;
 
-use crate::gate::{is_bad_framing, is_too_slow};
+use crate::gate::{Fault, fault};
 
 /// Why the proxy answers a request itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,10 +103,15 @@ impl Rejection {
 
     /// What a failure inside Pingora means to the client.
     pub fn of(error: &Error) -> Self {
+        match fault(error.root_cause()) {
+            Some(Fault::BadFraming) => return Self::BadRequest,
+            Some(Fault::SilentBackend) => return Self::BackendTimeout,
+            // A client that takes too little has gone, in effect.
+            Some(Fault::SlowClient) if *error.etype() == ErrorType::ReadError => return Self::RequestTimeout,
+            Some(Fault::SlowClient) | None => {}
+        }
         match (error.etype(), error.esource()) {
             (ErrorType::HTTPStatus(413), _) => Self::BodyTooLarge,
-            (ErrorType::ReadError, ErrorSource::Downstream) if is_bad_framing(error.root_cause()) => Self::BadRequest,
-            (ErrorType::ReadError, ErrorSource::Downstream) if is_too_slow(error.root_cause()) => Self::RequestTimeout,
             (
                 ErrorType::ReadTimedout | ErrorType::WriteTimedout | ErrorType::ConnectTimedout,
                 ErrorSource::Upstream,

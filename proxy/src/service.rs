@@ -239,9 +239,8 @@ impl ProxyHttp for EdgeProxy {
         // Its series is there before its answer is, while the backend is surely known.
         upstream.duration(&self.metrics);
         let mut peer = upstream.peer(&policy.upstream);
-        if *websocket {
-            peer.options.read_timeout = Some(policy.upstream.tunnel_idle_timeout);
-        }
+        // Of all others the gate has the timer.
+        peer.options.read_timeout = websocket.then_some(policy.upstream.tunnel_idle_timeout);
         if std::mem::take(&mut ctx.stale) {
             // A group of its own has no kept connection, and what is made for it is not kept.
             peer.group_key = fastrand::u64(1..);
@@ -355,7 +354,8 @@ impl ProxyHttp for EdgeProxy {
         let idempotent = session.req_header().method.is_idempotent();
         // A kept connection that the backend had closed says nothing about the backend: it may be tried again.
         ctx.stale = reused && error.retry == RetryType::ReusedOnly;
-        if *error.esource() == ErrorSource::Upstream && !ctx.stale {
+        let rejection = Rejection::of(&error);
+        if matches!(rejection, Rejection::BackendFailed | Rejection::BackendTimeout) && !ctx.stale {
             self.try_failed(ctx, &error);
         }
         error.set_retry(repeatable && (unsent || (idempotent && broken)) && self.may_try_again(ctx));

@@ -75,7 +75,6 @@ impl Upstream {
         let mut peer = Box::new(self.peer.clone());
         peer.options.connection_timeout = Some(limits.connect_timeout);
         peer.options.total_connection_timeout = Some(limits.connect_timeout);
-        peer.options.read_timeout = Some(limits.read_timeout);
         peer.options.write_timeout = Some(limits.write_timeout);
         peer.options.idle_timeout = Some(limits.idle_timeout);
         peer

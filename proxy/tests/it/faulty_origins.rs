@@ -561,7 +561,7 @@ async fn what_an_idle_connection_says_is_no_answer_to_anybody() {
 }
 
 #[tokio::test]
-async fn a_slow_response_has_time_for_each_piece_and_no_more() {
+async fn a_slow_response_has_time_for_its_head_and_each_piece_of_its_body_and_no_more() {
     let origin = RawOrigin::start(|mut peer| async move {
         let head = "HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n";
         let request = peer.request().await.expect("a request");
@@ -575,12 +575,10 @@ async fn a_slow_response_has_time_for_each_piece_and_no_more() {
                 }
             }
             "/slow-head" => {
-                for byte in head.bytes().take(15) {
+                for byte in head.bytes() {
                     sleep(Duration::from_millis(100)).await;
                     peer.send([byte]).await;
                 }
-                peer.send(&head[15..]).await;
-                peer.send("x".repeat(15)).await;
             }
             "/no-head" => peer.send("HTTP/1.1 200 OK\r\n").await,
             "/interim" => peer.send("HTTP/1.1 103 Early Hints\r\n\r\n").await,
@@ -616,11 +614,10 @@ async fn a_slow_response_has_time_for_each_piece_and_no_more() {
         ask("/no-end"),
     );
     let late = || Some("backend_timeout".to_owned());
-    for (all, status, reason) in [asked.0, asked.1] {
-        assert!(all.ends_with("\r\n\r\nxxxxxxxxxxxxxxx"), "{all}");
-        assert_eq!((status, reason), (Some(200), None));
-    }
-    for (all, status, reason) in [asked.2, asked.3] {
+    let (all, status, reason) = asked.0;
+    assert!(all.ends_with("\r\n\r\nxxxxxxxxxxxxxxx"), "{all}");
+    assert_eq!((status, reason), (Some(200), None));
+    for (all, status, reason) in [asked.1, asked.2, asked.3] {
         assert!(
             all.contains("HTTP/1.1 504 ") && all.ends_with("\r\n\r\nGateway Timeout\n"),
             "{all}"
@@ -641,6 +638,44 @@ async fn a_slow_response_has_time_for_each_piece_and_no_more() {
         assert_eq!((status, reason), (Some(200), late()));
     }
     assert_eq!((origin.connections(), origin.requests().len()), (8, 8));
+}
+
+#[tokio::test]
+async fn a_slow_client_is_not_the_backends_silence_and_one_that_waits_to_be_asked_is() {
+    let origin = RawOrigin::start(|mut peer| async move {
+        let request = peer.request().await;
+        if request.is_some_and(|request| request.contains(" /uploaded ")) {
+            peer.send(GOOD).await;
+        }
+        std::future::pending().await
+    })
+    .await;
+    let proxy = over(&origin, "  upstream: {read_timeout: 300ms}\n").await;
+    let head = |path: &str, field: &str| format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n{field}\r\n");
+    let uploaded = async {
+        let mut client = Connection::open(proxy.address()).await;
+        client.send(head("/uploaded", "")).await;
+        for byte in ["w", "i", "k", "i"] {
+            sleep(Duration::from_millis(500)).await;
+            client.send(byte).await;
+        }
+        client.response().await.text()
+    };
+    let waiting = async {
+        let mut client = Connection::open(proxy.address()).await;
+        client.send(head("/waits", "Expect: 100-continue\r\n")).await;
+        client.response().await.status
+    };
+    let silent = async {
+        let mut client = Connection::open(proxy.address()).await;
+        client.send(head("/silent", "") + "wiki").await;
+        client.response().await.status
+    };
+    let answers = tokio::join!(uploaded, waiting, silent);
+    assert_eq!(answers, ("good".to_owned(), 504, 504));
+    for path in ["/waits", "/silent"] {
+        assert_eq!(proxy.request_line(path).await["reason"], "backend_timeout");
+    }
 }
 
 /// Sends `piece` for as long as the proxy takes it, and counts the bytes.

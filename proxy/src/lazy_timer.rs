@@ -1,0 +1,56 @@
+//! A timer for an end that keeps moving away.
+//!
+//! How long may a client be idle, a backend be silent: with each request that end moves, and nearly always it is never reached.
+//! To set a timer costs more than anything else that happens then, so this one is left as it is when the end moves away,
+//! and set anew when it fires too early: once in the length of a timeout, and not thousands of times.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// One timer, for one end at a time.
+#[derive(Debug, Default)]
+pub struct LazyTimer(Option<Pin<Box<Sleep>>>);
+
+impl LazyTimer {
+    /// Ready when `end` has passed.
+    pub fn poll_until(&mut self, context: &mut Context<'_>, end: Instant) -> Poll<()> {
+        let timer = self.0.get_or_insert_with(|| Box::pin(sleep_until(end)));
+        if timer.deadline() > end {
+            timer.as_mut().reset(end);
+        }
+        loop {
+            ready!(timer.as_mut().poll(context));
+            if timer.deadline() >= end || Instant::now() >= end {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(end);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_fires_at_the_end_however_the_end_has_moved() {
+        let mut timer = LazyTimer::default();
+        let start = Instant::now();
+        for seconds in [60, 5, 30, 31, 1] {
+            let end = start + Duration::from_secs(seconds);
+            let polled = poll_fn(|context| Poll::Ready(timer.poll_until(context, end))).await;
+            assert!(polled.is_pending(), "{seconds}");
+        }
+        for seconds in [3, 10, 2] {
+            let end = start + Duration::from_secs(seconds);
+            poll_fn(|context| timer.poll_until(context, end)).await;
+            let late = Instant::now().saturating_duration_since(end);
+            assert!(Instant::now() >= end && (seconds < 10 || late < Duration::from_millis(10)));
+        }
+    }
+}
