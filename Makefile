@@ -66,7 +66,7 @@ k6-smoke k6-load k6-spike k6-sustained:
 
 slow-clients: ## a thousand slow connections in each of slowhttptest's modes, and what others see meanwhile (4 minutes)
 	@sh loadtest/tools.sh slowhttptest
-	$(CARGO) build --quiet --release --bin gopherproxy --bin origin
+	$(CARGO) build --quiet --release --bin gopherproxy --bin origin --bin pacer
 	@python3 loadtest/slow_clients.py
 
 bench: ## the proxy beside its peers, in half an hour; less with ROUNDS=1 SECONDS=1 ROWS=get,limited PEERS=gopherproxy,nginx BIN=target/release

@@ -43,7 +43,7 @@ from measure import (
     until,
     wrk,
 )
-from peers import PEERS, Binaries, Peer, Setup, ready
+from peers import OURS, PEERS, Binaries, Peer, Setup, ready
 from rows import ROWS, Row
 
 ROOT = HERE.parent.parent
@@ -135,7 +135,7 @@ class Bench:
         self.cores = cores
         self.run_directory = TARGET / "run"
         self.run_directory.mkdir(parents=True, exist_ok=True)
-        # Requests a second that nginx can answer: what fixed rates are a share of.
+        # Requests a second that GopherProxy can answer: what fixed rates are a share of.
         self.most = 0.0
         most = max([3, *(row.backends for row in plan.rows)])
         # One origin process; an address of the loopback network for each of many.
@@ -215,8 +215,8 @@ class Bench:
         return int(self.most * row.pace)
 
     def calibrate(self) -> None:
-        self.most = self.measure(PEERS["nginx"], ROWS["get"])["throughput"]
-        say(f"nginx answers {self.most:.0f} requests a second")
+        self.most = self.measure(PEERS[OURS], ROWS["get"])["throughput"]
+        say(f"GopherProxy answers {self.most:.0f} requests a second")
 
     def rounds(self) -> list[dict[str, Any]]:
         measurements = []

@@ -153,7 +153,7 @@ GOALS = [
     Goal("… to Caddy", 0.25, 0.15, cpu_to("caddy")),
     Goal("CPU of a 429, to nginx", 1.25, 0.95, cpu_to("nginx", "limited")),
     Goal(
-        "p99 at half of nginx's throughput, to nginx",
+        "p99 at half of GopherProxy's throughput, to nginx",
         1.3,
         1.0,
         lambda results: ratio(results, "p99_us", ("paced", OURS), ("paced", "nginx")),

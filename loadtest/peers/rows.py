@@ -21,7 +21,7 @@ class Row:
     backends: int = 3
     limited: bool = False
     trusted: bool = False
-    # A share of what nginx can do, as a fixed rate; 0 is as fast as it goes.
+    # A share of what GopherProxy can do, as a fixed rate; 0 is as fast as it goes.
     pace: float = 0.0
     peers: frozenset[str] = ALL
 
@@ -30,8 +30,8 @@ ROWS: dict[str, Row] = {
     row.name: row
     for row in (
         Row("get", "small GET"),
-        Row("paced", "small GET at half of nginx's throughput", pace=0.5),
-        Row("light", "small GET at a fifth of nginx's throughput", pace=0.2),
+        Row("paced", "small GET at half of GopherProxy's throughput", pace=0.5),
+        Row("light", "small GET at a fifth of GopherProxy's throughput", pace=0.2),
         Row("64k", "64 KiB response", path="/bytes/65536", connections=32),
         Row("1m", "1 MiB response", path="/bytes/1048576", connections=8),
         Row("upload", "1 MiB upload", path="/upload", connections=8, script=["upload", "1048576"]),

@@ -21,13 +21,13 @@ pub struct Line<'r> {
     pub method: &'r str,
     /// The target; what follows a `?` is not logged, because queries carry secrets.
     pub target: &'r str,
-    /// The peer of the connection, with its port.
+    /// The peer of the connection: an address with its port.
     pub remote_addr: &'r str,
     /// What the client got; 499 when it went away before there was an answer.
     pub status: u16,
     /// From the head of the request to the end of the response.
     pub duration: Duration,
-    /// Whose request it was.
+    /// Whose request it was: an address.
     pub client: Option<&'r str>,
     /// The backend that answered, or the last one that was tried.
     pub backend: Option<&'r str>,
@@ -50,11 +50,11 @@ impl Line<'_> {
         json_log::info_line("request", |line| {
             line.text("method", self.method);
             line.text("path", self.path());
-            line.text("remote_addr", self.remote_addr);
+            line.plain("remote_addr", self.remote_addr);
             line.number("status", self.status.into());
             line.millis("duration_ms", self.duration);
             if let Some(client) = self.client {
-                line.text("client", client);
+                line.plain("client", client);
             }
             if let Some(backend) = self.backend {
                 line.text("backend", backend);
@@ -76,13 +76,17 @@ impl Line<'_> {
 
     /// The target without authority (which may hold a password) and query, cut at [`MAX_PATH`].
     fn path(&self) -> &str {
-        let path = match self.target.split_once("://") {
-            Some((scheme, rest)) if !scheme.contains(['/', '?']) => {
-                rest.find(['/', '?']).map_or("/", |start| &rest[start..])
-            }
-            _ => self.target,
+        let absolute = || {
+            let (scheme, rest) = self.target.split_once("://")?;
+            (!scheme.contains(['/', '?'])).then(|| rest.find(['/', '?']).map_or("/", |start| &rest[start..]))
         };
-        let path = path.split('?').next().unwrap_or_default();
+        // Nearly all begin with a slash, and need no search.
+        let path = if self.target.starts_with('/') {
+            self.target
+        } else {
+            absolute().unwrap_or(self.target)
+        };
+        let path = memchr::memchr(b'?', path.as_bytes()).map_or(path, |query| &path[..query]);
         let mut end = path.len().min(MAX_PATH);
         while !path.is_char_boundary(end) {
             end -= 1;

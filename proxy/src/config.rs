@@ -380,6 +380,8 @@ fn server_conf(settings: &Settings, keys: Mapping) -> ServerConf {
     let default = ServerConf {
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         upgrade_sock: UPGRADE_SOCKET.into(),
+        // With fewer than there are backends nearly every request would open a connection. Pingora's 128 are for one site.
+        upstream_keepalive_pool_size: 1024,
         ..ServerConf::default()
     };
     let Ok(Value::Mapping(mut accepted)) = yaml_serde::to_value(&default) else {

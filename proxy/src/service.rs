@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use chassis::shortage::is_shortage;
-use http::{Version, header};
+use http::{HeaderName, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::{Error, ErrorType, HttpPeer, Result};
@@ -32,6 +32,9 @@ use crate::policy::Policy;
 use crate::rejection::Rejection;
 use crate::retry_budget::RetryBudget;
 use crate::upstream::{Pool, Upstream};
+
+/// What the backend knows the request by.
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A longer error is cut: a line is for reading.
 const MAX_ERROR: usize = 512;
@@ -427,7 +430,7 @@ impl ProxyHttp for EdgeProxy {
             duration: ctx.elapsed(),
             client: Some(&admitted.connection.text_of(admitted.client.address)),
             backend: ctx.upstream.as_ref().map(|upstream| &*upstream.name),
-            request_id: request.headers.get("x-request-id").and_then(|id| id.to_str().ok()),
+            request_id: request.headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok()),
             bytes: Some(session.body_bytes_sent() as u64),
             reason: ctx.rejection.map(Rejection::reason),
             error: ctx.error.as_deref(),
