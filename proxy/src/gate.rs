@@ -13,6 +13,8 @@
 //! - Pingora sets a timer for each read from a backend. The gate sees when the whole request has been read and nothing of a
 //!   response comes, so it can tell a backend's silence with a [`LazyTimer`].
 //!
+//! And an idle connection has no buffers: the gate reads past one on the stack, and gathers what is written only until it is sent.
+//!
 //! What ends a request here reaches Pingora as an error of the client's stream, and [`fault`] knows it again.
 
 use std::fmt;
@@ -21,11 +23,11 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
@@ -40,6 +42,9 @@ use crate::lazy_timer::LazyTimer;
 
 /// How much is read at a time, on the stack; most heads fit.
 const READ: usize = 4096;
+
+/// Up to this many bytes small pieces of a response are sent together.
+const GATHERED: usize = 4096;
 
 /// How much of later requests is held; the rest waits in the kernel, as a client that sends too fast must.
 const MAX_HELD: usize = 16 << 10;
@@ -115,6 +120,8 @@ pub struct Gate {
     /// How much more may be held.
     room: usize,
     held: BytesMut,
+    /// Pieces of the response that are not sent yet.
+    gathered: BytesMut,
     write_timeout: Duration,
     /// Runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -180,6 +187,7 @@ impl Gate {
             rest: Rest::All,
             room: 0,
             held: BytesMut::new(),
+            gathered: BytesMut::new(),
             write_timeout,
             stalled: None,
             min_rate,
@@ -221,10 +229,11 @@ impl Gate {
         Poll::Ready((!failed && !read.filled().is_empty()).then_some(()))
     }
 
-    /// Opens the gate and returns what it has held.
+    /// Opens the gate and returns what it has held. It holds nothing more, for it may be a long time until the next request.
     pub fn open(&mut self) -> BytesMut {
         self.rest = Rest::All;
         self.patience = None;
+        self.gathered = BytesMut::new();
         std::mem::take(&mut self.held)
     }
 
@@ -263,12 +272,17 @@ impl Gate {
                 more => self.held.extend_from_slice(more),
             }
         }
-        self.poll_silence(context)
+        self.poll_wait(context)
     }
 
-    /// Ready with an error when the backend is silent for too long.
-    fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(patience) = self.patience else {
+    /// What there is to do while nothing comes from the client. Ready with an error when the backend is waited for, and is silent for
+    /// too long.
+    fn poll_wait(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Nobody flushes a piece of a response that is not the last; but the next may take its time.
+        if let Poll::Ready(Err(error)) = self.poll_send_gathered(context) {
+            return Poll::Ready(Err(error));
+        }
+        let Some(patience) = self.patience.filter(|_| self.asked_to_wait || self.rest.ended()) else {
             return Poll::Pending;
         };
         let since = *self.silent_since.get_or_insert_with(Instant::now);
@@ -282,11 +296,7 @@ impl Gate {
         let read = Pin::new(&mut self.stream).poll_read(context, part);
         if read.is_pending() {
             self.reading.wait();
-            return if self.asked_to_wait {
-                self.poll_silence(context)
-            } else {
-                Poll::Pending
-            };
+            return self.poll_wait(context);
         }
         self.asked_to_wait = false;
         self.silent_since = None;
@@ -294,6 +304,43 @@ impl Gate {
             return Poll::Ready(Err(Fault::SlowClient.into()));
         }
         read
+    }
+
+    /// Gathers small pieces until they are flushed, or more of the response is waited for. One that is too large for that goes out together with what was gathered, in
+    /// one system call.
+    fn poll_send(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.gathered.len() + bytes.len() <= GATHERED {
+            self.gathered.extend_from_slice(bytes);
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        while !self.gathered.is_empty() {
+            let both = [io::IoSlice::new(&self.gathered), io::IoSlice::new(bytes)];
+            let sent = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, &both))?;
+            let of_these = sent.saturating_sub(self.gathered.len());
+            self.sent_gathered(sent)?;
+            if of_these > 0 {
+                return Poll::Ready(Ok(of_these));
+            }
+        }
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    /// Sends what was gathered.
+    fn poll_send_gathered(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.gathered.is_empty() {
+            let sent = ready!(Pin::new(&mut self.stream).poll_write(context, &self.gathered))?;
+            self.sent_gathered(sent)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Notes that so many bytes were sent, those that were gathered first.
+    fn sent_gathered(&mut self, sent: usize) -> io::Result<()> {
+        if sent == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.gathered.advance(sent.min(self.gathered.len()));
+        Ok(())
     }
 
     /// Gives up a write that the client lets wait for too long, and a client that takes too little in all.
@@ -320,6 +367,13 @@ impl Gate {
             return Poll::Ready(Err(Fault::SlowClient.into()));
         }
         Poll::Ready(written)
+    }
+}
+
+impl Drop for Gate {
+    /// A response that breaks off leaves what has come of it.
+    fn drop(&mut self) {
+        let _ = self.poll_send_gathered(&mut Context::from_waker(Waker::noop()));
     }
 }
 
@@ -358,34 +412,26 @@ impl AsyncRead for Gate {
 impl AsyncWrite for Gate {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let gate = self.get_mut();
-        let written = Pin::new(&mut gate.stream).poll_write(context, bytes);
+        let written = gate.poll_send(context, bytes);
         gate.limit(context, written, |bytes| *bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let gate = self.get_mut();
-        let flushed = Pin::new(&mut gate.stream).poll_flush(context);
+        let flushed = match gate.poll_send_gathered(context) {
+            Poll::Ready(Ok(())) => Pin::new(&mut gate.stream).poll_flush(context),
+            unsent => unsent,
+        };
         gate.limit(context, flushed, |()| 0)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let gate = self.get_mut();
-        let shut = Pin::new(&mut gate.stream).poll_shutdown(context);
+        let shut = match gate.poll_send_gathered(context) {
+            Poll::Ready(Ok(())) => Pin::new(&mut gate.stream).poll_shutdown(context),
+            unsent => unsent,
+        };
         gate.limit(context, shut, |()| 0)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let gate = self.get_mut();
-        let written = Pin::new(&mut gate.stream).poll_write_vectored(context, slices);
-        gate.limit(context, written, |bytes| *bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }
 

@@ -44,10 +44,6 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// better at `error`.
 const LOG_FILTER: &str = "info,pingora=warn,pingora_core=warn,pingora_proxy=off,pingora_load_balancing=error";
 
-/// Bytes that Pingora keeps for reading from and for writing to each client connection. It is read from past a buffer on the
-/// stack, so that an idle one costs little.
-const CONNECTION_BUFFERS: (usize, usize) = (0, 1460);
-
 /// An edge proxy that balances HTTP over origins that come and go.
 #[derive(Parser)]
 #[command(name = "gopherproxy", version = build_info::describe())]
@@ -156,9 +152,9 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         metrics: metrics.clone(),
     };
     server.add_service(Listening::new(client_socket, doors, |address| {
-        let (read, write) = CONNECTION_BUFFERS;
         let mut service = Service::new("proxy".into(), edge);
-        service.add_listener(ListenerConfig::tcp(address).l4_buffer(L4BufferSettings::new(read, write)));
+        // `gate` has buffers of its own while it needs them. Pingora's would be most of what an idle connection costs.
+        service.add_listener(ListenerConfig::tcp(address).l4_buffer(L4BufferSettings::unbuffered()));
         service
     })?);
     let reload = Reload {

@@ -149,6 +149,34 @@ async fn a_body_is_streamed_and_not_collected() {
 }
 
 #[tokio::test]
+async fn a_piece_of_a_response_does_not_wait_for_the_next() {
+    let origin = RawOrigin::start(|mut peer| async move {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(peer.stream.read_u8().await.expect("a head"));
+        }
+        for piece in ["HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", "wiki", "pedia"] {
+            peer.send(piece).await;
+            // The client has had this piece when it says so.
+            peer.stream.read_u8().await.expect("a word of the client");
+        }
+    })
+    .await;
+    let proxy = over(&origin).await;
+    let mut client = Connection::open(proxy.address()).await;
+    client
+        .send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 3\r\n\r\n")
+        .await;
+    let mut seen = String::new();
+    for end in ["\r\n\r\n", "wiki", "pedia"] {
+        while !seen.ends_with(end) {
+            seen += &String::from_utf8_lossy(&client.bytes(1).await);
+        }
+        client.send("x").await;
+    }
+}
+
+#[tokio::test]
 async fn connections_to_a_backend_are_reused() {
     let origin = RawOrigin::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let proxy = over(&origin).await;
