@@ -3,12 +3,12 @@
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
-# The binaries are static, because the images have nothing to link with; and no path of the builder is in them, so that
-# the same sources give the same bytes wherever they are built.
-ENV RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=/src=gopherproxy --remap-path-prefix=/usr/local/cargo=cargo"
+# They are optimised by the profile that `make build` takes too; and no path of the builder is in them, so that the same
+# sources give the same bytes wherever they are built.
+ENV RUSTFLAGS="-Cprofile-use=/src/loadtest/pgo/release.profdata --remap-path-prefix=/src=gopherproxy --remap-path-prefix=/usr/local/cargo=cargo"
 
-# Dependencies first, with the manifests and empty crates: this layer is built anew only when they change. They are
-# built for a named target, or else the static flag would reach procedural macros too, which can't have it.
+# Dependencies first, with the manifests and empty crates: this layer is built anew only when they change.
+COPY loadtest/pgo/release.profdata loadtest/pgo/
 COPY Cargo.toml Cargo.lock ./
 COPY third_party third_party
 COPY chassis/Cargo.toml chassis/
@@ -21,19 +21,21 @@ COPY loadtest/peers/pacer/Cargo.toml loadtest/peers/pacer/
 RUN set -eu; \
     for crate in chassis registry sentinel proxy loadtest/origin; do mkdir -p $crate/src; touch $crate/src/lib.rs; done; \
     for crate in sentinel proxy loadtest/origin; do echo 'fn main() {}' > $crate/src/main.rs; done; \
-    rustc --print host-tuple > /target; \
-    cargo build --locked --release --target "$(cat /target)" --bin gopherproxy --bin sentinel --bin origin; \
-    rm -rf chassis registry sentinel proxy loadtest
+    cargo build --locked --release --bin gopherproxy --bin sentinel --bin origin; \
+    rm -rf chassis registry sentinel proxy loadtest/origin loadtest/peers
 
 COPY . .
 ARG VERSION=
 ARG COMMIT=
-# The sources may be older than the empty crates were, by which cargo would take them for built.
+# The sources may be older than the empty crates were, by which cargo would take them for built. The binaries are static, because the
+# images have nothing to link with; only where they are linked, because procedural macros can't be.
 RUN set -eu; \
     find chassis registry sentinel proxy loadtest -name '*.rs' -exec touch {} +; \
-    cargo build --locked --release --target "$(cat /target)" --bin gopherproxy --bin sentinel --bin origin; \
     mkdir -p /out/state; \
-    for bin in gopherproxy sentinel origin; do cp "target/$(cat /target)/release/$bin" /out/; done
+    for bin in gopherproxy sentinel origin; do \
+        cargo rustc --locked --release --package $bin --bin $bin -- -C target-feature=+crt-static; \
+        cp target/release/$bin /out/; \
+    done
 
 FROM scratch AS origin
 COPY --from=build /out/origin /usr/local/bin/origin

@@ -6,6 +6,9 @@ CONF   ?= conf/embedded.yaml
 VERSION ?= $(shell git describe --tags --always 2>/dev/null)
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 STAMP    = VERSION=$(VERSION) COMMIT=$(COMMIT)
+# A release is optimised by a profile (loadtest/pgo/). Cargo looks at the flags and not at the file, so its checksum is among them.
+PROFILE   = $(CURDIR)/loadtest/pgo/release.profdata
+OPTIMISED = RUSTFLAGS="$(RUSTFLAGS) -Cprofile-use=$(PROFILE) --cfg=profile_$(firstword $(shell cksum $(PROFILE)))"
 # How long each fuzz target runs, in seconds, and which there are.
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= member forwarded_for config head limiter
@@ -15,7 +18,7 @@ FUZZ = RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 COMPOSE_BUILD = COMPOSE_PARALLEL_LIMIT=1 docker compose build
 
 .DEFAULT_GOAL := help
-.PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough soak fuzz bench microbench instructions tools
+.PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough soak fuzz bench pgo microbench instructions tools
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +32,7 @@ mock-backends: ## the three demo origins alone, on all addresses (ports 8081 to 
 	@exec target/debug/origin 0.0.0.0:8081 0.0.0.0:8082 0.0.0.0:8083
 
 build: ## the binaries as they are shipped (link-time optimisation: takes minutes)
-	$(STAMP) $(CARGO) build --release --bin gopherproxy --bin sentinel
+	$(STAMP) $(OPTIMISED) $(CARGO) build --release --bin gopherproxy --bin sentinel
 
 up: ## the compose stack, built and stamped; waits until all of it is healthy
 	@grep -qs '^GRAFANA_PASSWORD=..*' .env && ! grep -qs '^GRAFANA_PASSWORD=admin$$' .env || \
@@ -61,17 +64,20 @@ check-dashboard: ## the dashboard against Grafana's own types and the README's m
 
 k6-smoke: ## users at work, counted by k6, over a proxy and origins of its own; also k6-load, k6-spike, k6-sustained
 k6-smoke k6-load k6-spike k6-sustained:
-	@[ -n "$(PROXY_URL)" ] || $(STAMP) $(CARGO) build --quiet --release --bin gopherproxy --bin origin
+	@[ -n "$(PROXY_URL)" ] || $(STAMP) $(OPTIMISED) $(CARGO) build --quiet --release --bin gopherproxy --bin origin
 	@BIN=target/release sh loadtest/k6.sh $(@:k6-%=%)
 
 slow-clients: ## a thousand slow connections in each of slowhttptest's modes, and what others see meanwhile (4 minutes)
 	@sh loadtest/tools.sh slowhttptest
-	$(CARGO) build --quiet --release --bin gopherproxy --bin origin --bin pacer
+	$(OPTIMISED) $(CARGO) build --quiet --release --bin gopherproxy --bin origin --bin pacer
 	@python3 loadtest/slow_clients.py
 
 bench: ## the proxy beside its peers, in half an hour; less with ROUNDS=1 SECONDS=1 ROWS=get,limited PEERS=gopherproxy,nginx BIN=target/release
-	@python3 loadtest/peers/bench.py $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
+	@$(OPTIMISED) python3 loadtest/peers/bench.py $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
 	$(if $(ROWS),--rows $(ROWS)) $(if $(PEERS),--peers $(PEERS)) $(if $(BIN),--bin $(BIN))
+
+pgo: ## makes the profile anew that release builds are optimised by; takes llvm-profdata, and ten minutes
+	@sh loadtest/pgo/train.sh
 
 microbench: ## the limiter, the pick of a backend and a line of the log, in nanoseconds
 	$(CARGO) bench --package gopherproxy --bench request_path

@@ -38,7 +38,7 @@ ROWS: dict[str, Row] = {
         Row("connect", "new connection each request", script=["close"]),
         Row("conns", "1,000 connections", connections=1000),
         Row("limited", "over the limit: 429", limited=True),
-        Row("backends", "1,000 backends", backends=1000, peers=FASTEST | {"envoy"}),
+        Row("backends", "1,000 backends", backends=1000, peers=FASTEST | {"envoy", "bare"}),
         Row("client", "1 client, told by a trusted generator", script=["clients", "1"], trusted=True, peers=FASTEST),
         Row("clients", "100,000 clients", script=["clients", "100000"], trusted=True, peers=FASTEST),
     )

@@ -5,19 +5,25 @@
 //! A generator that waits for an answer before it sends the next request would leave out just the requests that a
 //! stall would have met, and report a better server than its clients see.
 //!
-//! One thread a connection, with blocking sockets: the kernel wakes a thread within microseconds of its time, where the timers
-//! of an event loop have steps of a millisecond. When a thread that had time left wakes too late, that is this program's
-//! fault and no server's, and the latency counts from when the request was really sent.
+//! One thread, which sleeps until the next request is due or an answer comes: it shares its core with the origins, and with more threads
+//! latency would tell how the kernel shares that core between them. When it wakes too late for a request, and a
+//! connection was free for it, that is this program's fault and no server's, and the latency counts from when the request
+//! was really sent.
 
+use std::collections::VecDeque;
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll;
+use rustix::fd::OwnedFd;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 /// How long a server may take for an answer before its connection is given up.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,6 +32,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_millis(50);
 /// Header fields of a response that are looked at.
 const MAX_FIELDS: usize = 32;
+/// The event of the timer; those of connections are their numbers.
+const TIMER: u64 = u64::MAX;
 
 /// Sends GET requests at a fixed rate and prints the latencies as one JSON object.
 #[derive(Parser)]
@@ -50,81 +58,197 @@ struct Arguments {
     connections: usize,
 }
 
-/// When each request is due.
-struct Schedule {
+/// A connection, and the request on it that is not answered.
+struct Connection {
+    stream: TcpStream,
+    /// From when the latency counts.
+    sent: Option<Instant>,
+    received: Vec<u8>,
+}
+
+/// A run: what is due, who is free to send it, and what has come of it.
+struct Run {
+    request: String,
     start: Instant,
     rate: u32,
     requests: u64,
-    next: AtomicU64,
-    end: Instant,
+    /// The next that is not due yet, or that nobody was free for.
+    next: u64,
+    connections: Vec<Connection>,
+    free: VecDeque<usize>,
+    latencies: Vec<u64>,
+    failures: Vec<String>,
 }
 
-impl Schedule {
-    fn new(rate: u32, length: Duration) -> Self {
-        let start = Instant::now() + Duration::from_millis(20);
-        Self {
-            start,
-            rate,
-            requests: u64::try_from(length.as_nanos() * u128::from(rate) / 1_000_000_000).unwrap_or(u64::MAX),
-            next: AtomicU64::new(0),
-            end: start + length + GRACE,
+impl Run {
+    fn new(arguments: &Arguments) -> Result<Self, Box<dyn Error>> {
+        let length = Duration::try_from_secs_f64(arguments.seconds)?;
+        let connect = |_| {
+            let stream = TcpStream::connect(arguments.address)?;
+            stream.set_nodelay(true)?;
+            stream.set_nonblocking(true)?;
+            Ok(Connection {
+                stream,
+                sent: None,
+                received: Vec::new(),
+            })
+        };
+        let connections = (0..arguments.connections)
+            .map(connect)
+            .collect::<io::Result<Vec<_>>>()?;
+        Ok(Self {
+            request: format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", arguments.path, arguments.address),
+            start: Instant::now() + Duration::from_millis(20),
+            rate: arguments.rate,
+            requests: u64::try_from(length.as_nanos() * u128::from(arguments.rate) / 1_000_000_000)?,
+            next: 0,
+            free: (0..connections.len()).collect(),
+            connections,
+            latencies: Vec::new(),
+            failures: Vec::new(),
+        })
+    }
+
+    /// When the next request is due; `None` after the last.
+    fn due(&self) -> Option<Instant> {
+        let after = Duration::from_nanos(self.next.saturating_mul(1_000_000_000) / u64::from(self.rate));
+        (self.next < self.requests).then(|| self.start + after)
+    }
+
+    /// When nothing more is sent, and when nothing more is waited for.
+    fn ends(&self) -> (Instant, Instant) {
+        let last = Duration::from_nanos(self.requests.saturating_mul(1_000_000_000) / u64::from(self.rate));
+        let sending = self.start + last + GRACE;
+        (sending, sending + ANSWER_TIMEOUT)
+    }
+
+    /// Sends on a connection that is free; the latency counts from `from`.
+    fn send(&mut self, number: usize, from: Instant) {
+        let connection = &mut self.connections[number];
+        match connection.stream.write(self.request.as_bytes()) {
+            Ok(sent) if sent == self.request.len() => connection.sent = Some(from),
+            // So few bytes fit into any socket that is not broken. It is never free again.
+            Ok(_) => self.failures.push("a request could not be sent whole".into()),
+            Err(error) => self.failures.push(error.to_string()),
         }
     }
 
-    /// When the next request that nobody has taken is due; `None` after the last.
-    fn take(&self) -> Option<Instant> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let after = Duration::from_nanos(number.saturating_mul(1_000_000_000) / u64::from(self.rate));
-        (number < self.requests && Instant::now() < self.end).then(|| self.start + after)
-    }
-}
-
-/// Waits until `due` and returns the time from which the latency counts.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the thread is the connection's own, and no runtime's"
-)]
-fn wait_for(due: Instant) -> Instant {
-    let early = due.saturating_duration_since(Instant::now());
-    if early.is_zero() {
-        return due;
-    }
-    thread::sleep(early);
-    Instant::now()
-}
-
-/// One connection's requests, until the schedule has no more. The latency of each goes to `latencies`, in nanoseconds.
-fn run(arguments: &Arguments, schedule: &Schedule, latencies: &mut Vec<u64>) -> io::Result<()> {
-    let mut stream = TcpStream::connect(arguments.address)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-    let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", arguments.path, arguments.address);
-    let mut received = Vec::new();
-    while let Some(due) = schedule.take() {
-        let from = wait_for(due);
-        stream.write_all(request.as_bytes())?;
-        match read_answer(&mut stream, &mut received) {
-            // Never answered, as far as this run goes; so are those that this connection would have sent.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            read => read?,
+    /// Sends everything that is due and that a connection is free for.
+    fn send_due(&mut self) {
+        while let Some(due) = self.due() {
+            let now = Instant::now();
+            if due > now || now >= self.ends().0 {
+                return;
+            }
+            let Some(number) = self.free.pop_front() else { return };
+            self.next += 1;
+            self.send(number, now);
         }
-        latencies.push(u64::try_from(from.elapsed().as_nanos()).unwrap_or(u64::MAX));
     }
+
+    /// Reads what has come on a connection; after an answer the request that has waited longest takes it.
+    fn answered(&mut self, number: usize) {
+        let connection = &mut self.connections[number];
+        match read_answer(&mut connection.stream, &mut connection.received) {
+            Ok(false) => {}
+            Ok(true) => {
+                let now = Instant::now();
+                if let Some(sent) = connection.sent.take() {
+                    let latency = now.duration_since(sent).as_nanos();
+                    self.latencies.push(u64::try_from(latency).unwrap_or(u64::MAX));
+                }
+                match self.due() {
+                    // No connection was free when it was due, or it would have been sent: it was late because of the server.
+                    Some(due) if due <= now && self.free.is_empty() && now < self.ends().0 => {
+                        self.next += 1;
+                        self.send(number, due);
+                    }
+                    _ => self.free.push_back(number),
+                }
+            }
+            // It is never free again.
+            Err(error) => {
+                connection.sent = None;
+                self.failures.push(error.to_string());
+            }
+        }
+    }
+
+    /// Whether there is nothing more to send or to wait for.
+    fn is_over(&self) -> bool {
+        let (sending, waiting) = self.ends();
+        let now = Instant::now();
+        let sent = self.due().is_none() || now >= sending;
+        let answered = self.connections.iter().all(|connection| connection.sent.is_none());
+        (sent && answered) || now >= waiting
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (number, connection) in self.connections.iter().enumerate() {
+            let event = epoll::EventData::new_u64(number as u64);
+            epoll::add(&poll, &connection.stream, event, epoll::EventFlags::IN)?;
+        }
+        let timer = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )?;
+        epoll::add(&poll, &timer, epoll::EventData::new_u64(TIMER), epoll::EventFlags::IN)?;
+        let mut events = Vec::with_capacity(self.connections.len() + 1);
+        while !self.is_over() {
+            self.send_due();
+            // With no connection free there is nothing to do at the time when the next is due.
+            let (now, (sending, waiting)) = (Instant::now(), self.ends());
+            let end = if now < sending { sending } else { waiting };
+            let wake = self
+                .due()
+                .filter(|_| !self.free.is_empty() && now < sending)
+                .unwrap_or(end);
+            set(&timer, wake.saturating_duration_since(now))?;
+            events.clear();
+            match epoll::wait(&poll, spare_capacity(&mut events), None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in &events {
+                match event.data.u64() {
+                    TIMER => {}
+                    number => self.answered(usize::try_from(number).unwrap_or(0)),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sets a timer that fires once. It is never read, only set anew, which is as good.
+fn set(timer: &OwnedFd, after: Duration) -> io::Result<()> {
+    let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // A time of nothing would turn it off.
+    let after = after.max(Duration::from_nanos(1));
+    let value = Timespec::try_from(after).map_err(io::Error::other)?;
+    let time = Itimerspec {
+        it_interval: never,
+        it_value: value,
+    };
+    timerfd_settime(timer, TimerfdTimerFlags::empty(), &time)?;
     Ok(())
 }
 
-/// Reads one response and leaves nothing of it in `received`.
-fn read_answer(stream: &mut TcpStream, received: &mut Vec<u8>) -> io::Result<()> {
-    received.clear();
+/// Reads what there is; whether it is a whole response, of which nothing stays in `received`.
+fn read_answer(stream: &mut TcpStream, received: &mut Vec<u8>) -> io::Result<bool> {
     let mut piece = [0; 16 << 10];
     loop {
-        let read = stream.read(&mut piece)?;
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        let read = match stream.read(&mut piece) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error),
+        };
         received.extend_from_slice(&piece[..read]);
         if length(received)?.is_some_and(|length| received.len() >= length) {
-            return Ok(());
+            received.clear();
+            return Ok(true);
         }
     }
 }
@@ -159,36 +283,21 @@ fn percentile(sorted: &[u64], missing: u64, percent: u64) -> Option<f64> {
 }
 
 fn measure(arguments: &Arguments) -> Result<serde_json::Value, Box<dyn Error>> {
-    // Threads inherit it. Where it can't be set they wake up to 50 µs late, which `wait_for` allows for.
+    // Where it can't be set, the thread wakes up to 50 µs late, which is allowed for.
     let _ = std::fs::write("/proc/self/timerslack_ns", "1");
-    let schedule = Schedule::new(arguments.rate, Duration::try_from_secs_f64(arguments.seconds)?);
-    let connections: Vec<_> = thread::scope(|scope| {
-        let connection = || {
-            let mut latencies = Vec::new();
-            let ended = run(arguments, &schedule, &mut latencies);
-            (latencies, ended)
-        };
-        let threads: Vec<_> = (0..arguments.connections).map(|_| scope.spawn(connection)).collect();
-        threads.into_iter().map(|thread| thread.join()).collect()
-    });
-    let mut latencies = Vec::new();
-    let mut failures = Vec::new();
-    for connection in connections {
-        let (more, ended) = connection.map_err(|_| "a thread has panicked")?;
-        latencies.extend(more);
-        failures.extend(ended.err().map(|error| error.to_string()));
-    }
-    let took = schedule.start.elapsed();
-    latencies.sort_unstable();
-    let missing = schedule.requests.saturating_sub(latencies.len() as u64);
+    let mut run = Run::new(arguments)?;
+    run.run()?;
+    let took = run.start.elapsed();
+    run.latencies.sort_unstable();
+    let missing = run.requests.saturating_sub(run.latencies.len() as u64);
     Ok(serde_json::json!({
-        "due": schedule.requests,
-        "answered": latencies.len(),
+        "due": run.requests,
+        "answered": run.latencies.len(),
         "seconds": took.as_secs_f64(),
-        "failed_connections": failures.len(),
-        "first_failure": failures.first().map_or("", String::as_str),
-        "p50_us": percentile(&latencies, missing, 50),
-        "p99_us": percentile(&latencies, missing, 99),
+        "failed_connections": run.failures.len(),
+        "first_failure": run.failures.first().map_or("", String::as_str),
+        "p50_us": percentile(&run.latencies, missing, 50),
+        "p99_us": percentile(&run.latencies, missing, 99),
     }))
 }
 
@@ -213,6 +322,7 @@ fn main() -> ExitCode {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::thread;
 
     use super::*;
 
