@@ -39,6 +39,7 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use crate::chunks::{BadFraming, Chunks};
 use crate::lazy_timer::LazyTimer;
+use crate::pace::Pace;
 
 /// How much is read at a time, on the stack; most heads fit.
 const READ: usize = 4096;
@@ -52,9 +53,6 @@ const MAX_HELD: usize = 16 << 10;
 /// How long the rest of a request may take to arrive that nobody waits for any more. If it is not there then, the connection
 /// closes.
 pub const UNWANTED_BODY: Duration = Duration::from_secs(1);
-
-/// How long a client may be waited for, in all, before the minimum rate counts.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// What is still to come of the current request.
 #[derive(Debug)]
@@ -150,32 +148,6 @@ pub struct Terms {
     pub patience: Option<Duration>,
     /// The client may wait for the backend's word before it sends the rest.
     pub expects: bool,
-}
-
-/// How fast a client is in one direction, in the current request, while it is waited for.
-#[derive(Debug, Default)]
-struct Pace {
-    since: Option<Instant>,
-    waited: Duration,
-    bytes: u64,
-}
-
-impl Pace {
-    /// Notes that the client is waited for.
-    fn wait(&mut self) {
-        self.since.get_or_insert_with(Instant::now);
-    }
-
-    /// Notes so many bytes. Returns false when the client is slower than so many a second. What it sends or takes without being
-    /// waited for (all of a small body, what fits into the kernel's buffers) does not count for it.
-    fn keeps(&mut self, bytes: usize, min_rate: Option<u64>) -> bool {
-        if let Some(since) = self.since.take() {
-            self.waited += since.elapsed();
-            self.bytes += bytes as u64;
-        }
-        let owed = self.waited.saturating_sub(GRACE).as_secs_f64();
-        min_rate.is_none_or(|rate| self.bytes as f64 >= rate as f64 * owed)
-    }
 }
 
 impl Gate {

@@ -7,6 +7,7 @@
 //! - [`head`]: what a request head must be before anything else looks at it.
 //! - [`chunks`]: where a chunked body ends.
 //! - [`gate`]: the client's stream, shut behind the request that is being served.
+//! - [`pace`]: whether a client keeps up a minimum rate.
 //! - [`lazy_timer`]: a timer for an end that keeps moving away.
 //! - [`admission`]: whether a request may pass.
 //! - [`policy`]: the rules that a request is served by.
@@ -43,6 +44,7 @@ pub mod lazy_timer;
 pub mod lifecycle;
 pub mod limiter;
 pub mod metrics;
+pub mod pace;
 pub mod policy;
 pub mod rejection;
 pub mod reload;
