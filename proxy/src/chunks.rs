@@ -4,8 +4,6 @@
 //! do not: bytes that one reader takes for the body another takes for the next request. So the framing of every chunked
 //! request is followed here, strictly, before Pingora sees it.
 
-use crate::head::is_in_name;
-
 /// Longer size lines and trailers are nobody's honest framing.
 const MAX_LINE: usize = 256;
 const MAX_TRAILERS: usize = 8 << 10;
@@ -131,6 +129,11 @@ impl Chunks {
         self.place = next;
         Ok(())
     }
+}
+
+/// Whether `byte` may be in the name of a field, or in any other token.
+pub fn is_in_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! addresses it last had; and a proxy that starts takes the set that an earlier one left in its [`state_file`] until the
 //! registry gives one. Who of them is alive is the health check's business, not this module's.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,13 +21,10 @@ use pingora_load_balancing::{Backend, Extensions};
 use registry::{Malformed, Member, Registry, Resolver, Snapshot};
 
 use crate::metrics::Metrics;
-use crate::state_file;
+use crate::state_file::{self, Addresses};
 
 /// How long the names of one read may take, all at the same time.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Each address of the last good set, with the name that its member has in the registry.
-pub type Addresses = BTreeMap<SocketAddr, Arc<str>>;
 
 /// Reads the registry. Clones share what was last read.
 #[derive(Clone)]

@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::net::Ipv6Addr;
 use std::str;
 
+use crate::chunks::is_in_name;
 use crate::rejection::Rejection;
 
 /// The most fields in a head, whatever `client.max_fields` is: Pingora reads 256, and a few are added to what comes.
@@ -236,11 +237,6 @@ impl Connection {
 fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     let options = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
     options.filter(|option| !option.is_empty())
-}
-
-/// Whether `byte` may be in the name of a field, or in any other token.
-pub fn is_in_name(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn has_bare_line_end(bytes: &[u8]) -> bool {

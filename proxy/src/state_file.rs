@@ -4,15 +4,18 @@
 //! registry, and an address that it has. The addresses are there because DNS may be down too. The file is written
 //! beside its place and then moved there, so that nobody ever reads half of one.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use registry::Member;
 
-use crate::discovery::Addresses;
+/// Each address of a good set, with the name that its member has in the registry.
+pub type Addresses = BTreeMap<SocketAddr, Arc<str>>;
 
 const FIRST_LINE: &str = "gopherproxy backends, version 1";
 /// A longer file is none of ours.
@@ -66,7 +69,7 @@ pub fn read(path: &Path) -> io::Result<Option<Addresses>> {
         .map(Some)
 }
 
-fn parse(line: &str) -> Option<(SocketAddr, std::sync::Arc<str>)> {
+fn parse(line: &str) -> Option<(SocketAddr, Arc<str>)> {
     let (member, address) = line.split_once(' ')?;
     let member = Member::parse(member.as_bytes()).ok()?;
     Some((address.parse().ok()?, member.to_string().into()))
