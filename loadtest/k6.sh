@@ -52,9 +52,8 @@ log=target/k6-proxy.log
 proxy=$!
 sleep 0.5
 until "$bin/gopherproxy" -c conf/embedded.yaml --healthcheck >/dev/null; do
-    # The origins say above why they have ended, the proxy in its log.
-    kill -0 "$origins"
-    kill -0 "$proxy"
+    kill -0 "$origins" 2>/dev/null || { echo "the origins have ended; see the log above" >&2; exit 1; }
+    kill -0 "$proxy" 2>/dev/null || { echo "the proxy has ended: $(tail -n 1 "$log")" >&2; exit 1; }
     sleep 0.1
 done
 
