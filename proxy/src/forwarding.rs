@@ -161,24 +161,19 @@ pub fn straighten(response: &mut ResponseHeader) -> Result<()> {
         response.remove_header(&header::TRANSFER_ENCODING);
         return Ok(());
     }
-    let mut codings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next()
-        && !(coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none())
-    {
-        return broken("the backend's transfer coding is not chunked");
+    let (mut chunked, mut lengths, mut canonical) = (false, 0, true);
+    for (name, value) in &response.headers {
+        if name == header::TRANSFER_ENCODING {
+            if chunked || !value.as_bytes().eq_ignore_ascii_case(b"chunked") {
+                return broken("the backend's transfer coding is not chunked");
+            }
+            chunked = true;
+        } else if name == header::CONTENT_LENGTH {
+            lengths += 1;
+            canonical &= is_canonical(value.as_bytes());
+        }
     }
-    let mut lengths = response.headers.get_all(header::CONTENT_LENGTH).iter();
-    let Some(first) = lengths.next() else {
-        return Ok(());
-    };
-    let others = lengths.next().is_some();
-    let canonical = |value: &HeaderValue| {
-        let digits = value.as_bytes();
-        !digits.is_empty()
-            && digits.iter().all(u8::is_ascii_digit)
-            && (digits.first() != Some(&b'0') || digits.len() == 1)
-    };
-    if !others && canonical(first) {
+    if lengths == 0 || (lengths == 1 && canonical) {
         return Ok(());
     }
     let mut meant = None;
@@ -195,41 +190,49 @@ pub fn straighten(response: &mut ResponseHeader) -> Result<()> {
     response.insert_header(header::CONTENT_LENGTH, meant.unwrap_or_default())
 }
 
+/// Whether a length is written in the one way that nobody reads differently.
+fn is_canonical(length: &[u8]) -> bool {
+    let padded = length.len() > 1 && length[0] == b'0';
+    !length.is_empty() && !padded && length.iter().all(u8::is_ascii_digit)
+}
+
 /// Takes off a response what concerns only the connection to the backend. Its framing (Content-Length, Transfer-Encoding)
 /// stays, for Pingora to frame the response anew; `Upgrade` stays on the answer that accepts one.
 pub fn strip_hop_by_hop(response: &mut ResponseHeader) {
-    let nominated: Vec<String> = response
-        .headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|name| name.trim().to_ascii_lowercase())
-        .filter(|name| {
-            !matches!(
-                name.as_str(),
-                "" | "close" | "keep-alive" | "upgrade" | "content-length" | "transfer-encoding"
-            )
-        })
-        .collect();
-    for name in &nominated {
-        response.remove_header(name.as_str());
-    }
     // One look for all of them, because most responses have none.
     let switches = response.status == StatusCode::SWITCHING_PROTOCOLS;
-    let hop_by_hop: Vec<HeaderName> = response
-        .headers
-        .keys()
-        .filter(|name| match name.as_str() {
+    let mut ending: Vec<HeaderName> = Vec::new();
+    for (name, value) in &response.headers {
+        let ends = match name.as_str() {
             "keep-alive" | "proxy-connection" => true,
-            "connection" | "upgrade" => !switches,
+            "upgrade" => !switches,
+            "connection" => {
+                ending.extend(nominated(value));
+                !switches
+            }
             _ => false,
-        })
-        .cloned()
-        .collect();
-    for name in &hop_by_hop {
+        };
+        if ends {
+            ending.push(name.clone());
+        }
+    }
+    for name in &ending {
         response.remove_header(name);
     }
+}
+
+/// The fields that a Connection field says end with the connection. Options are no fields, and framing is not the backend's to
+/// take off.
+fn nominated(value: &HeaderValue) -> impl Iterator<Item = HeaderName> {
+    let names = value.to_str().unwrap_or_default().split(',');
+    names
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name: &HeaderName| {
+            !matches!(
+                name.as_str(),
+                "close" | "keep-alive" | "upgrade" | "content-length" | "transfer-encoding"
+            )
+        })
 }
 
 /// Whether a response to `method` ends with its head.

@@ -47,6 +47,9 @@ const READ: usize = 4096;
 /// Up to this many bytes small pieces of a response are sent together.
 const GATHERED: usize = 4096;
 
+/// What a head and a small body take; room for it is made at once.
+const SMALL_RESPONSE: usize = 1024;
+
 /// How much of later requests is held; the rest waits in the kernel, as a client that sends too fast must.
 const MAX_HELD: usize = 16 << 10;
 
@@ -278,10 +281,13 @@ impl Gate {
         read
     }
 
-    /// Gathers small pieces until they are flushed, or more of the response is waited for. One that is too large for that goes out together with what was gathered, in
-    /// one system call.
+    /// Gathers small pieces until they are flushed, or more of the response is waited for. One that is too large for that goes out
+    /// together with what was gathered, in one system call.
     fn poll_send(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.gathered.len() + bytes.len() <= GATHERED {
+            if self.gathered.capacity() == 0 {
+                self.gathered.reserve(SMALL_RESPONSE.max(bytes.len()));
+            }
             self.gathered.extend_from_slice(bytes);
             return Poll::Ready(Ok(bytes.len()));
         }

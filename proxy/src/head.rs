@@ -260,20 +260,31 @@ fn authority_of(target: &str) -> Option<&str> {
 /// A host with an optional port: no user, no path, no list, not empty. RFC 3986 lets a name have more than these bytes, commas
 /// among them, but no name that a client can look up does.
 fn is_authority(value: &[u8]) -> bool {
-    let Ok(text) = str::from_utf8(value) else {
-        return false;
+    let is_in_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    match value.strip_prefix(b"[") {
+        Some(bracketed) => str::from_utf8(bracketed).is_ok_and(|bracketed| {
+            bracketed
+                .split_once(']')
+                .is_some_and(|(address, port)| address.parse::<Ipv6Addr>().is_ok() && is_port(port.as_bytes()))
+        }),
+        None => {
+            let name = value.iter().take_while(|byte| is_in_name(byte)).count();
+            name > 0 && is_port(&value[name..])
+        }
+    }
+}
+
+/// What may follow a host: nothing, or a colon and a number, or nothing behind the colon.
+fn is_port(rest: &[u8]) -> bool {
+    let append = |port: u16, digit: &u8| {
+        let value = digit.is_ascii_digit().then(|| u16::from(digit - b'0'))?;
+        port.checked_mul(10)?.checked_add(value)
     };
-    let (host, port) = match text.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, port),
-        _ => (text, ""),
-    };
-    let is_port = port.bytes().all(|byte| byte.is_ascii_digit()) && (port.is_empty() || port.parse::<u16>().is_ok());
-    let is_in_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-    let is_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.bytes().all(is_in_name),
-    };
-    is_port && is_host
+    match rest {
+        [] => true,
+        [b':', digits @ ..] => digits.iter().try_fold(0, append).is_some(),
+        _ => false,
+    }
 }
 
 fn content_length(value: &[u8]) -> Result<u64, Rejection> {
