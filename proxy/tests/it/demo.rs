@@ -7,10 +7,11 @@ use std::process::{Child, Command, Stdio};
 
 use crate::support::{eventually, free_port, get};
 
-fn script(shell: &str, name: &str) -> Command {
+fn script(shell: &[&str], name: &str) -> Command {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
-    let mut command = Command::new(shell);
+    let mut command = Command::new(shell[0]);
     command
+        .args(&shell[1..])
         .arg(format!("loadtest/{name}"))
         .current_dir(root)
         .stdin(Stdio::null())
@@ -29,7 +30,8 @@ fn demo(ports: [u16; 5]) -> Child {
     let binaries = Path::new(env!("CARGO_BIN_EXE_gopherproxy"))
         .parent()
         .expect("a directory");
-    let mut command = script("sh", "demo.sh");
+    // As from a terminal: tests in the background ignore SIGINT, and a shell that was started so can't catch it.
+    let mut command = script(&["env", "--default-signal=INT", "sh"], "demo.sh");
     command.env("BIN", binaries).env("SENTINEL_TARGETS", targets);
     command
         .env("PROXY_PORT", ports[0].to_string())
@@ -113,7 +115,7 @@ fn where_it_does_not_know_how_to_install_it_says_what_to_install() {
         .expect("sh is there")
         .stdout;
     let sh = String::from_utf8(sh).expect("a path");
-    let mut tools = script(sh.trim(), "tools.sh");
+    let mut tools = script(&[sh.trim()], "tools.sh");
     let output = tools
         .arg("redis-server")
         .env("PATH", empty.path())

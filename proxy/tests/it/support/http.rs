@@ -1,6 +1,6 @@
 //! An HTTP/1.1 client that hides nothing: what it sends is what the test wrote, what it returns is what came.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -57,7 +57,10 @@ impl Connection {
 
     pub async fn try_open(to: SocketAddr, from: IpAddr) -> std::io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
-        socket.bind(SocketAddr::new(from, 0))?;
+        // Bound, it would need a port that no connection to anywhere has; else one that none to `to` has.
+        if from != Ipv4Addr::LOCALHOST {
+            socket.bind(SocketAddr::new(from, 0))?;
+        }
         let stream = timeout(LIMIT, socket.connect(to)).await??;
         stream.set_nodelay(true)?;
         Ok(Self {
