@@ -117,7 +117,7 @@ impl Chunks {
             _ => return Err(BadFraming),
         };
         let most = match next {
-            TrailerStart | TrailerName | TrailerValue | TrailerLineFeed { .. } => MAX_TRAILERS,
+            TrailerStart | TrailerName | TrailerValue | TrailerLineFeed { .. } | End => MAX_TRAILERS,
             _ => MAX_LINE,
         };
         if self.line > most {
@@ -209,6 +209,8 @@ mod tests {
             assert_eq!(end(body.as_bytes()), Err(BadFraming), "{body:?}");
         }
         let long_line = format!("4;{}\r\n", "x".repeat(MAX_LINE));
+        let trailers = format!("0\r\n{}\r\n", "x: y\r\n".repeat(MAX_LINE));
+        assert_eq!(end(trailers.as_bytes()), Ok(Some(trailers.len())));
         let long_trailers = format!("0\r\n{}", "x: y\r\n".repeat(MAX_TRAILERS));
         assert_eq!(end(long_line.as_bytes()), Err(BadFraming));
         assert_eq!(Chunks::default().follow(long_trailers.as_bytes()), Err(BadFraming));

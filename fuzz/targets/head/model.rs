@@ -6,6 +6,9 @@ use gopherproxy::head::Body;
 const HOP_BY_HOP: &str = "connection upgrade transfer-encoding keep-alive proxy-connection proxy-authenticate \
                           proxy-authorization te trailer http2-settings";
 
+/// What the name of a field consists of.
+const TOKEN: &[u8] = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+
 /// A request head that was let through.
 pub struct Request<'h> {
     pub method: &'h [u8],
@@ -169,7 +172,7 @@ pub fn chunked(stream: &[u8]) -> Option<(usize, Vec<u8>)> {
         let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
         let (digits, extension) = line.split_at(digits);
         let size = u64::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
-        if digits.len() > 16 || !matches!(extension.trim_ascii_start(), [] | [b';', ..]) {
+        if digits.len() > 15 || !matches!(extension.trim_ascii_start(), [] | [b';', ..]) {
             return None;
         }
         if size == 0 {
@@ -186,6 +189,11 @@ pub fn chunked(stream: &[u8]) -> Option<(usize, Vec<u8>)> {
         at += line.len() + 2;
         if line.is_empty() {
             return Some((at, data));
+        }
+        // A field; what is none may be a request that another reader would find here.
+        let name = line.iter().position(|byte| *byte == b':')?;
+        if name == 0 || !line[..name].iter().all(|byte| TOKEN.contains(byte)) {
+            return None;
         }
     }
 }
