@@ -11,7 +11,7 @@ use pingora::http::ResponseHeader;
 use pingora::prelude::{Error, ErrorType, Result};
 
 use crate::client::FORWARDED_FOR;
-use crate::head::{Body, Head};
+use crate::head::{Body, Head, authority_of};
 
 /// A longer X-Request-Id is not kept, even from a trusted peer: it goes into the log.
 const MAX_REQUEST_ID: usize = 128;
@@ -40,7 +40,7 @@ pub struct Origination<'r> {
     pub peer: &'r str,
     /// Whether the peer is believed.
     pub trusted_peer: bool,
-    /// The host that a request of HTTP/1.0 without one gets, because the backend hears HTTP/1.1, which requires one.
+    /// The host that a request of HTTP/1.0 gets that names none, because the backend hears HTTP/1.1, which requires one.
     pub backend: &'r str,
 }
 
@@ -81,7 +81,10 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut)
     match head.host {
         Some(value) if !host => write_field("X-Forwarded-Host", value, to),
         Some(_) => {}
-        None => write_field("Host", about.backend.as_bytes(), to),
+        None => {
+            let host = authority_of(head.target).unwrap_or(about.backend);
+            write_field("Host", host.as_bytes(), to);
+        }
     }
     write_request_id(head, about.trusted_peer, to);
     to.put_slice(b"Via: 1.1 gopherproxy\r\n\r\n");
@@ -258,11 +261,16 @@ mod tests {
 
     /// The fields that the backend gets, names in lower case, of a request with these.
     fn passed_on(trusted_peer: bool, fields: &[(&str, &str)]) -> Vec<(String, String)> {
+        passed_on_to("/a?b", trusted_peer, fields)
+    }
+
+    /// The same for a request with this target.
+    fn passed_on_to(target: &str, trusted_peer: bool, fields: &[(&str, &str)]) -> Vec<(String, String)> {
         let fields: String = fields
             .iter()
             .map(|(name, value)| format!("{name}: {value}\r\n"))
             .collect();
-        let text = format!("GET /a?b HTTP/1.0\r\n{fields}\r\n");
+        let text = format!("GET {target} HTTP/1.0\r\n{fields}\r\n");
         let mut room = head::room();
         let head = head::parse(text.as_bytes(), &mut room, head::MOST_FIELDS).unwrap();
         let about = Origination {
@@ -273,7 +281,7 @@ mod tests {
         let mut written = BytesMut::new();
         write_request(&head, about, &mut written);
         let written = String::from_utf8(written.into()).unwrap();
-        let lines = written.strip_prefix("GET /a?b HTTP/1.0\r\n").unwrap();
+        let lines = written.strip_prefix(&format!("GET {target} HTTP/1.0\r\n")).unwrap();
         let lines = lines.strip_suffix("\r\n\r\n").unwrap().split("\r\n");
         let field = |line: &str| {
             let (name, value) = line.split_once(": ").unwrap();
@@ -372,6 +380,8 @@ mod tests {
     fn a_client_of_http_1_0_without_a_host_gets_the_backends() {
         assert_eq!(all(&passed_on(false, &[]), "host"), ["backend:80"]);
         assert_eq!(all(&passed_on(false, &[("Host", "a")]), "host"), ["a"]);
+        // It may name one in its target.
+        assert_eq!(all(&passed_on_to("http://b:1/", false, &[]), "host"), ["b:1"]);
     }
 
     #[test]

@@ -253,7 +253,7 @@ fn is_target(target: &str) -> bool {
 }
 
 /// The host that a target in absolute form names. One that differs from `Host` would leave it to each reader which to believe.
-fn authority_of(target: &str) -> Option<&str> {
+pub fn authority_of(target: &str) -> Option<&str> {
     target.strip_prefix("http://")?.split(['/', '?']).next()
 }
 

@@ -81,7 +81,11 @@ pub fn check_passed_on(request: &Request<'_>, trusted: bool, passed_on: &Request
         expected.push((b"X-Forwarded-Proto", b"http"));
     }
     match request.values("host").next() {
-        None => expected.push((b"Host", b"backend:80")),
+        None => {
+            let absolute = request.target.strip_prefix(b"http://");
+            let named = absolute.and_then(|rest| rest.split(|byte| b"/?".contains(byte)).next());
+            expected.push((b"Host", named.unwrap_or(b"backend:80")));
+        }
         Some(host) if !said("x-forwarded-host") => expected.push((b"X-Forwarded-Host", host)),
         Some(_) => {}
     }
