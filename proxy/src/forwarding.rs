@@ -11,7 +11,7 @@ use pingora::http::ResponseHeader;
 use pingora::prelude::{Error, ErrorType, Result};
 
 use crate::client::FORWARDED_FOR;
-use crate::head::{Body, Head, authority_of};
+use crate::head::{Body, Head, authority_of, is_canonical_length};
 
 /// A longer X-Request-Id is not kept, even from a trusted peer: it goes into the log.
 const MAX_REQUEST_ID: usize = 128;
@@ -173,7 +173,7 @@ pub fn straighten(response: &mut ResponseHeader) -> Result<()> {
             chunked = true;
         } else if name == header::CONTENT_LENGTH {
             lengths += 1;
-            canonical &= is_canonical(value.as_bytes());
+            canonical &= is_canonical_length(value.as_bytes());
         }
     }
     if lengths == 0 || (lengths == 1 && canonical) {
@@ -191,12 +191,6 @@ pub fn straighten(response: &mut ResponseHeader) -> Result<()> {
         }
     }
     response.insert_header(header::CONTENT_LENGTH, meant.unwrap_or_default())
-}
-
-/// Whether a length is written in the one way that nobody reads differently.
-fn is_canonical(length: &[u8]) -> bool {
-    let padded = length.len() > 1 && length[0] == b'0';
-    !length.is_empty() && !padded && length.iter().all(u8::is_ascii_digit)
 }
 
 /// Takes off a response what concerns only the connection to the backend. Its framing (Content-Length, Transfer-Encoding)

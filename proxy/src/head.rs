@@ -288,13 +288,17 @@ fn is_port(rest: &[u8]) -> bool {
 }
 
 fn content_length(value: &[u8]) -> Result<u64, Rejection> {
-    let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
-    let padded = value.len() > 1 && value[0] == b'0';
     str::from_utf8(value)
         .ok()
-        .filter(|_| digits && !padded)
+        .filter(|_| is_canonical_length(value))
         .and_then(|text| text.parse().ok())
         .ok_or(Rejection::BadRequest)
+}
+
+/// Whether a Content-Length is written in the one way that nobody reads differently: digits alone, and no zero before them.
+pub fn is_canonical_length(value: &[u8]) -> bool {
+    let padded = value.len() > 1 && value[0] == b'0';
+    !value.is_empty() && !padded && value.iter().all(u8::is_ascii_digit)
 }
 
 #[cfg(test)]
