@@ -57,7 +57,7 @@ impl Line<'_> {
                 line.plain("client", client);
             }
             if let Some(backend) = self.backend {
-                line.text("backend", backend);
+                line.plain("backend", backend);
             }
             if let Some(id) = self.request_id {
                 line.text("request_id", id);

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use http::HeaderValue;
+
 use crate::client::{self, Client, FORWARDED_FOR};
 use crate::head::{Body, Head};
 use crate::limiter::Verdict;
@@ -25,6 +27,8 @@ pub struct Connection {
     pub peer: IpAddr,
     /// The same as text.
     pub peer_text: String,
+    /// The same as the value of a field.
+    pub peer_value: HeaderValue,
     /// The other end with its port, as text.
     pub remote_addr: String,
     /// Pingora has taken the last request that it was given.
@@ -35,9 +39,11 @@ impl Connection {
     /// A connection to `remote`.
     pub fn new(remote: SocketAddr) -> Self {
         let peer = remote.ip().to_canonical();
+        let peer_text = peer.to_string();
         Self {
             peer,
-            peer_text: peer.to_string(),
+            peer_value: HeaderValue::from_str(&peer_text).expect("an address is text"),
+            peer_text,
             remote_addr: remote.to_string(),
             taken: AtomicBool::new(false),
         }

@@ -27,7 +27,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::access_log;
-use crate::admission::{Admission, Admitted, Connection, Refused};
+use crate::admission::{Admission, Connection, Refused};
 use crate::chunks::{BadFraming, Chunks};
 use crate::config::ClientLimits;
 use crate::forwarding::{self, Origination};
@@ -37,6 +37,7 @@ use crate::lifecycle::{Connected, Lifecycle};
 use crate::metrics::Metrics;
 use crate::policy::{Live, Policy};
 use crate::rejection::{Delivery, Rejection};
+use crate::service::Incoming;
 
 /// How long, and for how many bytes, a client whose connection closes is listened to, so that closing doesn't destroy the answer
 /// before it is read.
@@ -81,7 +82,7 @@ struct Passing {
     came: usize,
     /// What is still to come of its body.
     rest: Rest,
-    admitted: Box<Admitted>,
+    incoming: Box<Incoming>,
 }
 
 /// A request that is answered here.
@@ -185,18 +186,18 @@ impl<A> Edge<A> {
             Err(why) => return Err(refusal(&head, why, length, here, rest)),
         };
         let about = Origination {
-            peer: &connection.peer_text,
+            peer: &connection.peer_value,
             trusted_peer: admitted.client.trusted_peer,
             backend: &admitted.upstream.name,
         };
         let mut request = BytesMut::new();
-        forwarding::write_request(&head, about, &mut request);
+        let provenance = forwarding::write_request(&head, about, &mut request);
         request.extend_from_slice(&after[..here]);
         Ok(Passing {
             request,
             came: length + here,
             rest,
-            admitted: Box::new(admitted),
+            incoming: Box::new(Incoming { admitted, provenance }),
         })
     }
 
@@ -392,7 +393,7 @@ where
                 request,
                 came,
                 rest,
-                admitted,
+                incoming,
             } = match decision {
                 Ok(passing) => passing,
                 Err(refusal) => {
@@ -403,6 +404,7 @@ where
                 }
             };
             received.advance(came);
+            let admitted = &incoming.admitted;
             let terms = Terms {
                 rest,
                 waiting: received.len(),
@@ -411,7 +413,7 @@ where
             };
             stream.shut(terms, start);
             let mut session = ServerSession::new_http1(stream);
-            session.set_connection_user_context(Some(admitted));
+            session.set_connection_user_context(Some(incoming));
             session.set_pipelined_prefix(request);
             let served = AssertUnwindSafe(self.proxy.process_new_http(session, shutdown));
             let Ok(reusable) = served.catch_unwind().await else {

@@ -25,12 +25,14 @@ impl Pace {
 
     /// Notes so many bytes. Returns false when the client is slower than so many a second.
     pub fn keeps(&mut self, bytes: usize, min_rate: Option<u64>) -> bool {
-        if let Some(since) = self.since.take() {
-            self.waited += since.elapsed();
-            self.bytes += bytes as u64;
-        }
-        let owed = self.waited.saturating_sub(GRACE).as_secs_f64();
-        min_rate.is_none_or(|rate| self.bytes as f64 >= rate as f64 * owed)
+        // Nothing has changed since this was last asked.
+        let Some(since) = self.since.take() else {
+            return true;
+        };
+        self.waited += since.elapsed();
+        self.bytes += bytes as u64;
+        let owed = |rate: u64| rate as f64 * (self.waited - GRACE).as_secs_f64();
+        self.waited <= GRACE || min_rate.is_none_or(|rate| self.bytes as f64 >= owed(rate))
     }
 }
 
@@ -40,7 +42,7 @@ mod tests {
 
     fn waited(seconds: u64, bytes: u64) -> Pace {
         Pace {
-            since: None,
+            since: Some(Instant::now()),
             waited: Duration::from_secs(seconds),
             bytes,
         }
@@ -48,16 +50,15 @@ mod tests {
 
     #[test]
     fn the_average_counts_after_a_grace_and_only_while_the_client_is_waited_for() {
-        assert!(waited(5, 0).keeps(0, Some(100)), "it has a moment to begin");
-        assert!(waited(7, 200).keeps(0, Some(100)));
+        assert!(waited(4, 0).keeps(0, Some(100)), "it has a moment to begin");
+        assert!(waited(7, 210).keeps(0, Some(100)));
         assert!(!waited(7, 199).keeps(0, Some(100)));
-        assert!(
-            !waited(7, 199).keeps(1000, Some(100)),
-            "what was there anyway proves nothing"
-        );
+        assert!(waited(7, 199).keeps(100, Some(100)));
         assert!(waited(1000, 0).keeps(0, None));
-        let mut pace = waited(7, 199);
+        let mut pace = waited(7, 100);
+        pace.since = None;
+        assert!(pace.keeps(1000, Some(100)));
         pace.wait();
-        assert!(pace.keeps(100, Some(100)));
+        assert!(!pace.keeps(0, Some(100)), "what was there anyway proves nothing");
     }
 }

@@ -1,9 +1,9 @@
 //! What happens to a request that was admitted, phase by phase.
 //!
-//! Pingora calls these hooks in order: `on_connection_reuse` (the request comes, with its [`Admitted`]) → `upstream_peer`
-//! (which backend) → `response_filter` → `logging`. A failure goes through `fail_to_connect` or `error_while_proxy`, which
-//! decide whether another try may follow, to `fail_to_proxy`, which answers. `logging` runs exactly once whatever happens
-//! and is the one place that counts and logs such a request.
+//! Pingora calls these hooks in order: `on_connection_reuse` (the request comes, as an [`Incoming`]) → `upstream_peer` (which
+//! backend) → `upstream_request_filter` (what that is told) → `response_filter` → `logging`. A failure goes through
+//! `fail_to_connect` or `error_while_proxy`, which decide whether another try may follow, to `fail_to_proxy`, which answers.
+//! `logging` runs exactly once whatever happens and is the one place that counts and logs such a request.
 //!
 //! Only the order is here; the decisions are in the modules that the hooks call.
 
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use chassis::shortage::is_shortage;
-use http::{HeaderName, Version, header};
+use http::{Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::{Error, ErrorType, HttpPeer, Result};
@@ -24,7 +24,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::access_log;
 use crate::admission::Admitted;
-use crate::forwarding;
+use crate::forwarding::{self, Provenance};
 use crate::gate::UNWANTED_BODY;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -32,9 +32,6 @@ use crate::policy::Policy;
 use crate::rejection::Rejection;
 use crate::retry_budget::RetryBudget;
 use crate::upstream::{Pool, Upstream};
-
-/// What the backend knows the request by.
-static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A longer error is cut: a line is for reading.
 const MAX_ERROR: usize = 512;
@@ -51,10 +48,18 @@ pub struct EdgeProxy {
     pub metrics: Metrics,
 }
 
+/// A request, as [`connection`](crate::connection) hands it over.
+pub struct Incoming {
+    /// What was found out on the way.
+    pub admitted: Admitted,
+    /// What the backend is told of it besides.
+    pub provenance: Provenance,
+}
+
 /// What is known of a request.
 pub struct RequestCtx {
     /// Always there in practice: Pingora gets no request without it.
-    admitted: Option<Box<Admitted>>,
+    incoming: Option<Box<Incoming>>,
     /// The backend that the request was last sent to.
     upstream: Option<Arc<Upstream>>,
     tries: usize,
@@ -75,28 +80,32 @@ pub struct RequestCtx {
 }
 
 impl RequestCtx {
-    /// What was found out of the request before Pingora got it.
-    fn admitted(&self) -> Result<&Admitted> {
-        match &self.admitted {
-            Some(admitted) => Ok(admitted),
+    /// What Pingora was given together with the request.
+    fn incoming(&self) -> Result<&Incoming> {
+        match &self.incoming {
+            Some(incoming) => Ok(incoming),
             None => Error::e_explain(ErrorType::InternalError, "a request that was not admitted"),
         }
     }
 
+    /// What was found out of the request before Pingora got it.
+    fn admitted(&self) -> Option<&Admitted> {
+        self.incoming.as_ref().map(|incoming| &incoming.admitted)
+    }
+
     /// The rules that the request is served by.
     fn policy(&self) -> Option<&Policy> {
-        self.admitted.as_ref().map(|admitted| &*admitted.policy)
+        self.admitted().map(|admitted| &*admitted.policy)
     }
 
     /// How long ago the request began to arrive.
     fn elapsed(&self) -> Duration {
-        self.admitted
-            .as_ref()
+        self.admitted()
             .map_or(Duration::ZERO, |admitted| admitted.start.elapsed())
     }
 
     fn is_websocket(&self) -> bool {
-        self.admitted.as_ref().is_some_and(|admitted| admitted.websocket)
+        self.admitted().is_some_and(|admitted| admitted.websocket)
     }
 }
 
@@ -154,11 +163,11 @@ impl EdgeProxy {
 
     /// Notes that this try has failed: the backend's failure, unless this machine could not even connect.
     fn try_failed(&self, ctx: &mut RequestCtx, error: &Error) {
-        if let (Some(upstream), Some(admitted)) = (&ctx.upstream, &ctx.admitted) {
-            ctx.tried.push(upstream.address);
+        if let (Some(upstream), Some(policy)) = (&ctx.upstream, ctx.policy()) {
             if !is_shortage(error.root_cause()) {
-                self.pool.failed(upstream, &admitted.policy.upstream.ejection);
+                self.pool.failed(upstream, &policy.upstream.ejection);
             }
+            ctx.tried.push(upstream.address);
         }
     }
 
@@ -184,11 +193,12 @@ impl EdgeProxy {
 
 #[async_trait]
 impl ProxyHttp for EdgeProxy {
-    type CTX = RequestCtx;
+    // Boxed, because Pingora's futures hold it more than once, and are copied.
+    type CTX = Box<RequestCtx>;
 
-    fn new_ctx(&self) -> RequestCtx {
-        RequestCtx {
-            admitted: None,
+    fn new_ctx(&self) -> Self::CTX {
+        Box::new(RequestCtx {
+            incoming: None,
             upstream: None,
             tries: 0,
             tried: Vec::new(),
@@ -199,17 +209,18 @@ impl ProxyHttp for EdgeProxy {
             answered_after: None,
             rejection: None,
             error: None,
-        }
+        })
     }
 
     /// Nothing here uses Pingora's modules (compression and the like), so none are built for each request.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     /// Called for every request, the first on a connection too, because `connection` passes one context with each.
-    fn on_connection_reuse(&self, session: &mut Session, ctx: &mut RequestCtx, context: Box<dyn Any + Send + Sync>) {
-        let Ok(admitted) = context.downcast::<Admitted>() else {
+    fn on_connection_reuse(&self, session: &mut Session, ctx: &mut Self::CTX, context: Box<dyn Any + Send + Sync>) {
+        let Ok(incoming) = context.downcast::<Incoming>() else {
             return;
         };
+        let admitted = &incoming.admitted;
         admitted.connection.request_taken();
         panic_for_tests(session.req_header());
         session.set_read_timeout(Some(admitted.policy.client.read_timeout));
@@ -225,17 +236,17 @@ impl ProxyHttp for EdgeProxy {
         // For how long, `connection` sees to.
         session.set_keepalive(admitted.keeps.then_some(0));
         ctx.upstream = Some(Arc::clone(&admitted.upstream));
-        ctx.admitted = Some(admitted);
+        ctx.incoming = Some(incoming);
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
         ctx.tries += 1;
         ctx.body_sent = false;
         if ctx.tries > 1 {
             self.metrics.upstream_retries.inc();
             ctx.upstream = self.pool.pick_again(&ctx.tried).or(ctx.upstream.take());
         }
-        let Admitted { policy, websocket, .. } = ctx.admitted()?;
+        let Admitted { policy, websocket, .. } = &ctx.incoming()?.admitted;
         let Some(upstream) = &ctx.upstream else {
             return Error::e_explain(ErrorType::InternalError, "a request without a backend");
         };
@@ -252,15 +263,25 @@ impl ProxyHttp for EdgeProxy {
         Ok(peer)
     }
 
+    /// Called in each try with a new copy of what [`connection`](crate::connection) wrote.
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        ctx.incoming()?.provenance.tell(request)
+    }
+
     async fn request_body_filter(
         &self,
         session: &mut Session,
         _body: &mut Option<Bytes>,
         _end_of_stream: bool,
-        ctx: &mut RequestCtx,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         ctx.body_sent = true;
-        match ctx.admitted()?.policy.client.max_body {
+        match ctx.incoming()?.admitted.policy.client.max_body {
             Some(max) if !session.was_upgraded() && session.body_bytes_read() as u64 > max => Error::e_explain(
                 ErrorType::HTTPStatus(413),
                 "the request body is longer than client.max_body",
@@ -273,7 +294,7 @@ impl ProxyHttp for EdgeProxy {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        ctx: &mut RequestCtx,
+        ctx: &mut Self::CTX,
     ) -> Result<()> {
         let switches = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
         if switches && !ctx.is_websocket() {
@@ -287,7 +308,7 @@ impl ProxyHttp for EdgeProxy {
         if switches {
             ctx.switched = true;
             ctx.answered_after = Some(ctx.elapsed());
-            session.set_read_timeout(Some(ctx.admitted()?.policy.upstream.tunnel_idle_timeout));
+            session.set_read_timeout(Some(ctx.incoming()?.admitted.policy.upstream.tunnel_idle_timeout));
         }
         if switches || !response.status.is_informational() {
             ctx.answered = true;
@@ -314,7 +335,7 @@ impl ProxyHttp for EdgeProxy {
         session: &mut Session,
         _body: &mut Option<Bytes>,
         end_of_stream: bool,
-        ctx: &mut RequestCtx,
+        ctx: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
         if end_of_stream && !ctx.switched {
             Self::response_ended(session, ctx);
@@ -327,7 +348,7 @@ impl ProxyHttp for EdgeProxy {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        ctx: &mut RequestCtx,
+        ctx: &mut Self::CTX,
         mut error: Box<Error>,
     ) -> Box<Error> {
         self.try_failed(ctx, &error);
@@ -343,7 +364,7 @@ impl ProxyHttp for EdgeProxy {
         _peer: &HttpPeer,
         session: &mut Session,
         mut error: Box<Error>,
-        ctx: &mut RequestCtx,
+        ctx: &mut Self::CTX,
         reused: bool,
     ) -> Box<Error> {
         let repeatable = *error.esource() == ErrorSource::Upstream
@@ -365,7 +386,7 @@ impl ProxyHttp for EdgeProxy {
         error
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestCtx) -> FailToProxy {
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Self::CTX) -> FailToProxy {
         session.set_keepalive(None);
         let answer = |rejection: Rejection| FailToProxy {
             error_code: rejection.status(),
@@ -398,21 +419,21 @@ impl ProxyHttp for EdgeProxy {
     }
 
     /// The access log tells of every failure, with the error's words.
-    fn suppress_error_log(&self, _session: &Session, _ctx: &RequestCtx, _error: &Error) -> bool {
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Self::CTX, _error: &Error) -> bool {
         true
     }
 
     fn suppress_proxy_warn_log(
         &self,
         _session: &Session,
-        _ctx: &RequestCtx,
+        _ctx: &Self::CTX,
         _error: &Error,
         _context: ProxyWarnLogContext,
     ) -> bool {
         true
     }
 
-    async fn logging(&self, session: &mut Session, _error: Option<&Error>, ctx: &mut RequestCtx) {
+    async fn logging(&self, session: &mut Session, _error: Option<&Error>, ctx: &mut Self::CTX) {
         let status = session
             .response_written()
             .map(|response| response.status)
@@ -420,7 +441,9 @@ impl ProxyHttp for EdgeProxy {
             .map_or(Rejection::ClientGone.status(), |status| status.as_u16());
         self.count(ctx, status);
 
-        let Some(admitted) = &ctx.admitted else { return };
+        let Some(Incoming { admitted, provenance }) = ctx.incoming.as_deref() else {
+            return;
+        };
         let request = session.req_header();
         access_log::Line {
             method: request.method.as_str(),
@@ -430,7 +453,7 @@ impl ProxyHttp for EdgeProxy {
             duration: ctx.elapsed(),
             client: Some(&admitted.connection.text_of(admitted.client.address)),
             backend: ctx.upstream.as_ref().map(|upstream| &*upstream.name),
-            request_id: request.headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok()),
+            request_id: provenance.request_id.to_str().ok(),
             bytes: Some(session.body_bytes_sent() as u64),
             reason: ctx.rejection.map(Rejection::reason),
             error: ctx.error.as_deref(),

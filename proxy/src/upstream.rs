@@ -53,26 +53,24 @@ pub struct Upstream {
     duration: OnceLock<Histogram>,
     /// What its last requests came to.
     conduct: Conduct,
-    peer: HttpPeer,
 }
 
 impl Upstream {
     fn new(address: SocketAddr, name: Arc<str>) -> Self {
-        let mut peer = HttpPeer::new(address, false, String::new());
-        // `forwarding` has written the head as the backend is to get it.
-        peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
         Self {
             address,
             name,
             duration: OnceLock::new(),
             conduct: Conduct::default(),
-            peer,
         }
     }
 
-    /// What Pingora needs to connect.
+    /// What Pingora needs to connect. Made anew for each request, because with a thousand backends one that was kept would be in no
+    /// cache.
     pub fn peer(&self, limits: &UpstreamLimits) -> Box<HttpPeer> {
-        let mut peer = Box::new(self.peer.clone());
+        let mut peer = Box::new(HttpPeer::new(self.address, false, String::new()));
+        // `forwarding` has written the head as the backend is to get it.
+        peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
         peer.options.connection_timeout = Some(limits.connect_timeout);
         peer.options.total_connection_timeout = Some(limits.connect_timeout);
         peer.options.write_timeout = Some(limits.write_timeout);

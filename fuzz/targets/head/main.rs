@@ -13,6 +13,7 @@ use bytes::BytesMut;
 use gopherproxy::chunks::{BadFraming, Chunks};
 use gopherproxy::forwarding::{Origination, write_request};
 use gopherproxy::head::{self, Body, RequestLine};
+use http::HeaderValue;
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 fuzz_target!(|input: &[u8]| -> Corpus {
@@ -39,12 +40,12 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     agrees_with_httparse(head, &request);
 
     let about = Origination {
-        peer: "192.0.2.1",
+        peer: &HeaderValue::from_static("192.0.2.1"),
         trusted_peer: cuts.len() % 2 == 1,
         backend: "backend:80",
     };
     let mut written = BytesMut::new();
-    write_request(&parsed, about, &mut written);
+    let provenance = write_request(&parsed, about, &mut written);
     let passed_on = model::request(&written);
     model::check_passed_on(&request, about.trusted_peer, &passed_on);
     let here = match parsed.body {
@@ -55,7 +56,9 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         },
         Body::Upgrade => rest.len(),
     };
-    pingora_view::agrees(&passed_on, &written, pieces(cuts, &rest[..here]));
+    let mut seen = pingora_view::agrees(&passed_on, &written, pieces(cuts, &rest[..here]));
+    provenance.tell(&mut seen).expect("there is room for more fields");
+    model::check_told(about.trusted_peer, &seen.headers);
     Corpus::Keep
 });
 

@@ -2,6 +2,7 @@
 
 use futures::join;
 use gopherproxy::head::Body;
+use pingora::http::RequestHeader;
 use pingora::protocols::http::v1::server::HttpSession;
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::{Builder, Runtime};
@@ -13,12 +14,13 @@ thread_local! {
     static RUNTIME: Runtime = Builder::new_current_thread().enable_time().build().expect("a runtime needs nothing");
 }
 
-/// Lets Pingora read `head`, and then the bytes of the body as they come, and compares what it has read.
-pub fn agrees<'s>(request: &Request<'_>, head: &[u8], pieces: impl Iterator<Item = &'s [u8]>) {
-    RUNTIME.with(|runtime| runtime.block_on(compare(request, head, pieces)));
+/// Lets Pingora read `head`, and then the bytes of the body as they come, and compares what it has read. Returns the head that it
+/// has read.
+pub fn agrees<'s>(request: &Request<'_>, head: &[u8], pieces: impl Iterator<Item = &'s [u8]>) -> RequestHeader {
+    RUNTIME.with(|runtime| runtime.block_on(compare(request, head, pieces)))
 }
 
-async fn compare<'s>(request: &Request<'_>, head: &[u8], pieces: impl Iterator<Item = &'s [u8]>) {
+async fn compare<'s>(request: &Request<'_>, head: &[u8], pieces: impl Iterator<Item = &'s [u8]>) -> RequestHeader {
     let (mut client, stream) = tokio::io::duplex(1 << 20);
     let mut session = HttpSession::new(Box::new(stream));
     session.set_pipelined_prefix(head.into());
@@ -32,8 +34,9 @@ async fn compare<'s>(request: &Request<'_>, head: &[u8], pieces: impl Iterator<I
         let name = str::from_utf8(name).expect("a name is text");
         assert!(seen.headers.get_all(name).iter().any(|seen| seen.as_bytes() == *value));
     }
+    let seen = seen.clone();
     if request.body == Body::Upgrade {
-        return;
+        return seen;
     }
 
     let mut sent = Vec::new();
@@ -61,4 +64,5 @@ async fn compare<'s>(request: &Request<'_>, head: &[u8], pieces: impl Iterator<I
         Ok(()) => assert_eq!(Some(received), whole),
         Err(error) => assert!(whole.is_none(), "{error}"),
     }
+    seen
 }
