@@ -116,7 +116,7 @@ impl Chunks {
             (TrailerLineFeed { last: false }, b'\n') => TrailerStart,
             _ => return Err(BadFraming),
         };
-        let most = match next {
+        let most = match self.place {
             TrailerStart | TrailerName | TrailerValue | TrailerLineFeed { .. } | End => MAX_TRAILERS,
             _ => MAX_LINE,
         };
@@ -209,6 +209,9 @@ mod tests {
             assert_eq!(end(body.as_bytes()), Err(BadFraming), "{body:?}");
         }
         let long_line = format!("4;{}\r\n", "x".repeat(MAX_LINE));
+        let line = |length: usize| format!("0;{}\r\n\r\n", "x".repeat(length - 4));
+        assert_eq!(end(line(MAX_LINE).as_bytes()), Ok(Some(MAX_LINE + 2)));
+        assert_eq!(end(line(MAX_LINE + 1).as_bytes()), Err(BadFraming));
         let trailers = format!("0\r\n{}\r\n", "x: y\r\n".repeat(MAX_LINE));
         assert_eq!(end(trailers.as_bytes()), Ok(Some(trailers.len())));
         let long_trailers = format!("0\r\n{}", "x: y\r\n".repeat(MAX_TRAILERS));
