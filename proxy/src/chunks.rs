@@ -117,7 +117,7 @@ impl Chunks {
             _ => return Err(BadFraming),
         };
         let most = match self.place {
-            TrailerStart | TrailerName | TrailerValue | TrailerLineFeed { .. } | End => MAX_TRAILERS,
+            TrailerStart | TrailerName | TrailerValue | TrailerLineFeed { .. } => MAX_TRAILERS,
             _ => MAX_LINE,
         };
         if self.line > most {
