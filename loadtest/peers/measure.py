@@ -198,6 +198,7 @@ class Load:
     refused: int = 0
     broken: int = 0
     missing: int = 0
+    unseen: int = 0
     first_failure: str = ""
 
 
@@ -234,5 +235,6 @@ def pace(binary: Path, address: str, path: str, rate: int, seconds: float, core:
         p99_us=seen["p99_us"],
         broken=seen["failed_connections"],
         missing=seen["due"] - seen["answered"],
+        unseen=seen["unseen"],
         first_failure=seen["first_failure"],
     )

@@ -9,6 +9,11 @@
 //! latency would tell how the kernel shares that core between them. When it wakes too late for a request, and a
 //! connection was free for it, that is this program's fault and no server's, and the latency counts from when the request
 //! was really sent.
+//!
+//! A virtual machine stands still now and then, for milliseconds and all of it. This program sees that from its own clock, for it
+//! did not run when it was to; nothing that a server does can make it miss that. It can't tell how long the answers took that
+//! were under way, so their latencies are left out (and counted), and all that is due later is due so much later: sent at once
+//! it would be a queue that no client made.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -30,6 +35,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long after the last request was due those that are late may still be sent. A longer queue than that at the end is one that
 /// grows: the server is slower than the rate, and its latencies would say how long the run was and nothing else.
 const GRACE: Duration = Duration::from_millis(50);
+/// How much later than it was to a program runs when the machine has stood still: more than it takes to read an answer from every
+/// connection, and far less than a stop that a 99th percentile would show.
+const STOOD_STILL: Duration = Duration::from_micros(500);
 /// Header fields of a response that are looked at.
 const MAX_FIELDS: usize = 32;
 /// The event of the timer; those of connections are their numbers.
@@ -63,6 +71,8 @@ struct Connection {
     stream: TcpStream,
     /// From when the latency counts.
     sent: Option<Instant>,
+    /// Whether the machine stood still since.
+    unseen: bool,
     received: Vec<u8>,
 }
 
@@ -70,6 +80,8 @@ struct Connection {
 struct Run {
     request: String,
     start: Instant,
+    /// When this program last ran, or is to run next at the latest.
+    awake: Instant,
     rate: u32,
     requests: u64,
     /// The next that is not due yet, or that nobody was free for.
@@ -77,6 +89,8 @@ struct Run {
     connections: Vec<Connection>,
     free: VecDeque<usize>,
     latencies: Vec<u64>,
+    /// How many answers there are whose latency is not known.
+    unseen: u64,
     failures: Vec<String>,
 }
 
@@ -90,6 +104,7 @@ impl Run {
             Ok(Connection {
                 stream,
                 sent: None,
+                unseen: false,
                 received: Vec::new(),
             })
         };
@@ -99,14 +114,30 @@ impl Run {
         Ok(Self {
             request: format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", arguments.path, arguments.address),
             start: Instant::now() + Duration::from_millis(20),
+            awake: Instant::now(),
             rate: arguments.rate,
             requests: u64::try_from(length.as_nanos() * u128::from(arguments.rate) / 1_000_000_000)?,
             next: 0,
             free: (0..connections.len()).collect(),
             connections,
             latencies: Vec::new(),
+            unseen: 0,
             failures: Vec::new(),
         })
+    }
+
+    /// The time. Takes notice when it is later than it can be.
+    fn now(&mut self) -> Instant {
+        let now = Instant::now();
+        let late = now.saturating_duration_since(self.awake);
+        self.awake = now;
+        if late > STOOD_STILL {
+            self.start += late;
+            for connection in &mut self.connections {
+                connection.unseen = connection.sent.is_some();
+            }
+        }
+        now
     }
 
     /// When the next request is due; `None` after the last.
@@ -126,7 +157,10 @@ impl Run {
     fn send(&mut self, number: usize, from: Instant) {
         let connection = &mut self.connections[number];
         match connection.stream.write(self.request.as_bytes()) {
-            Ok(sent) if sent == self.request.len() => connection.sent = Some(from),
+            Ok(sent) if sent == self.request.len() => {
+                connection.sent = Some(from);
+                connection.unseen = false;
+            }
             // So few bytes fit into any socket that is not broken. It is never free again.
             Ok(_) => self.failures.push("a request could not be sent whole".into()),
             Err(error) => self.failures.push(error.to_string()),
@@ -135,8 +169,9 @@ impl Run {
 
     /// Sends everything that is due and that a connection is free for.
     fn send_due(&mut self) {
-        while let Some(due) = self.due() {
-            let now = Instant::now();
+        loop {
+            let now = self.now();
+            let Some(due) = self.due() else { return };
             if due > now || now >= self.ends().0 {
                 return;
             }
@@ -152,10 +187,15 @@ impl Run {
         match read_answer(&mut connection.stream, &mut connection.received) {
             Ok(false) => {}
             Ok(true) => {
-                let now = Instant::now();
-                if let Some(sent) = connection.sent.take() {
-                    let latency = now.duration_since(sent).as_nanos();
-                    self.latencies.push(u64::try_from(latency).unwrap_or(u64::MAX));
+                let now = self.now();
+                let connection = &mut self.connections[number];
+                match connection.sent.take() {
+                    Some(_) if connection.unseen => self.unseen += 1,
+                    Some(sent) => {
+                        let latency = now.duration_since(sent).as_nanos();
+                        self.latencies.push(u64::try_from(latency).unwrap_or(u64::MAX));
+                    }
+                    None => {}
                 }
                 match self.due() {
                     // No connection was free when it was due, or it would have been sent: it was late because of the server.
@@ -198,7 +238,7 @@ impl Run {
         while !self.is_over() {
             self.send_due();
             // With no connection free there is nothing to do at the time when the next is due.
-            let (now, (sending, waiting)) = (Instant::now(), self.ends());
+            let (now, (sending, waiting)) = (self.now(), self.ends());
             let end = if now < sending { sending } else { waiting };
             let wake = self
                 .due()
@@ -206,10 +246,12 @@ impl Run {
                 .unwrap_or(end);
             set(&timer, wake.saturating_duration_since(now))?;
             events.clear();
+            self.awake = wake.max(now);
             match epoll::wait(&poll, spare_capacity(&mut events), None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
+            self.now();
             for event in &events {
                 match event.data.u64() {
                     TIMER => {}
@@ -289,10 +331,12 @@ fn measure(arguments: &Arguments) -> Result<serde_json::Value, Box<dyn Error>> {
     run.run()?;
     let took = run.start.elapsed();
     run.latencies.sort_unstable();
-    let missing = run.requests.saturating_sub(run.latencies.len() as u64);
+    let answered = run.latencies.len() as u64 + run.unseen;
+    let missing = run.requests.saturating_sub(answered);
     Ok(serde_json::json!({
         "due": run.requests,
-        "answered": run.latencies.len(),
+        "answered": answered,
+        "unseen": run.unseen,
         "seconds": took.as_secs_f64(),
         "failed_connections": run.failures.len(),
         "first_failure": run.failures.first().map_or("", String::as_str),
@@ -383,5 +427,39 @@ mod tests {
         // Of a hundred requests the pause met forty, not one.
         let slow = result["p99_us"].as_f64().unwrap_or(f64::INFINITY);
         assert!(slow >= pause.as_secs_f64() * 1e6 * 0.75, "{result}");
+    }
+
+    /// Reads the answer on the only connection, as though this program ran when it was to.
+    fn read_on_time(run: &mut Run) {
+        while run.connections[0].sent.is_some() {
+            run.awake = Instant::now() + Duration::from_secs(60);
+            run.answered(0);
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn what_was_under_way_when_the_machine_stood_still_is_left_out_and_the_rest_is_put_off() {
+        let still = Duration::from_secs(1);
+        let arguments = Arguments {
+            address: server_that_pauses(Duration::ZERO),
+            path: "/".into(),
+            rate: 1,
+            seconds: 10.0,
+            connections: 1,
+        };
+        let mut run = Run::new(&arguments).unwrap();
+        let due = run.due().unwrap();
+        run.free.clear();
+        run.send(0, Instant::now());
+        run.awake = Instant::now() - still;
+        run.now();
+        read_on_time(&mut run);
+        assert!(run.due().unwrap() >= due + still);
+        assert_eq!((run.unseen, run.latencies.len()), (1, 0));
+        run.send(0, Instant::now());
+        read_on_time(&mut run);
+        assert_eq!((run.unseen, run.latencies.len()), (1, 1));
+        assert_eq!(run.failures, [""; 0]);
     }
 }
