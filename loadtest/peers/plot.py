@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,17 +49,16 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-s
 class Panel:
     title: str
     unit: str
-    # `None` for a proxy that was measured and could not keep up.
-    bars: dict[str, Spread | None]
+    # Infinite for a proxy that could not keep up.
+    bars: dict[str, Spread]
 
 
 def panels(results: dict[str, Any]) -> list[Panel]:
-    def of_row(row: str, figure: str, scale: float = 1.0) -> dict[str, Spread | None]:
-        measured = {entry["peer"] for entry in results["measurements"] if entry["row"] == row}
+    def of_row(row: str, figure: str, scale: float = 1.0) -> dict[str, Spread]:
         return {
-            peer: Spread.of([value * scale for value in by_round(results, row, peer, figure).values()])
+            peer: spread
             for peer in PEERS
-            if peer in measured
+            if (spread := Spread.of([value * scale for value in by_round(results, row, peer, figure).values()]))
         }
 
     idle = results.get("extras", {}).get("idle", {})
@@ -70,7 +70,7 @@ def panels(results: dict[str, Any]) -> list[Panel]:
         Panel(
             "memory of an idle keepalive connection",
             "KiB",
-            {peer: Spread.of([idle[peer]["kib_each"]]) for peer in PEERS if peer in idle},
+            {peer: Spread(*[idle[peer]["kib_each"]] * 3) for peer in PEERS if peer in idle},
         ),
     ]
     return [panel for panel in made if panel.bars]
@@ -82,7 +82,8 @@ def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") 
 
 def draw_panel(panel: Panel, x: float, y: float) -> list[str]:
     parts = [text(x, y + 16, panel.title, "title"), text(x + PANEL, y + 16, panel.unit, "quiet", "end")]
-    longest = max([bar.most for bar in panel.bars.values() if bar] or [1.0])
+    ends = [end for bar in panel.bars.values() for end in (bar.median, bar.high) if end < math.inf]
+    longest = max(ends, default=1.0)
     room = PANEL - NAMES - VALUES
     top = y + TITLE - 14
     for number, (peer, bar) in enumerate(panel.bars.items()):
@@ -90,7 +91,7 @@ def draw_panel(panel: Panel, x: float, y: float) -> list[str]:
         kind = "ours" if peer == OURS else ""
         parts.append(text(x + NAMES - 8, line + 13, PEERS[peer].title, kind, "end"))
         start = x + NAMES
-        if bar is None:
+        if bar.median == math.inf:
             parts.append(text(start + 2, line + 13, "can't keep up", "quiet"))
             continue
         width = bar.median / longest * room
@@ -98,12 +99,12 @@ def draw_panel(panel: Panel, x: float, y: float) -> list[str]:
             f'<rect x="{start:.1f}" y="{line:.1f}" width="{max(width, 1):.1f}" height="{BAR}" rx="2" '
             f'class="bar {kind}"/>'
         )
-        least, most = start + bar.least / longest * room, start + bar.most / longest * room
-        if most - least >= 1:
+        low, high = start + bar.low / longest * room, start + min(bar.high / longest, 1.0) * room
+        if high - low >= 1:
             middle = line + BAR / 2
-            parts.append(f'<path d="M{least:.1f} {middle:.1f}H{most:.1f}" class="spread"/>')
+            parts.append(f'<path d="M{low:.1f} {middle:.1f}H{high:.1f}" class="spread"/>')
         digits = 0 if bar.median >= 100 else 1 if bar.median >= 10 else 2
-        parts.append(text(max(start + width, most) + 6, line + 13, f"{bar.median:.{digits}f}", kind))
+        parts.append(text(max(start + width, high) + 6, line + 13, f"{bar.median:.{digits}f}", kind))
     return parts
 
 
@@ -117,7 +118,7 @@ def draw(results: dict[str, Any]) -> str:
             parts += draw_panel(panel, MARGIN + column * (PANEL + GUTTER), y)
         y += TITLE + STEP * max(len(panel.bars) for panel in pair)
     foot = [
-        f"Short is good. Median of {results['rounds']} rounds; the line is from the least to the most.",
+        f"Short is good. Median of {results['rounds']} rounds; half of them were where the line is.",
         "One core each, all with JSON access log, a limit for each client and metrics; bare Pingora with none of it. "
         f"{results['date'][:10]}, {results['machine']['cpu']}.",
     ]
