@@ -56,9 +56,9 @@ class Panel:
 def panels(results: dict[str, Any]) -> list[Panel]:
     def of_row(row: str, figure: str, scale: float = 1.0) -> dict[str, Spread]:
         return {
-            peer: spread
+            peer: Spread.of([value * scale for value in rounds.values()])
             for peer in PEERS
-            if (spread := Spread.of([value * scale for value in by_round(results, row, peer, figure).values()]))
+            if (rounds := by_round(results, row, peer, figure))
         }
 
     idle = results.get("extras", {}).get("idle", {})
@@ -70,7 +70,7 @@ def panels(results: dict[str, Any]) -> list[Panel]:
         Panel(
             "memory of an idle keepalive connection",
             "KiB",
-            {peer: Spread(*[idle[peer]["kib_each"]] * 3) for peer in PEERS if peer in idle},
+            {peer: Spread.of([idle[peer]["kib_each"]]) for peer in PEERS if peer in idle},
         ),
     ]
     return [panel for panel in made if panel.bars]

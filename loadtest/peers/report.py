@@ -28,9 +28,8 @@ class Spread:
     high: float
 
     @staticmethod
-    def of(values: list[float]) -> Spread | None:
-        if not values:
-            return None
+    def of(values: list[float]) -> Spread:
+        """Of at least one round."""
         # Of the rounds themselves, not of what is between two: one of them may be infinite.
         ordered = sorted(values)
         quarter = len(ordered) // 4
@@ -55,10 +54,12 @@ def median(results: Results, row: str, peer: str, figure: str) -> float | None:
 
 
 def ratio(results: Results, figure: str, ours: tuple[str, str], theirs: tuple[str, str]) -> Spread | None:
-    """Of a row and peer to another, round by round, because only what was measured in the same minute is compared."""
+    """Of a row and peer to another, round by round, because only what was measured in the same minute is compared.
+    To be slower than what could not keep up says nothing, so such a round is left out."""
     above = by_round(results, *ours, figure)
     below = by_round(results, *theirs, figure)
-    return Spread.of([above[number] / below[number] for number in above if below.get(number, math.inf) < math.inf])
+    found = [above[number] / below[number] for number in above if below.get(number, math.inf) < math.inf]
+    return Spread.of(found) if found else None
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
@@ -101,7 +102,7 @@ def ratios(results: Results) -> str:
 
 
 def latencies(results: Results) -> str:
-    """p50 and p99 in microseconds at each fixed rate and saturated. Who can't keep up with a rate, in most rounds, has none."""
+    """p50 and p99 in microseconds at each fixed rate and saturated. Who can't keep up in most rounds has none."""
     rows = [row for row in ("light", "paced", "get") if row in measured_rows(results)]
     lines = []
     for peer in measured_peers(results):
