@@ -44,7 +44,7 @@ trap end EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# Waits until the log $1 has $2 lines with the words $3; not longer than all that was started runs.
+# Waits until the log $1 has $2 lines that match $3; not longer than all that was started runs.
 until_logged() {
     until [ "$(grep -c "$3" "$1")" -ge "$2" ]; do
         for process in $proxy $origins; do
@@ -56,8 +56,9 @@ until_logged() {
 
 "${CARGO_TARGET_DIR:-target}/debug/origin" 127.0.0.1:0 127.0.0.1:0 127.0.0.1:0 >$dir/origins.log &
 origins=$!
-until_logged $dir/origins.log 3 '"listening"'
-backends=$(sed -n 's/.*"listening".*"address":"\([^"]*\)".*/\1/p' $dir/origins.log | paste -sd, -)
+origin_listens='.*"listening","service":"origin","address":"\([^"]*\)".*'
+until_logged $dir/origins.log 3 "$origin_listens"
+backends=$(sed -n "s/$origin_listens/\1/p" $dir/origins.log | paste -sd, -)
 
 # One thread, and nothing that comes back by the clock: how long the run takes must not count.
 cat >$dir/gopherproxy.yaml <<EOF
@@ -104,14 +105,18 @@ for _ in range(int(sys.argv[2])):
         answer += piece
 EOF
 
+proxy_listens='.*"listening","service":"proxy","address":"\([^"]*\)".*'
+
 # Counts a whole run with $1 requests, in `counted`.
 count_once() {
     : >$dir/proxy.log
     valgrind --quiet --tool=callgrind --callgrind-out-file=$dir/out.$1 \
         $dir/gopherproxy -c $dir/gopherproxy.yaml >$dir/proxy.log 2>$dir/valgrind.log &
     proxy=$!
+    # The proxy's services start side by side: either line can be the first.
     until_logged $dir/proxy.log 1 'first backends discovered'
-    address=$(sed -n 's/.*"listening","service":"proxy","address":"\([^"]*\)".*/\1/p' $dir/proxy.log)
+    until_logged $dir/proxy.log 1 "$proxy_listens"
+    address=$(sed -n "s/$proxy_listens/\1/p" $dir/proxy.log)
     python3 $dir/client.py "$address" "$1"
     kill -INT $proxy
     wait $proxy || true
