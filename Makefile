@@ -18,7 +18,7 @@ FUZZ = RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 COMPOSE_BUILD = COMPOSE_PARALLEL_LIMIT=1 docker compose build
 
 .DEFAULT_GOAL := help
-.PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough soak fuzz bench pgo microbench instructions tools
+.PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough soak fuzz bench check-bench pgo microbench instructions tools
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ bench: ## the proxy beside its peers, in half an hour; less with ROUNDS=1 SECOND
 	@$(OPTIMISED) python3 loadtest/peers/bench.py $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
 	$(if $(ROWS),--rows $(ROWS)) $(if $(PEERS),--peers $(PEERS)) $(if $(BIN),--bin $(BIN))
 
+check-bench: ## that the tables and the plot of the bench are what it measured (no load; needs Python)
+	@cd loadtest/peers && python3 -m unittest --quiet test_results
+
 pgo: ## makes the profile anew that release builds are optimised by; takes llvm-profdata, and ten minutes
 	@sh loadtest/pgo/train.sh
 
@@ -121,6 +124,8 @@ lint: ## formatting, clippy, docs, dependencies
 	else echo "cargo-machete is not installed: unused dependencies not checked (cargo install cargo-machete)"; fi
 	@if node -e 'process.exit(+(parseInt(process.versions.node) < 20))' >/dev/null 2>&1; then $(MAKE) --no-print-directory check-dashboard; \
 	else echo "Node 20 is not installed: the dashboard's types not checked (make check-dashboard)"; fi
+	@if python3 --version >/dev/null 2>&1; then $(MAKE) --no-print-directory check-bench; \
+	else echo "Python is not installed: the tables of the bench not checked (make check-bench)"; fi
 
 tools:
 	@sh loadtest/tools.sh redis-server prometheus
