@@ -18,8 +18,6 @@ allowed=3
 few=100
 many=1100
 dir=target/callgrind
-origins=
-proxy=
 
 sh loadtest/tools.sh valgrind python3
 ${CARGO:-cargo} build --quiet --bin origin
@@ -33,16 +31,7 @@ mkdir -p $dir
 # What is built next in the dev profile takes the same place.
 cp -f "${CARGO_TARGET_DIR:-target}/debug/gopherproxy" $dir/gopherproxy
 
-# Whatever ends this script ends what it started, and waits for it.
-end() {
-    trap '' INT TERM EXIT
-    # shellcheck disable=SC2086  # each is one process id or none
-    kill $proxy $origins 2>/dev/null || true
-    wait 2>/dev/null || true
-}
-trap end EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+. loadtest/ends.sh
 
 # Waits until the log $1 has $2 lines that match $3; not longer than all that was started runs.
 until_logged() {

