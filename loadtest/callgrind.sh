@@ -31,7 +31,7 @@ mkdir -p $dir
 # What is built next in the dev profile takes the same place.
 cp -f "${CARGO_TARGET_DIR:-target}/debug/gopherproxy" $dir/gopherproxy
 
-. loadtest/ends.sh
+. loadtest/cleanup.sh
 
 # Waits until the log $1 has $2 lines that match $3; not longer than all that was started runs.
 until_logged() {
@@ -43,11 +43,18 @@ until_logged() {
     done
 }
 
+# Waits until $2, whose log is $1, listens at $3 addresses: in `addresses`, with commas between them. (Not on standard output: in a
+# shell of its own it would not see that what was started has ended.)
+until_listening() {
+    listens=".*\"listening\",\"service\":\"$2\",\"address\":\"\([^\"]*\)\".*"
+    until_logged "$1" "$3" "$listens"
+    addresses=$(sed -n "s/$listens/\1/p" "$1" | paste -sd, -)
+}
+
 "${CARGO_TARGET_DIR:-target}/debug/origin" 127.0.0.1:0 127.0.0.1:0 127.0.0.1:0 >$dir/origins.log &
 origins=$!
-origin_listens='.*"listening","service":"origin","address":"\([^"]*\)".*'
-until_logged $dir/origins.log 3 "$origin_listens"
-backends=$(sed -n "s/$origin_listens/\1/p" $dir/origins.log | paste -sd, -)
+until_listening $dir/origins.log origin 3
+backends=$addresses
 
 # One thread, and nothing that comes back by the clock: how long the run takes must not count.
 cat >$dir/gopherproxy.yaml <<EOF
@@ -94,8 +101,6 @@ for _ in range(int(sys.argv[2])):
         answer += piece
 EOF
 
-proxy_listens='.*"listening","service":"proxy","address":"\([^"]*\)".*'
-
 # Counts a whole run with $1 requests, in `counted`.
 count_once() {
     : >$dir/proxy.log
@@ -104,9 +109,8 @@ count_once() {
     proxy=$!
     # The proxy's services start side by side: either line can be the first.
     until_logged $dir/proxy.log 1 'first backends discovered'
-    until_logged $dir/proxy.log 1 "$proxy_listens"
-    address=$(sed -n "s/$proxy_listens/\1/p" $dir/proxy.log)
-    python3 $dir/client.py "$address" "$1"
+    until_listening $dir/proxy.log proxy 1
+    python3 $dir/client.py "$addresses" "$1"
     kill -INT $proxy
     wait $proxy || true
     proxy=

@@ -8,7 +8,7 @@ targets=${SENTINEL_TARGETS:-127.0.0.1:8081,127.0.0.1:8082,127.0.0.1:8083}
 proxy_port=${PROXY_PORT:-8080}
 metrics_port=${METRICS_PORT:-2112}
 
-. loadtest/ends.sh
+. loadtest/cleanup.sh
 
 # A process that has ended has said why in its log.
 both_run() {

@@ -28,7 +28,7 @@ if [ -n "${PROXY_URL:-}" ]; then
     exec "$k6" run --quiet -e SCENARIO="$scenario" loadtest/k6.js
 fi
 
-. loadtest/ends.sh
+. loadtest/cleanup.sh
 
 backends=127.0.0.1:18081,127.0.0.1:18082,127.0.0.1:18083
 # shellcheck disable=SC2046  # one argument for each

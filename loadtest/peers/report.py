@@ -229,11 +229,16 @@ def tables(results: Results) -> str:
     return "\n".join(parts)
 
 
-def write(path: Path, results: Results) -> None:
-    """Replaces the tables in the file at `path`; the words around them stay."""
-    before, _, rest = path.read_text().partition(BEGIN)
+def rewritten(text: str, results: Results) -> str:
+    """`text` with these tables in place of those that it has; the words around them stay."""
+    before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n\n{tables(results)}\n{END}{after}")
+    return f"{before}{BEGIN}\n\n{tables(results)}\n{END}{after}"
+
+
+def write(path: Path, results: Results) -> None:
+    """Replaces the tables in the file at `path`."""
+    path.write_text(rewritten(path.read_text(), results))
 
 
 if __name__ == "__main__":

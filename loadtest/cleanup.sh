@@ -1,4 +1,4 @@
-# Read in (`. loadtest/ends.sh`) by scripts that start a proxy and its origins: whatever ends such a script ends those too, and
+# Read in (`. loadtest/cleanup.sh`) by scripts that start a proxy and its origins: whatever ends such a script ends those too, and
 # waits for them. It keeps their process ids in `proxy` and `origins`, which are empty until then.
 # shellcheck shell=sh
 
