@@ -16,6 +16,7 @@ FUZZ_TARGETS ?= member forwarded_for config head limiter
 FUZZ = RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 # One image after the other: the classic builder does not see that they share their build, and would do it for each at once.
 COMPOSE_BUILD = COMPOSE_PARALLEL_LIMIT=1 docker compose build
+# Scripts that start processes are run with exec: make passes SIGTERM on to its shell, and to nobody behind that.
 
 .DEFAULT_GOAL := help
 .PHONY: help run mock-backends test lint build up down logs clean check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough soak fuzz bench check-bench pgo microbench instructions tools
@@ -25,7 +26,7 @@ help: ## this list
 
 run: ## the proxy over three demo origins, with no Redis and no Docker
 	@$(CARGO) build --quiet --bin gopherproxy --bin origin
-	@CONF=$(CONF) sh loadtest/demo.sh
+	@CONF=$(CONF) exec sh loadtest/demo.sh
 
 mock-backends: ## the three demo origins alone, on all addresses (ports 8081 to 8083)
 	@$(CARGO) build --quiet --bin origin
@@ -53,7 +54,7 @@ clean: ## removes what was built, and the stack with its volumes
 
 e2e: ## builds and starts the compose stack, checks it from outside, and removes it
 	$(STAMP) $(COMPOSE_BUILD)
-	$(STAMP) sh loadtest/e2e.sh
+	$(STAMP) exec sh loadtest/e2e.sh
 
 check-observability: tools ## every query of the dashboard and the alerts, asked of a real Prometheus under traffic
 	$(CARGO) build --workspace --bins
@@ -65,7 +66,7 @@ check-dashboard: ## the dashboard against Grafana's own types and the README's m
 k6-smoke: ## users at work, counted by k6, over a proxy and origins of its own; also k6-load, k6-spike, k6-sustained
 k6-smoke k6-load k6-spike k6-sustained:
 	@[ -n "$(PROXY_URL)" ] || $(STAMP) $(OPTIMISED) $(CARGO) build --quiet --release --bin gopherproxy --bin origin
-	@BIN=target/release sh loadtest/k6.sh $(@:k6-%=%)
+	@BIN=target/release exec sh loadtest/k6.sh $(@:k6-%=%)
 
 slow-clients: ## a thousand slow connections in each of slowhttptest's modes, and what others see meanwhile (4 minutes)
 	@sh loadtest/tools.sh slowhttptest
@@ -73,7 +74,7 @@ slow-clients: ## a thousand slow connections in each of slowhttptest's modes, an
 	@python3 loadtest/slow_clients.py
 
 bench: ## the proxy beside its peers, in half an hour; less with ROUNDS=1 SECONDS=1 ROWS=get,limited PEERS=gopherproxy,nginx BIN=target/release
-	@$(OPTIMISED) python3 loadtest/peers/bench.py $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
+	@$(OPTIMISED) exec python3 loadtest/peers/bench.py $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
 	$(if $(ROWS),--rows $(ROWS)) $(if $(PEERS),--peers $(PEERS)) $(if $(BIN),--bin $(BIN))
 
 check-bench: ## that the tables and the plot of the bench are what it measured (no load; needs Python)
@@ -86,7 +87,7 @@ microbench: ## the limiter, the pick of a backend and a line of the log, in nano
 	$(CARGO) bench --package gopherproxy --bench request_path
 
 instructions: ## how many instructions a request takes, and whether that has grown; RECORD=1 records it
-	@RECORD=$(RECORD) sh loadtest/callgrind.sh
+	@RECORD=$(RECORD) exec sh loadtest/callgrind.sh
 
 test: tools ## every test, on real sockets and a real redis-server
 	$(CARGO) build --workspace --bins

@@ -2,17 +2,17 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::support::{eventually, free_port, get};
 
-fn script(shell: &[&str], name: &str) -> Command {
+fn in_workspace(words: &[&str]) -> Command {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
-    let mut command = Command::new(shell[0]);
+    let mut command = Command::new(words[0]);
     command
-        .args(&shell[1..])
-        .arg(format!("loadtest/{name}"))
+        .args(&words[1..])
         .current_dir(root)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -31,17 +31,21 @@ fn demo(ports: [u16; 5]) -> Child {
         .parent()
         .expect("a directory");
     // As from a terminal: tests in the background ignore SIGINT, and a shell that was started so can't catch it.
-    let mut command = script(&["env", "--default-signal=INT", "sh"], "demo.sh");
+    let mut command = in_workspace(&["env", "--default-signal=INT", "make", "run", "CARGO=true"]);
+    // A terminal sends SIGINT to the whole group.
+    command.process_group(0);
     command.env("BIN", binaries).env("SENTINEL_TARGETS", targets);
     command
         .env("PROXY_PORT", ports[0].to_string())
         .env("METRICS_PORT", ports[1].to_string());
-    command.spawn().expect("sh is there")
+    command.spawn().expect("make is there")
 }
 
+/// Sends a signal to the process itself, or, for SIGINT, to its group.
 fn signal(child: &Child, name: &str) {
+    let group = if name == "INT" { "-" } else { "" };
     let sent = Command::new("kill")
-        .args(["-s", name, &child.id().to_string()])
+        .args(["-s", name, "--", &format!("{group}{}", child.id())])
         .status()
         .expect("kill is there");
     assert!(sent.success());
@@ -115,7 +119,7 @@ fn where_it_does_not_know_how_to_install_it_says_what_to_install() {
         .expect("sh is there")
         .stdout;
     let sh = String::from_utf8(sh).expect("a path");
-    let mut tools = script(&[sh.trim()], "tools.sh");
+    let mut tools = in_workspace(&[sh.trim(), "loadtest/tools.sh"]);
     let output = tools
         .arg("redis-server")
         .env("PATH", empty.path())
