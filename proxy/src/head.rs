@@ -87,7 +87,7 @@ impl<'b> RequestLine<'b> {
             .map(|word| str::from_utf8(word).unwrap_or("-").trim())
             .map(|word| if word.is_empty() { "-" } else { word });
         Self {
-            method: words.next().unwrap_or("-"),
+            method: words.next().filter(|word| word.bytes().all(is_in_name)).unwrap_or("-"),
             target: words.next().unwrap_or("-"),
         }
     }
@@ -102,6 +102,17 @@ pub enum Body {
     Chunked,
     /// Whatever follows is WebSocket, if the backend agrees to switch.
     Upgrade,
+}
+
+/// Whether the first of `bytes` can begin a request, which begins with its method, a token (RFC 9110, section 9.1). Other
+/// protocols, TLS above all, are refused at their first byte instead of after the time that a head may take.
+pub fn can_begin(bytes: &[u8]) -> bool {
+    bytes.first().is_none_or(|first| is_in_name(*first) || *first == b'\r')
+}
+
+/// Whether `bytes` begin with a TLS handshake record (RFC 8446, section 5.1), as a client sends it that was given `https://`.
+pub fn is_tls(bytes: &[u8]) -> bool {
+    matches!(bytes, [22] | [22, 3, ..])
 }
 
 /// The length of the head at the start of `bytes`, its empty line included; `None` when it has not all arrived.

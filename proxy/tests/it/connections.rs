@@ -59,6 +59,29 @@ async fn a_chunked_request_ends_where_it_ends_whatever_follows_it() {
 }
 
 #[tokio::test]
+async fn what_is_no_http_is_refused_at_its_first_byte() {
+    let (proxy, _origins) = proxy_over(1).await;
+    // A head may take 10 s to arrive; none of these may hold a connection that long.
+    for bytes in [
+        &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..],
+        b"\x16",
+        b"\x80\x2e\x01\x03\x01",
+        b"\0",
+        b" GET /",
+    ] {
+        let mut client = Connection::open(proxy.address()).await;
+        client.send(bytes).await;
+        let answer = tokio::time::timeout(Duration::from_secs(5), client.response()).await;
+        assert_eq!(answer.expect("refused at once").status, 400, "{bytes:?}");
+        assert_eq!(client.rest().await, b"");
+    }
+    let tls = |line: &serde_json::Value| line["error"] == "TLS on the port for plain HTTP; use http://";
+    let line = proxy.said("request", tls).await;
+    assert_eq!((&line["status"], &line["reason"]), (&400.into(), &"bad_request".into()));
+    assert_eq!((&line["method"], &line["path"]), (&"-".into(), &"-".into()));
+}
+
+#[tokio::test]
 async fn chunks_that_readers_disagree_on_are_refused_at_once_or_when_they_come() {
     let (proxy, _origins) = proxy_over(1).await;
     let head = |path: &str| format!("POST {path} HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
