@@ -49,6 +49,7 @@ fn model(peer: IpAddr, lines: &[HeaderValue], trusted: &[IpNet]) -> Client {
     Client {
         address: IpAddr::from(Ipv6Addr::from_bits(chain[first].unwrap_or_default())).to_canonical(),
         trusted_peer: is_trusted(bits(peer)),
+        peers_own: is_trusted(bits(peer)) && lines.is_empty(),
     }
 }
 

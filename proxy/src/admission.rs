@@ -137,7 +137,8 @@ impl Admission {
             client: Some(client.address),
             retry_after,
         };
-        if !policy.exempt.contain(client.address)
+        if !client.peers_own
+            && !policy.exempt.contain(client.address)
             && let Verdict::Limited { retry_after } = policy.limiter.check(client.address, start)
         {
             return Err(refused(Rejection::Limited, Some(retry_after)));

@@ -18,6 +18,9 @@ pub struct Client {
     pub address: IpAddr,
     /// Whether the peer is a trusted proxy, so that what it says of the request is believed.
     pub trusted_peer: bool,
+    /// A trusted proxy sent the request without X-Forwarded-For: it is the proxy's own, such as a health check, and no
+    /// client's.
+    pub peers_own: bool,
 }
 
 /// A set of networks.
@@ -56,11 +59,13 @@ pub fn identify<'l>(
         return Client {
             address: peer,
             trusted_peer: false,
+            peers_own: false,
         };
     }
     let mut address = peer;
-    let hops = forwarded_for.rev().flat_map(|line| line.rsplit(|byte| *byte == b','));
-    for hop in hops {
+    let mut lines = forwarded_for.rev().peekable();
+    let peers_own = lines.peek().is_none();
+    for hop in lines.flat_map(|line| line.rsplit(|byte| *byte == b',')) {
         // An entry that is no address ends what can be known: the client is whoever passed it on.
         let Some(hop) = parse_hop(hop) else { break };
         address = hop;
@@ -71,6 +76,7 @@ pub fn identify<'l>(
     Client {
         address,
         trusted_peer: true,
+        peers_own,
     }
 }
 
@@ -125,6 +131,24 @@ mod tests {
             assert_eq!(client("10.0.0.1", lines), (expected.into(), true), "{lines:?}");
         }
         assert_eq!(client("::ffff:10.0.0.1", &["1.1.1.1"]), ("1.1.1.1".into(), true));
+    }
+
+    #[test]
+    fn only_a_trusted_proxy_that_sends_no_forwarded_for_speaks_for_itself() {
+        let trusted = Networks::new(vec!["10.0.0.0/8".parse().unwrap()]);
+        let own = |peer: &str, lines: &[&str]| {
+            identify(
+                peer.parse().unwrap(),
+                lines.iter().map(|line| line.as_bytes()),
+                &trusted,
+            )
+            .peers_own
+        };
+        assert!(own("10.0.0.1", &[]));
+        for lines in [&[""][..], &["1.1.1.1"], &["10.0.0.1"], &["unknown"]] {
+            assert!(!own("10.0.0.1", lines), "{lines:?}");
+        }
+        assert!(!own("192.0.2.1", &[]));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -60,6 +60,8 @@ pub struct Edge<A> {
     pub lifecycle: Arc<Lifecycle>,
     /// What Prometheus sees.
     pub metrics: Metrics,
+    /// Done once the log has explained the limit.
+    pub limit_explained: Once,
 }
 
 /// What came of waiting for a request head.
@@ -245,6 +247,10 @@ impl<A> Edge<A> {
             why.rejection.body().len()
         };
         self.report(received, &why, written.is_ok().then_some(bytes), connection, start);
+        if let (Rejection::Limited, Some(client)) = (why.rejection, why.client) {
+            self.limit_explained
+                .call_once(|| policy.explain_limit(&connection.text_of(client)));
+        }
         if delivery.keeps && written.is_ok() {
             received.advance(came);
             received.unsplit(held);
@@ -277,6 +283,7 @@ impl<A> Edge<A> {
             self.metrics.dropped.inc();
         }
         let line = RequestLine::guess(received);
+        let tls = head::is_tls(received).then_some("TLS on the port for plain HTTP; use http://");
         access_log::Line {
             method: line.method,
             target: line.target,
@@ -288,7 +295,7 @@ impl<A> Edge<A> {
             request_id: None,
             bytes: answered.map(|bytes| bytes as u64),
             reason: Some(why.rejection.reason()),
-            error: None,
+            error: tls,
         }
         .write();
     }
@@ -305,6 +312,7 @@ fn look_for_head(received: &mut BytesMut, scanned: &mut usize, limits: &ClientLi
     }
     match head::length(received, *scanned) {
         Some(length) if length <= limits.max_head => Some(Arrival::Head(length)),
+        None if !head::can_begin(received) => Some(Arrival::Refused(Rejection::BadRequest)),
         None if received.len() <= limits.max_head => {
             *scanned = received.len();
             None

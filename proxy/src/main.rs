@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Instant;
 
 use chassis::admin::Admin;
@@ -150,6 +150,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         most_connections,
         lifecycle: Arc::clone(&lifecycle),
         metrics: metrics.clone(),
+        limit_explained: Once::new(),
     };
     server.add_service(Listening::new(client_socket, doors, |address| {
         let mut service = Service::new("proxy".into(), edge);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use log::info;
 
 use crate::client::Networks;
 use crate::config::{ClientLimits, Config, Limit, UpstreamLimits};
@@ -42,6 +43,18 @@ impl Policy {
             upstream: config.upstream.clone(),
             limit: config.limit.clone(),
         }
+    }
+
+    /// Logs why `client` gets a 429 and how to change that. A newcomer meets the default limit within minutes.
+    pub fn explain_limit(&self, client: &str) {
+        info!(
+            client = client,
+            burst = self.limit.burst,
+            per_second = self.limit.per_second,
+            help = "set gopherproxy.limit or RATE_LIMIT_BURST and RATE_LIMIT_PER_SECOND; RATE_LIMIT=off turns the limit off; \
+                    if this address is a proxy in front, add it to TRUSTED_PROXIES";
+            "a client is over the limit and gets 429"
+        );
     }
 }
 

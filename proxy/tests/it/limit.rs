@@ -127,6 +127,45 @@ async fn the_client_is_the_peer_or_behind_a_trusted_proxy_whom_it_names() {
 }
 
 #[tokio::test]
+async fn a_trusted_proxys_own_health_checks_are_not_limited() {
+    let (proxy, _origin) = limited_proxy().await;
+    let mut balancer = connect(&proxy, "127.0.0.8").await;
+    for _ in 0..20 {
+        assert_eq!(balancer.get("/health").await.status, 200);
+    }
+    // One that names somebody, even badly, is limited as whoever can be known.
+    for number in 0..6 {
+        let status = balancer
+            .request("GET", "/", "X-Forwarded-For: unknown\r\n", "")
+            .await
+            .status;
+        assert_eq!(status, if number < 5 { 200 } else { 429 });
+    }
+}
+
+#[tokio::test]
+async fn the_first_refusal_explains_the_limit_and_how_to_change_it_once() {
+    let (proxy, _origin) = limited_proxy().await;
+    let explanation = "a client is over the limit and gets 429";
+    let mut client = connect(&proxy, "127.0.0.1").await;
+    for _ in 0..5 {
+        client.get("/").await;
+    }
+    assert!(proxy.lines(explanation).is_empty(), "nobody was refused yet");
+    for _ in 0..3 {
+        assert_eq!(client.get("/").await.status, 429);
+    }
+    let line = proxy.said(explanation, |_| true).await;
+    assert_eq!(line["client"], "127.0.0.1");
+    assert_eq!((&line["burst"], &line["per_second"]), (&5.into(), &0.5.into()));
+    assert!(line["help"].as_str().expect("a text").contains("RATE_LIMIT"), "{line}");
+    proxy
+        .reaches("gopherproxy_rejections_total{reason=\"limited\"}", 3.0)
+        .await;
+    assert_eq!(proxy.lines(explanation).len(), 1);
+}
+
+#[tokio::test]
 async fn refusing_keeps_up_with_a_flood_on_one_connection() {
     let (proxy, origin) = limited_proxy().await;
     let mut client = connect(&proxy, "127.0.0.1").await;
