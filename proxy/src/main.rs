@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once};
 use std::time::Instant;
 
 use chassis::admin::Admin;
@@ -32,7 +32,7 @@ use pingora::services::background::background_service;
 use pingora::services::listening::Service;
 use pingora_limits::inflight::Inflight;
 use pingora_proxy::http_proxy;
-use registry::{InProcess, RedisStore, Registry};
+use registry::{InProcess, RedisStore, Registry, Replaceable};
 use sentinel::Sentinel;
 use tokio::sync::watch;
 
@@ -76,7 +76,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    let config = Config::load(arguments.conf.as_deref())?;
+    let mut config = Config::load(arguments.conf.as_deref())?;
     if arguments.test {
         info!("the configuration is good");
         return Ok(());
@@ -101,23 +101,28 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let live = Arc::new(Live::new(&config));
     // Two stores where the registry is Redis: each belongs to the runtime of the service that uses it.
     let in_process = Arc::new(InProcess::default());
-    let open_registry = || -> Result<Arc<dyn Registry>, registry::Error> {
-        match &config.registry {
-            RegistryKind::InProcess => Ok(Arc::clone(&in_process) as _),
-            RegistryKind::Redis(url) => Ok(Arc::new(RedisStore::new(url)?)),
-        }
+    let open_registry = || -> Result<Arc<Replaceable>, registry::Error> {
+        let registry: Arc<dyn Registry> = match &config.registry {
+            RegistryKind::InProcess => Arc::clone(&in_process) as _,
+            RegistryKind::Redis(url) => Arc::new(RedisStore::new(url)?),
+        };
+        Ok(Arc::new(Replaceable::new(registry)))
     };
-    let discovery = RegistryDiscovery::new(open_registry()?, metrics.clone(), config.discovery.state_file.clone());
+    let (read_from, written_to) = (open_registry()?, open_registry()?);
+    let discovery = RegistryDiscovery::new(
+        Arc::clone(&read_from) as _,
+        metrics.clone(),
+        config.discovery.state_file.clone(),
+    );
     let interval = config.discovery.interval;
     let pool = Arc::new(Pool::new(discovery.clone(), interval, &config.health, metrics.clone()));
     let sentinel = watch::Sender::new(Arc::new(config.sentinel.clone()));
 
-    let fixed = config.fixed();
     let upgrade_socket = PathBuf::from(&config.server.upgrade_sock);
-    let mut server = Server::new_with_opt_and_conf(None, config.server);
+    let mut server = Server::new_with_opt_and_conf(None, std::mem::take(&mut config.server));
     if config.sentinel_enabled {
         let metrics = sentinel::Metrics::register(&prometheus)?;
-        let sentinel = Sentinel::new(sentinel.subscribe(), open_registry()?, metrics);
+        let sentinel = Sentinel::new(sentinel.subscribe(), Arc::clone(&written_to) as _, metrics);
         server.add_service(background_service("sentinel", sentinel));
     }
     server.add_service(background_service("pool", PoolService(Arc::clone(&pool))));
@@ -158,9 +163,12 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         service.add_listener(ListenerConfig::tcp(address).l4_buffer(L4BufferSettings::unbuffered()));
         service
     })?);
+    let (lame_duck, drain_timeout) = (config.lame_duck, config.drain_timeout);
     let reload = Reload {
         path: arguments.conf.clone(),
-        fixed,
+        running: Mutex::new(config),
+        server: Arc::clone(&server.configuration),
+        registries: vec![read_from, written_to],
         live,
         pool,
         sentinel,
@@ -169,8 +177,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     server.run(RunArgs {
         shutdown_signal: Box::new(OnSignal {
             lifecycle,
-            lame_duck: config.lame_duck,
-            drain_timeout: config.drain_timeout,
+            lame_duck,
+            drain_timeout,
             sockets,
             upgrade_socket,
             reload: Arc::new(reload),

@@ -4,12 +4,14 @@
 //! everything as it was and says why. Requests under way are served to their end by the rules that they began with.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use log::{error, info};
+use pingora::server::configuration::ServerConf;
+use registry::{RedisStore, Replaceable};
 use tokio::sync::watch;
 
-use crate::config::{Config, Fixed};
+use crate::config::{Config, RegistryKind};
 use crate::metrics::Metrics;
 use crate::policy::Live;
 use crate::upstream::Pool;
@@ -18,8 +20,12 @@ use crate::upstream::Pool;
 pub struct Reload {
     /// The file; without one there is only the environment, which does not change.
     pub path: Option<PathBuf>,
-    /// What can't change, as the running configuration has it.
-    pub fixed: Fixed,
+    /// The configuration that the process runs with, but for Pingora's own keys.
+    pub running: Mutex<Config>,
+    /// Pingora's own keys.
+    pub server: Arc<ServerConf>,
+    /// Every user of the registry has one of its own.
+    pub registries: Vec<Arc<Replaceable>>,
     /// The rules for requests.
     pub live: Arc<Live>,
     /// The backends.
@@ -44,28 +50,35 @@ impl Reload {
     }
 
     fn take(&self, config: Config) -> Result<(), String> {
-        let changed: Vec<_> = self
-            .fixed
-            .iter()
-            .zip(config.fixed())
-            .filter(|((_, old), (_, new))| old != new)
-            .map(|((key, _), _)| *key)
-            .collect();
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = config.needs_restart(&running, &self.server);
         if !changed.is_empty() {
             return Err(format!(
                 "{} can't change in a running process: restart it, or upgrade it with -u",
                 changed.join(", ")
             ));
         }
+        if let RegistryKind::Redis(url) = &config.registry
+            && config.registry != running.registry
+        {
+            let stores = self.registries.iter().map(|_| RedisStore::new(url));
+            let stores = stores
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| error.to_string())?;
+            for (registry, store) in self.registries.iter().zip(stores) {
+                registry.replace(Arc::new(store));
+            }
+        }
         self.live.change(&config);
         self.pool.change(config.discovery.interval, &config.health);
         self.sentinel.send_if_modified(|now| {
             let modified = **now != config.sentinel;
             if modified {
-                *now = Arc::new(config.sentinel);
+                *now = Arc::new(config.sentinel.clone());
             }
             modified
         });
+        *running = config;
         Ok(())
     }
 }

@@ -7,6 +7,7 @@
 mod in_process;
 mod member;
 mod redis_store;
+mod replaceable;
 mod resolver;
 
 use std::collections::BTreeSet;
@@ -15,6 +16,7 @@ use std::fmt;
 pub use in_process::InProcess;
 pub use member::{Host, Malformed, Member};
 pub use redis_store::{RedisStore, RedisUrl};
+pub use replaceable::Replaceable;
 pub use resolver::Resolver;
 
 /// The Redis set of the origins that are up.

@@ -22,11 +22,19 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// The first and the longest wait between attempts to connect.
 const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(2);
 
-/// Where Redis is. Its `Display` leaves the password out.
+/// Where Redis is. Its `Display` and `Debug` leave the password out.
 #[derive(Clone)]
 pub struct RedisUrl {
     info: Box<ConnectionInfo>,
+    /// The whole URL, password included, for `==`.
+    url: String,
     shown: String,
+}
+
+impl PartialEq for RedisUrl {
+    fn eq(&self, other: &Self) -> bool {
+        self.url == other.url
+    }
 }
 
 impl RedisUrl {
@@ -52,6 +60,7 @@ impl RedisUrl {
         let shown = format!("{scheme}://{place}");
         Ok(Self {
             info: Box::new(info),
+            url,
             shown,
         })
     }
@@ -220,6 +229,13 @@ mod tests {
             assert!(!format!("{url:?}").contains("secret"));
             RedisStore::new(&url).unwrap();
         }
+    }
+
+    #[test]
+    fn urls_that_differ_in_the_password_alone_are_different() {
+        let url = |password| RedisUrl::parse(&format!("redis://user:{password}@host:1")).unwrap();
+        assert!(url("old") == url("old"));
+        assert!(url("old") != url("new"));
     }
 
     #[test]

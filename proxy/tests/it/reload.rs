@@ -1,6 +1,6 @@
 //! SIGHUP: the configuration read again, all of it or none.
 
-use crate::support::{Connection, Load, Process, embedded, eventually, get, origin};
+use crate::support::{Connection, Load, Process, Redis, embedded, eventually, get, origin, with_redis};
 
 const RELOADED: &str = "configuration reloaded";
 const REFUSED: &str = "configuration not reloaded; the old one stays";
@@ -93,4 +93,39 @@ async fn a_bad_file_and_a_change_that_takes_a_restart_are_refused_whole() {
     proxy
         .reaches("gopherproxy_config_reloads_total{result=\"ok\"}", 0.0)
         .await;
+}
+
+#[tokio::test]
+async fn a_new_redis_password_is_taken() {
+    let redis = Redis::start().await;
+    let (first, second) = (origin(), origin());
+    redis
+        .command(&format!("SADD gopher_backends http://{}", first.address()))
+        .await;
+    for (user, password) in [("first", "old"), ("second", "new")] {
+        redis
+            .command(&format!("ACL SETUSER {user} on >{password} ~* +@all"))
+            .await;
+    }
+    let url = |credentials: &str| format!("redis://{credentials}@{}/0", redis.address());
+    let with = |url: &str| with_redis(&redis).replace(&redis.address().to_string(), url);
+    let proxy = Process::proxy(&with(&url("first:hunter2"))).await;
+    proxy.said("waiting for the first backends", |_| true).await;
+    // From a wrong password to a right one, and on to the next user before the first is removed.
+    for credentials in ["first:old", "second:new"] {
+        let before = proxy.lines(RELOADED).len();
+        proxy.reconfigure(&with(&url(credentials)));
+        proxy.signal("HUP");
+        eventually("it is reloaded", async || proxy.lines(RELOADED).len() > before).await;
+        proxy.active_backends(1).await;
+    }
+    redis.command("ACL DELUSER first").await;
+    redis
+        .command(&format!("SADD gopher_backends http://{}", second.address()))
+        .await;
+    proxy.active_backends(2).await;
+    assert!(
+        !format!("{:?}", proxy.log()).contains("hunter2"),
+        "no password in the log"
+    );
 }

@@ -1,0 +1,67 @@
+//! `client`: what a client connection may take.
+
+use std::time::Duration;
+
+use chassis::settings::{Section, duration, size, whole};
+
+use super::size_or_none;
+use crate::head::MOST_FIELDS;
+
+/// What a client connection may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientLimits {
+    /// From the first byte of a request head to its last.
+    pub head_timeout: Duration,
+    /// Between requests, and before the first.
+    pub idle_timeout: Duration,
+    /// Between two pieces of a request body.
+    pub read_timeout: Duration,
+    /// For the client to take a piece of the response.
+    pub write_timeout: Duration,
+    /// The fewest bytes a second, on the average, that a request body may come at and a response be taken at.
+    pub min_rate: Option<u64>,
+    /// The longest request head, in bytes.
+    pub max_head: usize,
+    /// The most fields in a request head.
+    pub max_fields: usize,
+    /// The longest request body, in bytes.
+    pub max_body: Option<u64>,
+    /// The most requests on one connection.
+    pub max_requests: u64,
+    /// The most connections at a time.
+    pub max_connections: usize,
+    /// The most connections at a time from one address that is no trusted proxy.
+    pub max_connections_per_client: usize,
+}
+
+impl ClientLimits {
+    pub(super) fn read(mut section: Section<'_>) -> Self {
+        let seconds = Duration::from_secs;
+        let limits = Self {
+            head_timeout: section.value("head_timeout", None, seconds(10), duration),
+            idle_timeout: section.value("idle_timeout", None, seconds(60), duration),
+            read_timeout: section.value("read_timeout", None, seconds(60), duration),
+            write_timeout: section.value("write_timeout", None, seconds(60), duration),
+            min_rate: section.value("min_rate", None, Some(240), size_or_none),
+            max_head: section.value("max_head", None, 32 << 10, head_size),
+            max_fields: section.value("max_fields", None, 100, whole(1..=MOST_FIELDS)),
+            max_body: section.value("max_body", None, None, size_or_none),
+            max_requests: section.value("max_requests", None, 10_000, whole(1..=u64::MAX)),
+            max_connections: section.value("max_connections", None, 10_000, whole(1..=1_000_000)),
+            max_connections_per_client: section.value("max_connections_per_client", None, 5_000, whole(1..=1_000_000)),
+        };
+        section.finish();
+        limits
+    }
+}
+
+/// The size of a request head: below 512 B no browser gets through. Pingora reads at most 1 MiB of the head that we write for it,
+/// which can be more than twice as long as the one that came.
+fn head_size(text: &str) -> Result<usize, String> {
+    let expected = || "a size from 512B to 256KiB".to_owned();
+    let bytes = size(text).map_err(|_| expected())?;
+    usize::try_from(bytes)
+        .ok()
+        .filter(|bytes| (512..=256 << 10).contains(bytes))
+        .ok_or_else(expected)
+}

@@ -1,0 +1,81 @@
+//! `registry`, `discovery` and `health`: where the set of origins is, how it is read, and how its members are checked.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chassis::settings::{Section, duration};
+use registry::RedisUrl;
+
+/// Where Redis is when nobody says.
+const REDIS: &str = "localhost:16379";
+
+/// Where the set of origins is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RegistryKind {
+    /// In Redis.
+    Redis(RedisUrl),
+    /// In this process, written by the sentinel inside it.
+    InProcess,
+}
+
+/// How the set of origins is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Discovery {
+    /// From one read to the next.
+    pub interval: Duration,
+    /// The file that keeps the last good set.
+    pub state_file: Option<PathBuf>,
+}
+
+/// The proxy's own health check of every backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// From one check to the next.
+    pub interval: Duration,
+    /// How long a connection may take.
+    pub timeout: Duration,
+}
+
+impl RegistryKind {
+    pub(super) fn read(mut section: Section<'_>) -> Self {
+        let in_process = section.value("kind", None, false, |text| match text {
+            "redis" => Ok(false),
+            "in-process" => Ok(true),
+            _ => Err("redis or in-process".into()),
+        });
+        let default = RedisUrl::parse(REDIS).expect("a host and a port");
+        let url = section.value("redis", Some("REDIS_URL"), default, RedisUrl::parse);
+        section.finish();
+        if in_process { Self::InProcess } else { Self::Redis(url) }
+    }
+}
+
+impl Discovery {
+    pub(super) fn read(mut section: Section<'_>) -> Self {
+        let discovery = Self {
+            interval: section.value("interval", None, Duration::from_secs(5), duration),
+            state_file: section.value("state_file", None, None, file_or_none),
+        };
+        section.finish();
+        discovery
+    }
+}
+
+impl Health {
+    pub(super) fn read(mut section: Section<'_>) -> Self {
+        let health = Self {
+            interval: section.value("interval", None, Duration::from_secs(10), duration),
+            timeout: section.value("timeout", None, Duration::from_secs(2), duration),
+        };
+        section.finish();
+        health
+    }
+}
+
+fn file_or_none(text: &str) -> Result<Option<PathBuf>, String> {
+    match text {
+        "none" => Ok(None),
+        _ if Path::new(text).is_absolute() => Ok(Some(text.into())),
+        _ => Err("the absolute path of a file, or none".into()),
+    }
+}

@@ -1,0 +1,78 @@
+//! `upstream`: what a backend may take, and what happens to one that fails.
+
+use std::time::Duration;
+
+use chassis::settings::{Section, duration, whole};
+
+/// What a backend may take.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpstreamLimits {
+    /// To take a connection.
+    pub connect_timeout: Duration,
+    /// For the whole head of a response, and between two pieces of its body.
+    pub read_timeout: Duration,
+    /// To take a piece of the request.
+    pub write_timeout: Duration,
+    /// How long an unused connection is kept.
+    pub idle_timeout: Duration,
+    /// How long an upgraded connection (WebSocket) may be silent.
+    pub tunnel_idle_timeout: Duration,
+    /// Tries after the first.
+    pub retries: usize,
+    /// How many tries after the first there may be in all, for each request: a share.
+    pub retry_budget: f64,
+    /// When a backend that fails is left alone.
+    pub ejection: Ejection,
+}
+
+/// When a backend that fails is left alone, and for how long.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ejection {
+    /// So many failures in a row take a backend out.
+    pub failures: u32,
+    /// For how long, the first time.
+    pub time: Duration,
+    /// For how long at most: each time in a row is twice as long as the one before.
+    pub max_time: Duration,
+    /// The largest share of the alive backends that may be out at a time.
+    pub max_share: f64,
+}
+
+impl UpstreamLimits {
+    pub(super) fn read(mut section: Section<'_>) -> Self {
+        let seconds = Duration::from_secs;
+        let limits = Self {
+            connect_timeout: section.value("connect_timeout", None, seconds(2), duration),
+            read_timeout: section.value("read_timeout", None, seconds(60), duration),
+            write_timeout: section.value("write_timeout", None, seconds(60), duration),
+            idle_timeout: section.value("idle_timeout", None, seconds(60), duration),
+            tunnel_idle_timeout: section.value("tunnel_idle_timeout", None, seconds(3600), duration),
+            retries: section.value("retries", None, 2, whole(0..=10)),
+            retry_budget: section.value("retry_budget", None, 0.2, share),
+            ejection: Ejection::read(section.section("ejection")),
+        };
+        section.finish();
+        limits
+    }
+}
+
+impl Ejection {
+    fn read(mut section: Section<'_>) -> Self {
+        let ejection = Self {
+            failures: section.value("failures", None, 3, whole(1..=1_000)),
+            time: section.value("time", None, Duration::from_secs(5), duration),
+            max_time: section.value("max_time", None, Duration::from_secs(60), duration),
+            max_share: section.value("max_share", None, 0.5, share),
+        };
+        section.finish();
+        ejection
+    }
+}
+
+/// A part of a whole.
+fn share(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share))
+        .ok_or_else(|| "a share from 0 to 1, such as 0.2".into())
+}

@@ -1,0 +1,35 @@
+//! A registry that can be exchanged while others use it, as when a reload brings a new password.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::{Error, Member, Registry, Snapshot};
+
+/// A registry in front of another that can be replaced. A call that is under way ends with the one it began with.
+pub struct Replaceable(ArcSwap<Arc<dyn Registry>>);
+
+impl Replaceable {
+    /// Passes calls on to `registry`.
+    pub fn new(registry: Arc<dyn Registry>) -> Self {
+        Self(ArcSwap::from_pointee(registry))
+    }
+
+    /// Passes calls on to `registry` from now on.
+    pub fn replace(&self, registry: Arc<dyn Registry>) {
+        self.0.store(Arc::new(registry));
+    }
+}
+
+#[async_trait::async_trait]
+impl Registry for Replaceable {
+    async fn members(&self) -> Result<Snapshot, Error> {
+        let registry = self.0.load_full();
+        registry.members().await
+    }
+
+    async fn publish(&self, present: &[Member], absent: &[Member]) -> Result<(), Error> {
+        let registry = self.0.load_full();
+        registry.publish(present, absent).await
+    }
+}
