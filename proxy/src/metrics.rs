@@ -187,12 +187,10 @@ impl Metrics {
         }
     }
 
-    /// Counts a response that a client got.
+    /// Counts a response that a client got. A status above 599 counts as 5xx, as clients take it (RFC 9110, section 15).
     pub fn responded(&self, status: u16) {
-        if let Some(class) = usize::from(status / 100)
-            .checked_sub(1)
-            .and_then(|index| self.responses.get(index))
-        {
+        let class = usize::from(status / 100).clamp(1, self.responses.len());
+        if let Some(class) = self.responses.get(class - 1) {
             class.inc();
         }
     }

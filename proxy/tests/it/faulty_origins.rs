@@ -155,6 +155,15 @@ async fn check(rows: Vec<Row>, reused: bool) {
 }
 
 #[tokio::test]
+async fn a_status_of_no_class_counts_as_a_servers_error() {
+    let origin = RawOrigin::answering("HTTP/1.1 999 Odd\r\nContent-Length: 2\r\n\r\nok").await;
+    let proxy = Process::proxy(&embedded(&[origin.address])).await;
+    proxy.active_backends(1).await;
+    assert_eq!(get(proxy.address(), "/").await.status, 999);
+    proxy.reaches("gopherproxy_responses_total{class=\"5xx\"}", 1.0).await;
+}
+
+#[tokio::test]
 async fn what_is_no_response_is_502_and_its_connection_is_used_no_more() {
     let with_head = |lines: &str| format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\nok").into_bytes();
     let mut all = rows([
