@@ -129,14 +129,15 @@ impl<A> Edge<A> {
         })
     }
 
-    /// Waits for the first bytes of a request; `None` when there will be none.
+    /// Waits for the first bytes of a request on a connection that is idle since `idle_since`; `None` when there will be none.
     async fn first_bytes(
         &self,
         stream: &mut Gate,
         received: &mut BytesMut,
+        idle_since: Instant,
         mut down: Pin<&mut impl FusedFuture<Output = ()>>,
     ) -> Option<()> {
-        let end = Instant::now() + self.live.idle_timeout();
+        let end = idle_since + self.live.idle_timeout();
         let mut read = poll_fn(|context| stream.poll_first(context, received, end));
         if !down.is_terminated() {
             tokio::select! {
@@ -203,8 +204,8 @@ impl<A> Edge<A> {
         })
     }
 
-    /// Answers the request at the start of `received`, and tells of it. Returns the stream when the connection is kept, with
-    /// `received` at the next request.
+    /// Answers and reports the request at the start of `received`. Returns the stream when the connection is kept, with
+    /// `received` at the next request. The answer does not wait for the rest of the request's body.
     async fn refuse(
         &self,
         mut stream: Box<Gate>,
@@ -216,22 +217,10 @@ impl<A> Edge<A> {
     ) -> Option<Box<Gate>> {
         let Refusal {
             why,
-            mut delivery,
+            delivery,
             came,
             rest,
         } = refusal;
-        let mut held = BytesMut::new();
-        if delivery.keeps && !rest.ended() {
-            let terms = Terms {
-                rest,
-                waiting: 0,
-                patience: None,
-                expects: false,
-            };
-            stream.shut(terms, start);
-            delivery.keeps = stream.discard().await.is_ok();
-            held = stream.open();
-        }
         let answer = match why.retry_after {
             Some(retry_after) => policy.limited.answer(retry_after, delivery),
             None => why.rejection.answer(delivery),
@@ -251,9 +240,23 @@ impl<A> Edge<A> {
             self.limit_explained
                 .call_once(|| policy.explain_limit(&connection.text_of(client)));
         }
-        if delivery.keeps && written.is_ok() {
+        let mut kept = delivery.keeps && written.is_ok();
+        let mut next = BytesMut::new();
+        if kept && !rest.ended() {
+            // The rest of the body is in front of the next request.
+            let terms = Terms {
+                rest,
+                waiting: 0,
+                patience: None,
+                expects: false,
+            };
+            stream.shut(terms, start);
+            kept = stream.discard().await.is_ok();
+            next = stream.open();
+        }
+        if kept {
             received.advance(came);
-            received.unsplit(held);
+            received.unsplit(next);
             return Some(stream);
         }
         Shutdown::shutdown(&mut *stream).await;
@@ -317,7 +320,14 @@ fn look_for_head(received: &mut BytesMut, scanned: &mut usize, limits: &ClientLi
             *scanned = received.len();
             None
         }
-        Some(_) | None => Some(Arrival::Refused(Rejection::HeadTooLarge)),
+        Some(_) | None => {
+            let in_first_line = memchr::memchr(b'\n', received).is_none_or(|end| end > limits.max_head);
+            Some(Arrival::Refused(if in_first_line {
+                Rejection::UriTooLong
+            } else {
+                Rejection::HeadTooLarge
+            }))
+        }
     }
 }
 
@@ -379,10 +389,12 @@ where
         let mut watch = shutdown.clone();
         let mut down = pin!(async move { drop(watch.wait_for(|down| *down).await) }.fuse());
         let mut requests = 0_u64;
+        let mut idle_since = Instant::now();
         loop {
             if received.is_empty() {
                 received = BytesMut::new();
-                self.first_bytes(&mut stream, &mut received, down.as_mut()).await?;
+                self.first_bytes(&mut stream, &mut received, idle_since, down.as_mut())
+                    .await?;
             }
             let _in_flight = self.lifecycle.enter();
             let start = Instant::now();
@@ -408,6 +420,7 @@ where
                     stream = self
                         .refuse(stream, &mut received, refusal, &connection, &policy, start)
                         .await?;
+                    idle_since = Instant::now();
                     continue;
                 }
             };
@@ -436,6 +449,7 @@ where
             let (same, _) = reusable?.consume();
             stream = same.into_any().downcast::<Gate>().ok()?;
             received.unsplit(stream.open());
+            idle_since = Instant::now();
         }
     }
 

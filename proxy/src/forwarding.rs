@@ -12,7 +12,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, Result};
 
 use crate::client::FORWARDED_FOR;
-use crate::head::{Body, Head, authority_of, is_canonical_length};
+use crate::head::{Body, Head, is_canonical_length};
 
 /// A longer X-Request-Id is not kept, even from a trusted peer: it goes into the log.
 const MAX_REQUEST_ID: usize = 128;
@@ -70,13 +70,20 @@ impl Provenance {
 /// is, and so do the names of fields, in upper and lower case. Returns what the backend is told besides.
 pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut) -> Provenance {
     let fields = head.fields.iter().map(|field| field.name.len() + field.value.len() + 4);
-    to.reserve(head.method.len() + head.target.len() + ADDED + 2 * fields.sum::<usize>());
-    for part in [head.method, " ", head.target] {
-        to.put_slice(part.as_bytes());
-    }
+    to.reserve(head.method.len() + head.path.len() + ADDED + 2 * fields.sum::<usize>());
+    to.put_slice(head.method.as_bytes());
+    // The path is empty, or only a query, where an absolute target has none (RFC 9112, section 3.2.1).
+    to.put_slice(if matches!(head.path.as_bytes().first(), Some(b'/' | b'*')) {
+        b" "
+    } else {
+        b" /"
+    });
+    to.put_slice(head.path.as_bytes());
     to.put_slice(if head.old { b" HTTP/1.0\r\n" } else { b" HTTP/1.1\r\n" });
     // Whether a trusted peer has said what else would be said here.
-    let (mut proto, mut host) = (false, false);
+    let (mut proto, mut forwarded_host) = (false, false);
+    let host = head.host.unwrap_or(about.backend.as_bytes());
+    let mut has_host = false;
     for field in head.fields {
         let name = field.name;
         if ends_here(name) || (head.nominates(name) && !is(name, "content-length")) {
@@ -87,9 +94,14 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut)
                 continue;
             }
             proto |= is(name, "x-forwarded-proto");
-            host |= is(name, "x-forwarded-host");
+            forwarded_host |= is(name, "x-forwarded-host");
         }
-        write_field(name, field.value, to);
+        if is(name, "host") {
+            has_host = true;
+            write_field(name, host, to);
+        } else {
+            write_field(name, field.value, to);
+        }
     }
     match head.body {
         Body::Length(_) => {}
@@ -99,15 +111,18 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut)
     if !proto {
         to.put_slice(b"X-Forwarded-Proto: http\r\n");
     }
-    match head.host {
-        Some(value) if !host => write_field("X-Forwarded-Host", value, to),
-        Some(_) => {}
-        None => {
-            let host = authority_of(head.target).unwrap_or(about.backend);
-            write_field("Host", host.as_bytes(), to);
-        }
+    if !has_host {
+        write_field("Host", host, to);
     }
-    to.put_slice(b"Via: 1.1 gopherproxy\r\n\r\n");
+    if head.host.is_some() && !forwarded_host {
+        write_field("X-Forwarded-Host", host, to);
+    }
+    // The version is the one that was received (RFC 9110, section 7.6.3).
+    to.put_slice(if head.old {
+        b"Via: 1.0 gopherproxy\r\n\r\n"
+    } else {
+        b"Via: 1.1 gopherproxy\r\n\r\n"
+    });
     Provenance {
         forwarded_for: forwarded_for(head, about),
         request_id: request_id(head, about.trusted_peer),
@@ -121,21 +136,34 @@ fn write_field(name: &str, value: &[u8], to: &mut BytesMut) {
     to.put_slice(b"\r\n");
 }
 
-/// The hops that a trusted peer tells of, and the peer.
+/// The hops that a trusted peer names, and the peer. Bytes that are not text end what can be known, as they do for
+/// [`identify`](crate::client::identify): the origin sees what lies to the right of them.
 fn forwarded_for(head: &Head<'_>, about: Origination<'_>) -> HeaderValue {
-    let mut hops = Vec::new();
-    if about.trusted_peer {
-        let is_text = |value: &&[u8]| !value.is_empty() && value.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
-        for told in head.values(FORWARDED_FOR).filter(is_text) {
-            hops.extend_from_slice(told);
-            hops.extend_from_slice(b", ");
-        }
-    }
-    if hops.is_empty() {
+    if !about.trusted_peer {
         return about.peer.clone();
     }
-    hops.extend_from_slice(about.peer.as_bytes());
-    // It is text, as was seen above.
+    let mut lines = Vec::new();
+    for line in head.values(FORWARDED_FOR).rev() {
+        let garbled = line.iter().rposition(|byte| !matches!(byte, b'\t' | b' '..=b'~'));
+        let readable = match garbled {
+            None => line,
+            Some(last) => line[last..].splitn(2, |byte| *byte == b',').nth(1).unwrap_or_default(),
+        };
+        let readable = readable.trim_ascii();
+        if !readable.is_empty() {
+            lines.push(readable);
+        }
+        if garbled.is_some() {
+            break;
+        }
+    }
+    if lines.is_empty() {
+        return about.peer.clone();
+    }
+    lines.reverse();
+    lines.push(about.peer.as_bytes());
+    let hops = lines.join(&b", "[..]);
+    // Each part is text.
     HeaderValue::try_from(hops).unwrap_or_else(|_| about.peer.clone())
 }
 
@@ -166,22 +194,26 @@ fn is(name: &str, other: &str) -> bool {
     name.eq_ignore_ascii_case(other)
 }
 
-/// Whether a field of this name concerns the client's connection alone.
+/// Whether a field of this name concerns the client's connection alone, or is another spelling of one that does or of the
+/// length of the body: CGI and its kin take `_` for `-`.
 fn ends_here(name: &str) -> bool {
-    HOP_BY_HOP.iter().any(|one| is(name, one))
+    HOP_BY_HOP.iter().any(|one| is_alike(name, one))
+        || (is_alike(name, "content-length") && !is(name, "content-length"))
 }
 
-/// Whether a field of this name tells where a request came from. CGI and its kin take `_` for `-`.
+/// Whether `name` is `known`, which is in lower case, for a reader that takes `_` for `-`.
+fn is_alike(name: &str, known: &str) -> bool {
+    name.len() == known.len()
+        && std::iter::zip(name.bytes(), known.bytes())
+            .all(|(byte, known)| byte.to_ascii_lowercase() == known || (byte == b'_' && known == b'-'))
+}
+
+/// Whether a field of this name says where a request came from.
 fn is_claim(name: &str) -> bool {
     const FAMILY: &str = "x-forwarded";
     const OTHERS: [&str; 3] = ["forwarded", "x-real-ip", "x-request-id"];
-    let alike = |name: &str, known: &str| {
-        name.len() == known.len()
-            && std::iter::zip(name.bytes(), known.bytes())
-                .all(|(byte, known)| byte.to_ascii_lowercase() == known || (byte == b'_' && known == b'-'))
-    };
-    name.get(..FAMILY.len()).is_some_and(|family| alike(family, FAMILY))
-        || OTHERS.iter().any(|known| alike(name, known))
+    name.get(..FAMILY.len()).is_some_and(|family| is_alike(family, FAMILY))
+        || OTHERS.iter().any(|known| is_alike(name, known))
 }
 
 /// Makes the framing of a response say one thing, for Pingora passes it on as it came: one Content-Length in digits, none
@@ -229,7 +261,7 @@ pub fn straighten(response: &mut ResponseHeader) -> Result<()> {
 }
 
 /// Takes off a response what concerns only the connection to the backend. Its framing (Content-Length, Transfer-Encoding)
-/// stays, for Pingora to frame the response anew; `Upgrade` stays on the answer that accepts one.
+/// stays, for Pingora to frame the response anew; `Upgrade` stays on the answers that accept one or ask for one.
 pub fn strip_hop_by_hop(response: &mut ResponseHeader) {
     // One look for all of them, because most responses have none.
     let switches = response.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -237,7 +269,7 @@ pub fn strip_hop_by_hop(response: &mut ResponseHeader) {
     for (name, value) in &response.headers {
         let ends = match name.as_str() {
             "keep-alive" | "proxy-connection" => true,
-            "upgrade" => !switches,
+            "upgrade" => !switches && response.status != StatusCode::UPGRADE_REQUIRED,
             "connection" => {
                 ending.extend(nominated(value));
                 !switches
@@ -310,7 +342,8 @@ mod tests {
         let mut written = BytesMut::new();
         let provenance = write_request(&head, about, &mut written);
         let written = String::from_utf8(written.into()).unwrap();
-        let lines = written.strip_prefix(&format!("GET {target} HTTP/1.0\r\n")).unwrap();
+        let (line, lines) = written.split_once("\r\n").unwrap();
+        assert!(line.starts_with("GET /") && line.ends_with(" HTTP/1.0"), "{line}");
         let mut request = RequestHeader::build("GET", target.as_bytes(), None).unwrap();
         for line in lines.strip_suffix("\r\n\r\n").unwrap().split("\r\n") {
             let (name, value) = line.split_once(": ").unwrap();
@@ -347,7 +380,7 @@ mod tests {
         assert_eq!(all(&request, "x-forwarded-host"), ["shop.example"]);
         assert_eq!(all(&request, "x-forwarded-prefix"), [""; 0]);
         assert_eq!(all(&request, "x-real-ip"), [""; 0]);
-        assert_eq!(all(&request, "via"), ["1.1 gopherproxy"]);
+        assert_eq!(all(&request, "via"), ["1.0 gopherproxy"]);
         assert_ne!(all(&request, "x-request-id"), ["abc-123"]);
     }
 

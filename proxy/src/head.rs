@@ -15,11 +15,11 @@ use crate::rejection::Rejection;
 /// The most fields in a head, whatever `client.max_fields` is: Pingora reads 256, and a few are added to what comes.
 pub const MOST_FIELDS: usize = 240;
 
-/// A longer target is answered 431 whatever `client.max_head` is: the HTTP library takes none.
+/// A longer target is answered 414 whatever `client.max_head` is: the HTTP library takes none.
 const MAX_TARGET: usize = 65_534;
 
-/// With so many options in `Connection` nobody means well.
-const MAX_OPTIONS: usize = 10;
+/// More options in `Connection` are refused: no client that means well sends them.
+const MAX_OPTIONS: usize = 9;
 
 /// What `Connection` may not name as its own, to be taken off before the backend sees it.
 const PROTECTED: [&str; 4] = ["host", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
@@ -37,13 +37,15 @@ pub const fn room<'b>() -> Room<'b> {
 pub struct Head<'b> {
     /// The method.
     pub method: &'b str,
-    /// The target: `/path?query`, `http://host/path?query` or `*`.
+    /// The target as it came: `/path?query`, `http://host/path?query` or `*`.
     pub target: &'b str,
+    /// The target without scheme and host: `/path?query` or `*`; the slash is missing where an absolute target has no path.
+    pub path: &'b str,
     /// The version is HTTP/1.0, and not HTTP/1.1.
     pub old: bool,
     /// All fields as they came, without spaces around their values.
     pub fields: &'b [httparse::Header<'b>],
-    /// The value of `Host`, which only HTTP/1.0 may lack.
+    /// The host that an absolute target names, or else `Host`, which only HTTP/1.0 may lack.
     pub host: Option<&'b [u8]>,
     /// How the body is delimited.
     pub body: Body,
@@ -51,8 +53,8 @@ pub struct Head<'b> {
     pub keeps: bool,
     /// The client has said `Expect`, and may wait for "100 Continue" before it sends the body.
     pub expects: bool,
-    /// `Connection` names fields that go no further.
-    nominates: bool,
+    /// What `Connection` says.
+    connection: Connection<'b>,
 }
 
 impl<'b> Head<'b> {
@@ -64,8 +66,8 @@ impl<'b> Head<'b> {
 
     /// Whether `Connection` names the field `name` as one that goes no further than this proxy.
     pub fn nominates(&self, name: &str) -> bool {
-        let mut named = self.values("connection").flat_map(options);
-        self.nominates && named.any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
+        let named = &self.connection.nominated[..self.connection.count];
+        named.iter().any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
     }
 }
 
@@ -145,26 +147,34 @@ pub fn parse<'b>(bytes: &'b [u8], room: &'b mut Room<'b>, max_fields: usize) -> 
         return Err(Rejection::BadRequest);
     };
     if target.len() > MAX_TARGET {
-        return Err(Rejection::HeadTooLarge);
+        return Err(Rejection::UriTooLong);
     }
-    if has_bare_line_end(bytes) || !is_target(target) || (target == "*" && method != "OPTIONS") {
+    if has_bare_line_end(bytes) {
         return Err(Rejection::BadRequest);
     }
     if matches!(method, "CONNECT" | "TRACE") {
         return Err(Rejection::MethodNotAllowed);
     }
-
-    let named = authority_of(target);
+    let (named, path) = split_target(target);
+    let path = if named.is_some() && path.is_empty() && method == "OPTIONS" {
+        // RFC 9112, section 3.2.4: the whole server is meant.
+        "*"
+    } else {
+        path
+    };
+    if !is_target(target) || (target == "*" && method != "OPTIONS") {
+        return Err(Rejection::BadRequest);
+    }
     if named.is_some_and(|named| !is_authority(named.as_bytes())) {
         return Err(Rejection::BadRequest);
     }
     let fields: &[httparse::Header<'_>] = request.headers;
-    let (mut host, mut length, mut chunked, mut upgrade, mut expects) = (None, None, false, None, false);
+    let (mut host, mut length, mut coding, mut upgrade, mut expects) = (None, None, None, None, false);
     let mut connection = Connection::default();
     for field in fields {
         let name = field.name;
         if name.eq_ignore_ascii_case("host") {
-            let differs = named.is_some_and(|named| named.as_bytes() != field.value);
+            let differs = named.is_some_and(|named| !is_same_host(named.as_bytes(), field.value));
             if !is_authority(field.value) || differs || host.replace(field.value).is_some() {
                 return Err(Rejection::BadRequest);
             }
@@ -174,10 +184,9 @@ pub fn parse<'b>(bytes: &'b [u8], room: &'b mut Room<'b>, max_fields: usize) -> 
                 return Err(Rejection::BadRequest);
             }
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
-            if chunked || !field.value.eq_ignore_ascii_case(b"chunked") {
+            if coding.replace(Coding::read(field.value)?).is_some() {
                 return Err(Rejection::BadRequest);
             }
-            chunked = true;
         } else if name.eq_ignore_ascii_case("connection") {
             connection.read(field.value)?;
         } else if name.eq_ignore_ascii_case("upgrade") {
@@ -189,56 +198,91 @@ pub fn parse<'b>(bytes: &'b [u8], room: &'b mut Room<'b>, max_fields: usize) -> 
     }
     // HTTP/1.0 knows neither a required Host nor chunks.
     let old = minor == 0;
-    if (host.is_none() && !old) || (chunked && (length.is_some() || old)) {
+    if (host.is_none() && !old) || (coding.is_some() && (length.is_some() || old)) {
         return Err(Rejection::BadRequest);
     }
-    let body = match (chunked, upgrade.unwrap_or(false), length.unwrap_or(0)) {
-        // A body before the switch would be taken for WebSocket by whoever has switched before it came.
-        (true, true, _) | (false, true, 1..) => return Err(Rejection::BadRequest),
-        (true, false, _) => Body::Chunked,
-        (false, true, 0) => Body::Upgrade,
-        (false, false, length) => Body::Length(length),
+    let body = match (coding, length.unwrap_or(0)) {
+        (Some(Coding::Chunked), _) => Body::Chunked,
+        (Some(Coding::Unknown), _) => return Err(Rejection::NotImplemented),
+        // Only a request without a body can switch: nobody could tell its body from what follows the switch. And only one whose
+        // `Connection` says so (RFC 9110, section 7.8).
+        (None, 0) if connection.upgrade && upgrade.unwrap_or(false) => Body::Upgrade,
+        (None, length) => Body::Length(length),
     };
     Ok(Head {
         method,
         target,
+        path,
         old,
         fields,
-        host,
+        host: named.map(str::as_bytes).or(host),
         body,
         keeps: !connection.close && (connection.keep_alive || !old),
         expects,
-        nominates: connection.nominates,
+        connection,
     })
 }
 
-/// What the `Connection` fields say.
-#[derive(Debug, Default)]
-struct Connection {
-    close: bool,
-    keep_alive: bool,
-    nominates: bool,
-    options: usize,
+/// What a `Transfer-Encoding` field asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Coding {
+    Chunked,
+    /// A coding that this proxy does not have, alone or with `chunked` as the last (RFC 9112, section 6.1).
+    Unknown,
 }
 
-impl Connection {
+impl Coding {
+    fn read(value: &[u8]) -> Result<Self, Rejection> {
+        if value.eq_ignore_ascii_case(b"chunked") {
+            return Ok(Self::Chunked);
+        }
+        let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
+        let is_unknown =
+            |coding: &[u8]| !coding.is_empty() && !is_chunked(coding) && coding.iter().copied().all(is_in_name);
+        let mut codings = value.rsplit(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        let last = codings.next().unwrap_or_default();
+        let before = codings.next();
+        let known = match before {
+            None => is_unknown(last),
+            Some(before) => is_chunked(last) && is_unknown(before) && codings.all(is_unknown),
+        };
+        if known {
+            Ok(Self::Unknown)
+        } else {
+            Err(Rejection::BadRequest)
+        }
+    }
+}
+
+/// What the `Connection` fields say.
+#[derive(Debug, Clone, Copy, Default)]
+struct Connection<'b> {
+    close: bool,
+    keep_alive: bool,
+    upgrade: bool,
+    /// The first `count` are the options, those above among them.
+    nominated: [&'b [u8]; MAX_OPTIONS],
+    count: usize,
+}
+
+impl<'b> Connection<'b> {
     /// Reads one more field.
-    fn read(&mut self, value: &[u8]) -> Result<(), Rejection> {
+    fn read(&mut self, value: &'b [u8]) -> Result<(), Rejection> {
         for option in options(value) {
-            self.options += 1;
             let protected = PROTECTED
                 .iter()
                 .any(|name| option.eq_ignore_ascii_case(name.as_bytes()));
-            if self.options >= MAX_OPTIONS || protected || !option.iter().copied().all(is_in_name) {
+            let Some(place) = self.nominated.get_mut(self.count) else {
+                return Err(Rejection::BadRequest);
+            };
+            if protected || !option.iter().copied().all(is_in_name) {
                 return Err(Rejection::BadRequest);
             }
-            if option.eq_ignore_ascii_case(b"close") {
-                self.close = true;
-            } else if option.eq_ignore_ascii_case(b"keep-alive") {
-                self.keep_alive = true;
-            } else {
-                self.nominates = true;
-            }
+            *place = option;
+            self.count += 1;
+            self.close |= option.eq_ignore_ascii_case(b"close");
+            self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+            self.upgrade |= option.eq_ignore_ascii_case(b"upgrade");
         }
         Ok(())
     }
@@ -257,15 +301,37 @@ fn has_bare_line_end(bytes: &[u8]) -> bool {
 /// Origin form, absolute form or `*`, without a fragment and without what no URI has. The last check is the one that the HTTP
 /// library makes again.
 fn is_target(target: &str) -> bool {
-    let starts_right = target.starts_with('/') || target.starts_with("http://") || target == "*";
+    let starts_right = target.starts_with('/') || is_absolute(target) || target == "*";
     starts_right
         && target.bytes().all(|byte| byte > b' ' && byte != 0x7f && byte != b'#')
         && http::Uri::try_from(target).is_ok()
 }
 
-/// The host that a target in absolute form names. One that differs from `Host` would leave it to each reader which to believe.
-pub fn authority_of(target: &str) -> Option<&str> {
-    target.strip_prefix("http://")?.split(['/', '?']).next()
+const SCHEME: &str = "http://";
+
+fn is_absolute(target: &str) -> bool {
+    let scheme = target.as_bytes().get(..SCHEME.len());
+    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(SCHEME.as_bytes()))
+}
+
+/// The host that a target in absolute form names, and the rest of the target.
+fn split_target(target: &str) -> (Option<&str>, &str) {
+    if !is_absolute(target) {
+        return (None, target);
+    }
+    let rest = &target[SCHEME.len()..];
+    let (host, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    (Some(host), path)
+}
+
+/// Whether two authorities name the same host and port (RFC 9110, section 4.2.3). A target and a `Host` that differ would leave
+/// it to each reader which to believe.
+fn is_same_host(one: &[u8], other: &[u8]) -> bool {
+    let without_default_port = |authority: &'_ [u8]| {
+        let authority = authority.strip_suffix(b":80").unwrap_or(authority);
+        authority.strip_suffix(b":").unwrap_or(authority).len()
+    };
+    one[..without_default_port(one)].eq_ignore_ascii_case(&other[..without_default_port(other)])
 }
 
 /// A host with an optional port: no user, no path, no list, not empty. RFC 3986 lets a name have more than these bytes, commas
@@ -360,13 +426,31 @@ mod tests {
                 Body::Length(0),
             ),
             (
-                "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n\r\n",
+                "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nUpgrade: h2c\r\nConnection: x, Upgrade\r\n\r\n",
                 Body::Upgrade,
             ),
             (
-                "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n",
+                "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n",
                 Body::Upgrade,
             ),
+            // Without the option in `Connection`, or with a body, it is an ordinary request.
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
+                Body::Length(0),
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n\r\n",
+                Body::Length(1),
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n\r\n",
+                Body::Chunked,
+            ),
+            (
+                "GET HTTP://Shop.Example:80/b HTTP/1.1\r\nHost: shop.example\r\n\r\n",
+                Body::Length(0),
+            ),
+            ("OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n", Body::Length(0)),
             (
                 "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n\r\n",
                 Body::Length(0),
@@ -403,7 +487,8 @@ mod tests {
             "GET /<b> HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET http://a?<b> HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET http://a?b HTTP/1.1\r\nHost: a:80\r\n\r\n",
+            "GET http://a?b HTTP/1.1\r\nHost: a:8080\r\n\r\n",
+            "GET http://a:180/ HTTP/1.1\r\nHost: a:1\r\n\r\n",
             "GET http://u:p@a/ HTTP/1.0\r\n\r\n",
             "GET http:/// HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -417,21 +502,30 @@ mod tests {
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 01\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, x\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip,, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\nContent-Length: 1\r\n\r\n",
+            "POST / HTTP/1.0\r\nTransfer-Encoding: gzip\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
             "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nContent-Length: 1\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: close, HOST\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive close\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: a,b,c,d,e\r\nConnection: f,g,h,i,j\r\n\r\n",
         ] {
             assert_eq!(check(head), Err(Rejection::BadRequest), "{head:?}");
         }
-        for method in ["CONNECT", "TRACE"] {
-            let head = format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n");
+        for line in ["CONNECT /", "CONNECT a:443", "TRACE /"] {
+            let head = format!("{line} HTTP/1.1\r\nHost: a\r\n\r\n");
             assert_eq!(check(&head), Err(Rejection::MethodNotAllowed));
         }
+        for codings in ["gzip", "gzip, chunked", "gzip , x,CHUNKED"] {
+            let head = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: {codings}\r\n\r\n");
+            assert_eq!(check(&head), Err(Rejection::NotImplemented), "{codings}");
+        }
+        let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(MAX_TARGET));
+        assert_eq!(check(&long), Err(Rejection::UriTooLong));
         let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(MAX_FIELDS));
         assert_eq!(check(&many), Err(Rejection::HeadTooLarge));
     }

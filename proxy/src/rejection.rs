@@ -35,6 +35,10 @@ pub enum Rejection {
     BodyTooLarge,
     /// The request head is longer than `client.max_head`, or has too many fields.
     HeadTooLarge,
+    /// The request line alone is longer than `client.max_head`, or the target is longer than any can be.
+    UriTooLong,
+    /// The request has a transfer coding that this proxy does not have.
+    NotImplemented,
     /// There are too many connections, in all or from this client.
     TooManyConnections,
     /// The client went away before there was an answer. Nobody sees the status; the log says 499.
@@ -45,7 +49,7 @@ pub enum Rejection {
 
 impl Rejection {
     /// All of them, so that each has its series from the start.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Limited,
         Self::NoBackend,
         Self::BackendFailed,
@@ -55,6 +59,8 @@ impl Rejection {
         Self::RequestTimeout,
         Self::BodyTooLarge,
         Self::HeadTooLarge,
+        Self::UriTooLong,
+        Self::NotImplemented,
         Self::TooManyConnections,
         Self::ClientGone,
         Self::Internal,
@@ -72,6 +78,8 @@ impl Rejection {
             Self::RequestTimeout => (408, "request_timeout", "Request Timeout\n"),
             Self::BodyTooLarge => (413, "body_too_large", "Content Too Large\n"),
             Self::HeadTooLarge => (431, "head_too_large", "Request Header Fields Too Large\n"),
+            Self::UriTooLong => (414, "uri_too_long", "URI Too Long\n"),
+            Self::NotImplemented => (501, "not_implemented", "Not Implemented\n"),
             Self::TooManyConnections => (503, "too_many_connections", "Service Unavailable\n"),
             Self::ClientGone => (499, "client_gone", ""),
             Self::Internal => (500, "internal", "Internal Server Error\n"),

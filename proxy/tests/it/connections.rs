@@ -245,6 +245,50 @@ async fn a_refused_upgrade_is_an_ordinary_answer() {
 }
 
 #[tokio::test]
+async fn an_answer_that_requires_an_upgrade_says_to_what() {
+    let origin =
+        RawOrigin::answering("HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\nok")
+            .await;
+    let proxy = over(&origin, "").await;
+    let answer = get(proxy.address(), "/").await;
+    assert_eq!((answer.status, answer.header("upgrade")), (426, Some("websocket")));
+}
+
+#[tokio::test]
+async fn empty_lines_do_not_keep_an_idle_connection() {
+    let (origin, configuration) = (origin(), "  client: {idle_timeout: 1s}\n");
+    let proxy = Process::proxy(&(embedded(&[origin.address()]) + configuration)).await;
+    let mut client = Connection::open(proxy.address()).await;
+    eventually("the connection is closed", async || {
+        client.try_send(b"\r\n").await.is_err()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_refusal_does_not_wait_for_the_rest_of_the_body() {
+    let origin = origin();
+    let configuration = embedded(&[origin.address()]).replace(UNLIMITED, "  limit: {burst: 1, per_second: 0.001}\n");
+    let proxy = Process::proxy(&configuration).await;
+    proxy.active_backends(1).await;
+    let mut client = Connection::open(proxy.address()).await;
+    assert_eq!(client.get("/").await.status, 200);
+    client
+        .send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nwi")
+        .await;
+    assert_eq!(client.response().await.status, 429);
+    // The rest of the body comes after the answer, and the connection goes on behind it.
+    client.send("ki").await;
+    assert_eq!(client.get("/").await.status, 429);
+    // One that never comes ends the connection.
+    client
+        .send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n")
+        .await;
+    assert_eq!(client.response().await.status, 429);
+    assert_eq!(client.rest().await, b"");
+}
+
+#[tokio::test]
 async fn refusals_that_nobody_waits_for_keep_their_reason() {
     let origin = origin();
     let strict = embedded(&[origin.address()]).replace(UNLIMITED, "  limit: {burst: 1, per_second: 0.001}\n");

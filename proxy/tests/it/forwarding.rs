@@ -77,6 +77,84 @@ async fn a_trusted_proxy_is_believed() {
 }
 
 #[tokio::test]
+async fn other_spellings_of_framing_and_hop_by_hop_fields_go_no_further() {
+    let (proxy, _origins) = proxy_over(1).await;
+    let lines =
+        "Content_Length: 5\r\nTransfer_Encoding: chunked\r\nProxy_Authorization: x\r\nKeep_Alive: 5\r\nA_B: kept\r\n";
+    let mut client = Connection::open(proxy.address()).await;
+    let seen = client.request("GET", "/headers", lines, "").await.text();
+    assert!(seen.contains("a_b: kept\n"), "{seen}");
+    for name in [
+        "content_length",
+        "transfer_encoding",
+        "proxy_authorization",
+        "keep_alive",
+    ] {
+        assert!(!seen.contains(name), "{name} in {seen}");
+    }
+}
+
+#[tokio::test]
+async fn the_origin_is_told_of_the_same_hops_that_the_limit_and_the_log_know() {
+    let origins = [origin()];
+    let trusting = embedded(&[origins[0].address()]) + "  trusted_proxies: [127.0.0.1]\n";
+    let proxy = Process::proxy(&trusting).await;
+    proxy.active_backends(1).await;
+    for (number, (lines, told, client)) in [
+        (
+            &b"X-Forwarded-For: \xff, 1.2.3.4\r\n"[..],
+            "1.2.3.4, 127.0.0.1",
+            "1.2.3.4",
+        ),
+        (
+            b"X-Forwarded-For: 9.9.9.9\r\nX-Forwarded-For: \xff, 1.2.3.4\r\n",
+            "1.2.3.4, 127.0.0.1",
+            "1.2.3.4",
+        ),
+        (
+            b"X-Forwarded-For: 9.9.9.9, \xff\r\nX-Forwarded-For: 1.2.3.4\r\n",
+            "1.2.3.4, 127.0.0.1",
+            "1.2.3.4",
+        ),
+        (b"X-Forwarded-For: 1.2.3.4, \xff\r\n", "127.0.0.1", "127.0.0.1"),
+        (
+            b"X-Forwarded-For: 9.9.9.9, 1.2.3.4\r\nX-Forwarded-For:\r\n",
+            "9.9.9.9, 1.2.3.4, 127.0.0.1",
+            "127.0.0.1",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut connection = Connection::open(proxy.address()).await;
+        let path = format!("/headers?{number}");
+        connection
+            .send([format!("GET {path} HTTP/1.1\r\nHost: a\r\n").as_bytes(), lines, b"\r\n"].concat())
+            .await;
+        let seen = connection.response().await.text();
+        assert!(
+            seen.contains(&format!("x-forwarded-for: {told}\n")),
+            "{lines:?}: {seen}"
+        );
+        eventually("it is logged", async || proxy.lines("request").len() == number + 1).await;
+        assert_eq!(proxy.lines("request")[number]["client"], client, "{lines:?}");
+    }
+}
+
+#[tokio::test]
+async fn via_names_the_version_that_the_client_speaks() {
+    let (proxy, _origins) = proxy_over(1).await;
+    for version in ["1.0", "1.1"] {
+        let mut client = Connection::open(proxy.address()).await;
+        client
+            .send(format!("GET /headers HTTP/{version}\r\nHost: a\r\n\r\n"))
+            .await;
+        let seen = client.response().await.text();
+        assert!(seen.contains(&format!("via: {version} gopherproxy\n")), "{seen}");
+    }
+}
+
+#[tokio::test]
 async fn bodies_go_through_whole_in_both_directions_and_connections_are_kept() {
     let (proxy, origins) = proxy_over(1).await;
     let mut client = Connection::open(proxy.address()).await;
