@@ -4,13 +4,13 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use crate::support::{eventually, free_port, get};
+use crate::support::{Started, child, eventually, free_port, get};
 
 fn in_workspace(words: &[&str]) -> Command {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
-    let mut command = Command::new(words[0]);
+    let mut command = child::command(words[0]);
     command
         .args(&words[1..])
         .current_dir(root)
@@ -21,7 +21,7 @@ fn in_workspace(words: &[&str]) -> Command {
 }
 
 /// The demo on free ports: the proxy's, the admin's, and those of three origins.
-fn demo(ports: [u16; 5]) -> Child {
+fn demo(ports: [u16; 5]) -> Demo {
     let targets = ports[2..]
         .iter()
         .map(|port| format!("127.0.0.1:{port}"))
@@ -38,17 +38,35 @@ fn demo(ports: [u16; 5]) -> Child {
     command
         .env("PROXY_PORT", ports[0].to_string())
         .env("METRICS_PORT", ports[1].to_string());
-    command.spawn().expect("make is there")
+    Demo(child::start(command))
 }
 
-/// Sends a signal to the process itself, or, for SIGINT, to its group.
-fn signal(child: &Child, name: &str) {
-    let group = if name == "INT" { "-" } else { "" };
-    let sent = Command::new("kill")
-        .args(["-s", name, "--", &format!("{group}{}", child.id())])
-        .status()
-        .expect("kill is there");
-    assert!(sent.success());
+/// A running `make run`, in a process group of its own. Dropping it kills all of it.
+struct Demo(Started);
+
+impl Demo {
+    /// Sends a signal to make itself, or, for SIGINT, to the group.
+    fn signal(&self, name: &str) {
+        let send = if name == "INT" {
+            child::signal_group
+        } else {
+            child::signal
+        };
+        send(self.0.id(), name);
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.0.try_wait().expect("our child").is_some()
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        // Once make has ended, its number may be another's.
+        if !self.has_ended() {
+            child::signal_group(self.0.id(), "KILL");
+        }
+    }
 }
 
 #[tokio::test]
@@ -56,7 +74,7 @@ async fn it_answers_says_what_to_try_and_leaves_nothing_behind() {
     for name in ["TERM", "INT"] {
         let ports = std::array::from_fn(|_| free_port());
         let mut demo = demo(ports);
-        let mut said = BufReader::new(demo.stdout.take().expect("it is piped"));
+        let mut said = BufReader::new(demo.0.stdout.take().expect("it is piped"));
         let mut line = String::new();
         while !line.contains("Try it:") {
             line.clear();
@@ -73,8 +91,8 @@ async fn it_answers_says_what_to_try_and_leaves_nothing_behind() {
         eventually("three origins answer", async || get(proxy, "/").await.status == 200).await;
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
 
-        signal(&demo, name);
-        eventually("it ends", async || demo.try_wait().expect("our child").is_some()).await;
+        demo.signal(name);
+        eventually("it ends", async || demo.has_ended()).await;
         for port in ports {
             eventually(&format!("port {port} is free"), async || {
                 TcpListener::bind(("127.0.0.1", port)).is_ok()
@@ -90,10 +108,11 @@ async fn a_taken_port_is_named_with_its_owner_and_everything_ends() {
         let ports: [u16; 5] = std::array::from_fn(|_| free_port());
         let _owner = chassis::listener::bind(([0, 0, 0, 0], ports[taken]).into()).expect("it was free");
         let mut demo = demo(ports);
-        eventually("it ends", async || demo.try_wait().expect("our child").is_some()).await;
-        assert!(!demo.wait().expect("it has ended").success());
+        eventually("it ends", async || demo.has_ended()).await;
+        assert!(!demo.0.wait().expect("it has ended").success());
         let mut said = String::new();
-        demo.stdout
+        demo.0
+            .stdout
             .take()
             .expect("it is piped")
             .read_to_string(&mut said)

@@ -15,6 +15,7 @@ mod lifecycle;
 mod limit;
 mod observability;
 mod pool;
+mod processes;
 mod prometheus;
 mod registry_faults;
 mod reload;

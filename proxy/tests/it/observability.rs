@@ -1,6 +1,6 @@
 //! What the metrics and the log say of requests.
 
-use crate::support::{Connection, Process, UNLIMITED, embedded, eventually, free_port, get, origin, proxy_over};
+use crate::support::{Connection, Process, UNLIMITED, child, embedded, eventually, free_port, get, origin, proxy_over};
 
 #[tokio::test]
 async fn the_go_programs_metrics_are_here_under_their_names_and_mean_what_they_meant() {
@@ -101,15 +101,14 @@ async fn a_log_that_nobody_reads_costs_lines_and_no_request() {
         configuration.replacen("127.0.0.1:0", &format!("127.0.0.1:{admin}"), 1),
     )
     .expect("written");
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_gopherproxy"));
+    let mut command = child::command(env!("CARGO_BIN_EXE_gopherproxy"));
     // A pipe that is never read: it is full after 64 KiB.
-    let mut proxy = command
+    command
         .arg("-c")
         .arg(&path)
         .env_clear()
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("it starts");
+        .stdout(std::process::Stdio::piped());
+    let _proxy = child::start(command);
     let (address, admin) = (
         [127, 0, 0, 1].into(),
         std::net::SocketAddr::from(([127, 0, 0, 1], admin)),
@@ -134,6 +133,4 @@ async fn a_log_that_nobody_reads_costs_lines_and_no_request() {
         .find_map(|line| line.strip_prefix("gopherproxy_access_log_dropped_lines_total "));
     let dropped: f64 = dropped.and_then(|dropped| dropped.parse().ok()).expect("it is there");
     assert!((1000.0..6000.0).contains(&dropped), "{dropped}");
-    proxy.kill().expect("it runs");
-    proxy.wait().expect("it has ended");
 }

@@ -2,13 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{BlackHole, Connection, Process, RawOrigin, Redis, eventually, free_port, get, origin};
+use crate::support::{
+    BlackHole, Connection, Process, RawOrigin, Redis, Started, child, eventually, free_port, get, origin,
+};
 
 fn file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -22,7 +24,7 @@ fn read(name: &str) -> String {
 
 /// A running Prometheus with the stack's own configuration, but for where it scrapes and how often.
 struct Prometheus {
-    server: Child,
+    _server: Started,
     address: SocketAddr,
     _files: TempDir,
 }
@@ -37,7 +39,8 @@ impl Prometheus {
         std::fs::write(files.path().join("prometheus.yml"), configuration).expect("written");
         std::fs::write(files.path().join("alerts.yml"), read("prometheus/alerts.yml")).expect("written");
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let server = Command::new("prometheus")
+        let mut command = child::command("prometheus");
+        command
             .arg(format!(
                 "--config.file={}",
                 files.path().join("prometheus.yml").display()
@@ -46,11 +49,9 @@ impl Prometheus {
             .arg(format!("--web.listen-address={address}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("prometheus is installed: `make test` does it");
+            .stderr(Stdio::null());
         let prometheus = Self {
-            server,
+            _server: child::start(command),
             address,
             _files: files,
         };
@@ -89,13 +90,6 @@ impl Prometheus {
             [(_, value)] => *value,
             other => panic!("{query} gives {other:?}"),
         }
-    }
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        let _ = self.server.kill();
-        let _ = self.server.wait();
     }
 }
 

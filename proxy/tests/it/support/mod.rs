@@ -1,5 +1,6 @@
 //! What the tests stand on: processes, an HTTP client that shows what is on the wire, and waiting for a condition.
 
+pub mod child;
 pub mod http;
 pub mod load;
 pub mod process;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use origin::Origin;
 
+pub use child::Started;
 pub use http::{Connection, get};
 pub use load::Load;
 pub use process::Process;

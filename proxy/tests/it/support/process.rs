@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{LIMIT, eventually, get};
+use super::{LIMIT, Started, child, eventually, get};
 
 /// The name of a process's configuration in its directory.
 const CONFIGURATION: &str = "gopherproxy.yaml";
@@ -22,7 +22,7 @@ fn proxy_binary() -> PathBuf {
 
 /// A running process. Dropping it kills it.
 pub struct Process {
-    child: Mutex<Child>,
+    child: Mutex<Started>,
     lines: Arc<Mutex<Vec<String>>>,
     files: TempDir,
 }
@@ -36,8 +36,7 @@ impl Process {
     /// A proxy with this configuration and these variables.
     pub async fn proxy_with(configuration: &str, variables: &[(&str, &str)]) -> Self {
         let proxy = Self::start(proxy_binary(), Some(configuration), variables);
-        proxy.said("listening", |line| line["service"] == "proxy").await;
-        proxy.said("listening", |line| line["service"] == "admin").await;
+        proxy.listens().await;
         proxy
     }
 
@@ -79,7 +78,46 @@ impl Process {
         arguments: &[&str],
     ) -> Self {
         let files = tempfile::tempdir().expect("a directory for the configuration");
-        let mut command = Command::new(binary);
+        Self::run(child::command(binary), files, configuration, variables, arguments)
+    }
+
+    /// The same as a user of no privileges, even where the tests run as root. Files that it writes go into an
+    /// [`unprivileged_directory`](child::unprivileged_directory).
+    pub fn start_unprivileged(
+        binary: &Path,
+        configuration: Option<&str>,
+        variables: &[(&str, &str)],
+        arguments: &[&str],
+    ) -> Self {
+        let files = tempfile::tempdir().expect("a directory for the configuration");
+        let command = child::unprivileged_command(child::reachable(binary, &files));
+        Self::run(command, files, configuration, variables, arguments)
+    }
+
+    /// A proxy of no privileges with this configuration, listening on both its ports.
+    pub async fn unprivileged_proxy(configuration: &str) -> Self {
+        let proxy = Self::start_unprivileged(&proxy_binary(), Some(configuration), &[], &[]);
+        proxy.listens().await;
+        proxy
+    }
+
+    /// An unprivileged proxy that waits for the running one with this configuration to hand over.
+    pub fn unprivileged_successor(configuration: &str) -> Self {
+        Self::start_unprivileged(&proxy_binary(), Some(configuration), &[], &["-u"])
+    }
+
+    async fn listens(&self) {
+        self.said("listening", |line| line["service"] == "proxy").await;
+        self.said("listening", |line| line["service"] == "admin").await;
+    }
+
+    fn run(
+        mut command: Command,
+        files: TempDir,
+        configuration: Option<&str>,
+        variables: &[(&str, &str)],
+        arguments: &[&str],
+    ) -> Self {
         command.args(arguments);
         if let Some(configuration) = configuration {
             let path = files.path().join(CONFIGURATION);
@@ -91,7 +129,7 @@ impl Process {
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
-        let mut child = command.spawn().expect("the binary starts");
+        let mut child = child::start(command);
         let lines = Arc::new(Mutex::new(Vec::new()));
         let (heard, out) = (Arc::clone(&lines), child.stdout.take().expect("it is piped"));
         std::thread::spawn(move || {
@@ -210,12 +248,7 @@ impl Process {
 
     /// Sends a signal by its name, such as `TERM`.
     pub fn signal(&self, name: &str) {
-        let pid = self.pid().to_string();
-        let sent = Command::new("kill")
-            .args(["-s", name, &pid])
-            .status()
-            .expect("kill is there");
-        assert!(sent.success());
+        child::signal(self.pid(), name);
     }
 
     pub fn pid(&self) -> u32 {
@@ -238,14 +271,6 @@ impl Process {
         .await;
         assert!(start.elapsed() < LIMIT);
         (status.expect("it has ended"), start.elapsed())
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let mut child = self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let _ = child.kill();
-        let _ = child.wait();
     }
 }
 

@@ -1,14 +1,14 @@
 //! A redis-server of a test's own.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::sync::Mutex;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use super::{eventually, free_port};
+use super::{Started, child, eventually, free_port};
 
 /// An address that no client has as its own: on 127.0.0.1 the port may be some connection's by the time the server starts.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 8);
@@ -18,7 +18,7 @@ pub struct Redis {
     port: u16,
     /// What its command line has beside the usual.
     arguments: Vec<String>,
-    server: Mutex<Option<Child>>,
+    server: Mutex<Option<Started>>,
     files: TempDir,
 }
 
@@ -56,7 +56,8 @@ impl Redis {
 
     /// Starts the server, as empty as it was when it first started, and waits until it answers.
     pub async fn go(&self) {
-        let server = Command::new("redis-server")
+        let mut command = child::command("redis-server");
+        command
             .args([
                 "--port",
                 &self.port.to_string(),
@@ -68,43 +69,22 @@ impl Redis {
             .args(&self.arguments)
             .current_dir(self.files.path())
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server is installed: `make test` does it");
+            .stdout(Stdio::null());
+        let server = child::start(command);
         *self.server.lock().expect("no test panics with it") = Some(server);
         eventually("redis-server answers", async || self.try_command("PING").await.is_ok()).await;
     }
 
     /// Kills the server.
     pub fn kill(&self) {
-        if let Some(mut server) = self
-            .server
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .take()
-        {
-            let _ = server.kill();
-            let _ = server.wait();
-        }
+        let mut server = self.server.lock().expect("no test panics with it");
+        drop(server.take());
     }
 
     /// Sends a signal by its name, such as `STOP`.
     pub fn signal(&self, name: &str) {
-        let pid = self
-            .server
-            .lock()
-            .expect("no test panics with it")
-            .as_ref()
-            .expect("it runs")
-            .id()
-            .to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-s", name, &pid])
-                .status()
-                .expect("kill is there")
-                .success()
-        );
+        let server = self.server.lock().expect("no test panics with it");
+        child::signal(server.as_ref().expect("it runs").id(), name);
     }
 
     /// Runs an inline command, in which words can be quoted, and returns the lines of its reply.
@@ -156,11 +136,5 @@ impl Redis {
             }
         }
         Ok(lines)
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.kill();
     }
 }

@@ -1,0 +1,147 @@
+//! Child processes: started so that they never outlive the tests, signalled without help from another program.
+
+use std::ffi::OsStr;
+use std::fs::Permissions;
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::{LazyLock, Mutex, mpsc};
+
+use rustix::process::{Pid, Signal, geteuid, kill_process, kill_process_group};
+use tempfile::TempDir;
+
+/// The user and group that own nothing.
+const NOBODY: u32 = 65534;
+
+/// A child process. Dropping it kills it.
+pub struct Started(Child);
+
+impl Deref for Started {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Started {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A command for [`start`]: the kernel kills it when the test process ends, however that ends. It needs setpriv, which is part of
+/// util-linux as `mount` is.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = setpriv();
+    command.arg("--").arg(program);
+    command
+}
+
+/// By its whole path, because the command may get another PATH or none.
+fn setpriv() -> Command {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let setpriv = std::env::split_paths(&path)
+        .map(|directory| directory.join("setpriv"))
+        .find(|setpriv| setpriv.exists());
+    let mut command = Command::new(setpriv.expect("setpriv, of util-linux, is on the PATH"));
+    command.arg("--pdeathsig=KILL");
+    command
+}
+
+/// The same, as a user who owns nothing and may do nothing that any user may not. Where the tests don't run as root they are such a
+/// user already, and this only makes sure that nothing gains privileges.
+pub fn unprivileged_command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = setpriv();
+    command.args(["--no-new-privs", "--inh-caps=-all"]);
+    if geteuid().is_root() {
+        command.args([&format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}")]);
+        command.args(["--clear-groups", "--bounding-set=-all"]);
+    }
+    command.arg("--").arg(program);
+    command
+}
+
+/// Starts it.
+///
+/// The kernel takes the end of the starting *thread* for the end of the parent, and a test may start a process from a thread that ends
+/// before the test does. So one thread, which lives as long as the test process, starts them all.
+pub fn start(command: Command) -> Started {
+    type Reply = mpsc::Sender<io::Result<Child>>;
+    static STARTER: LazyLock<Mutex<mpsc::Sender<(Command, Reply)>>> = LazyLock::new(|| {
+        let (sender, commands) = mpsc::channel::<(Command, Reply)>();
+        std::thread::spawn(move || {
+            for (mut command, reply) in commands {
+                let _ = reply.send(command.spawn());
+            }
+        });
+        Mutex::new(sender)
+    });
+    let (reply, answer) = mpsc::channel();
+    let program = format!("{command:?}");
+    let sender = STARTER.lock().expect("no test panics with it").clone();
+    sender.send((command, reply)).expect("the starter never ends");
+    match answer.recv().expect("the starter never ends") {
+        Ok(child) => Started(child),
+        Err(problem) => panic!("{program}: {problem}"),
+    }
+}
+
+/// Sends a signal by its name, such as `TERM`.
+pub fn signal(pid: u32, name: &str) {
+    kill_process(pid_of(pid), signal_named(name)).expect("the process is there");
+}
+
+/// The same to each process of a group.
+pub fn signal_group(group: u32, name: &str) {
+    kill_process_group(pid_of(group), signal_named(name)).expect("the group is there");
+}
+
+fn pid_of(pid: u32) -> Pid {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.expect("the kernel's own number")
+}
+
+fn signal_named(name: &str) -> Signal {
+    match name {
+        "CONT" => Signal::CONT,
+        "HUP" => Signal::HUP,
+        "INT" => Signal::INT,
+        "KILL" => Signal::KILL,
+        "QUIT" => Signal::QUIT,
+        "STOP" => Signal::STOP,
+        "TERM" => Signal::TERM,
+        other => panic!("add SIG{other} to this list"),
+    }
+}
+
+/// A directory that an [`unprivileged_command`] owns and that nobody else can enter.
+pub fn unprivileged_directory() -> TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    permit(&directory, 0o700);
+    if geteuid().is_root() {
+        chown(directory.path(), Some(NOBODY), Some(NOBODY)).expect("root may give a directory away");
+    }
+    directory
+}
+
+/// A path to this program that an [`unprivileged_command`] can reach: the build may be under the home directory of root.
+pub fn reachable(program: &Path, directory: &TempDir) -> PathBuf {
+    permit(directory, 0o755);
+    let copy = directory.path().join(program.file_name().expect("a program"));
+    std::fs::copy(program, &copy).expect("a copy of the program");
+    copy
+}
+
+fn permit(directory: &TempDir, mode: u32) {
+    std::fs::set_permissions(directory.path(), Permissions::from_mode(mode)).expect("it is ours");
+}
