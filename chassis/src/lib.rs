@@ -8,6 +8,7 @@
 //! - [`process`]: from `main` to an exit code.
 //! - [`descriptors`]: how many files and connections a process may have.
 //! - [`listener`]: ports bound before anything starts, so that a taken one is an error and not a silent process.
+//! - [`graceful_close`]: closing a listening port without resetting a connection.
 //! - [`handover`]: listening sockets passed from a running process to its successor.
 //! - [`service_manager`]: what systemd is told.
 //! - [`admin`]: `/metrics`, `/healthz` and `/readyz` over HTTP.
@@ -18,6 +19,7 @@
 pub mod admin;
 pub mod build_info;
 pub mod descriptors;
+pub mod graceful_close;
 pub mod handover;
 pub mod healthcheck;
 pub mod json_log;

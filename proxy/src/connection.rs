@@ -129,11 +129,13 @@ impl<A> Edge<A> {
         })
     }
 
-    /// Waits for the first bytes of a request on a connection that is idle since `idle_since`; `None` when there will be none.
+    /// Waits for the first bytes of a request, the first of its connection or a later one, on a connection that is idle since
+    /// `idle_since`; `None` when there will be none.
     async fn first_bytes(
         &self,
         stream: &mut Gate,
         received: &mut BytesMut,
+        first: bool,
         idle_since: Instant,
         mut down: Pin<&mut impl FusedFuture<Output = ()>>,
     ) -> Option<()> {
@@ -146,7 +148,9 @@ impl<A> Edge<A> {
                 () = &mut down => {}
             }
         }
-        timeout(self.lifecycle.last_call(), read).await.ok()?
+        // A client sends its first request as soon as it is connected, so that one is under way; the process waits for it.
+        let _under_way = first.then(|| self.lifecycle.enter());
+        timeout(self.lifecycle.last_call(first), read).await.ok()?
     }
 
     /// Reads until `received` begins with a whole head.
@@ -393,7 +397,7 @@ where
         loop {
             if received.is_empty() {
                 received = BytesMut::new();
-                self.first_bytes(&mut stream, &mut received, idle_since, down.as_mut())
+                self.first_bytes(&mut stream, &mut received, requests == 0, idle_since, down.as_mut())
                     .await?;
             }
             let _in_flight = self.lifecycle.enter();

@@ -19,7 +19,10 @@ const TICK: Duration = Duration::from_millis(10);
 /// How long an idle connection is still read from once the listeners are closed: a request that was on its way is
 /// answered.
 const LAST_CALL: Duration = Duration::from_millis(100);
-/// The same when there is a successor. Nobody waits for this process to end, so its clients' next requests can be
+/// The same for a connection that has brought no request yet. A client gives up a connection that it kept and opens another,
+/// but takes the end of a new one for an error. A lost packet is sent again after a second.
+const FIRST_CALL: Duration = Duration::from_millis(1500);
+/// The same for both when there is a successor. Nobody waits for this process to end, so its clients' next requests can be
 /// awaited, and answered with "Connection: close", which leaves no race at all.
 const LAST_CALL_HANDED_OVER: Duration = Duration::from_secs(5);
 
@@ -89,10 +92,12 @@ impl Lifecycle {
         Connected(Arc::clone(self))
     }
 
-    /// How long an idle connection is still read from during the drain.
-    pub fn last_call(&self) -> Duration {
+    /// How long an idle connection is still read from during the drain, when it waits for its first request or a later one.
+    pub fn last_call(&self, first: bool) -> Duration {
         if self.phase.load(Ordering::Relaxed) == Phase::HandedOver as u8 {
             LAST_CALL_HANDED_OVER
+        } else if first {
+            FIRST_CALL
         } else {
             LAST_CALL
         }
@@ -124,7 +129,8 @@ impl Lifecycle {
         let start = Instant::now();
         sleep(SETTLE).await;
         // An idle connection is worth waiting for only while its client's next request is.
-        let idle = |waited| self.connections() > 0 && self.last_call() > LAST_CALL && waited < self.last_call();
+        let last_call = self.last_call(false);
+        let idle = |waited| self.connections() > 0 && last_call > LAST_CALL && waited < last_call;
         while start.elapsed() < limit && (self.in_flight() > 0 || idle(start.elapsed())) {
             sleep(TICK).await;
         }

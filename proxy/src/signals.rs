@@ -19,10 +19,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chassis::handover::Successor;
-use chassis::service_manager;
+use chassis::{graceful_close, service_manager};
 use log::{error, info, warn};
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
-use socket2::{SockFilter, SockRef};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::sleep;
 
@@ -31,22 +30,8 @@ use crate::reload::Reload;
 
 /// How long a successor may take to find its backends.
 const SUCCESSOR_PATIENCE: Duration = Duration::from_secs(30);
-/// How long the connections that wait in the kernel have to be accepted.
-const ACCEPT_THE_LAST: Duration = Duration::from_millis(50);
 /// How long the log may take at the end.
 const FLUSH: Duration = Duration::from_millis(500);
-/// A socket filter (classic BPF, on the TCP header) that drops the packet that opens a connection, SYN without ACK, and
-/// lets all others pass. The client sends it again a second later, and is then refused by a port that is closed. (A backlog
-/// of none would also drop the last packet of a handshake, after which the client believes it is connected.)
-const NO_NEW_CONNECTIONS: [SockFilter; 5] = [
-    // The flags, of which SYN is 2 and ACK is 16.
-    SockFilter::new(0x30, 0, 0, 13),
-    SockFilter::new(0x54, 0, 0, 2 | 16),
-    SockFilter::new(0x15, 0, 1, 2),
-    SockFilter::new(0x06, 0, 0, 0),
-    SockFilter::new(0x06, 0, 0, u32::MAX),
-];
-
 /// The sockets that clients and Prometheus connect to, or clones of them.
 pub struct Sockets {
     /// Clients'.
@@ -164,12 +149,18 @@ impl OnSignal {
         info!(signal = signal, in_flight = self.lifecycle.in_flight(); "shutting down; requests in flight may finish");
         or_now(signals, &self.lifecycle, sleep(self.lame_duck)).await;
         self.lifecycle.drain();
-        // Closing the socket would reset the connections that the kernel has taken and nobody has accepted yet. So it first
-        // takes no more, and those that wait are accepted before the listeners are told to stop.
-        if let Err(problem) = SockRef::from(&self.sockets.client).attach_filter(&NO_NEW_CONNECTIONS) {
-            warn!(error = problem.to_string().as_str(); "can't stop new connections before closing the port");
-        }
-        sleep(ACCEPT_THE_LAST).await;
+        // The listeners are told to stop, and the socket closes, when nobody waits in its queue.
+        or_now(signals, &self.lifecycle, async {
+            match graceful_close::refuse_and_drain(&self.sockets.client).await {
+                Ok(0) => {}
+                Ok(left) => warn!(connections = left; "closing the port resets connections that wait to be accepted"),
+                Err(problem) => warn!(
+                    error = problem.to_string().as_str();
+                    "closing the port may reset connections that come at this moment"
+                ),
+            }
+        })
+        .await;
     }
 }
 

@@ -51,6 +51,24 @@ async fn requests_in_flight_finish_while_new_connections_are_refused_and_readyz_
 }
 
 #[tokio::test]
+async fn a_client_that_has_just_connected_is_answered() {
+    let (proxy, _origins) = proxy_over(1).await;
+    let address = proxy.address();
+    let mut new = Connection::open(address).await;
+    proxy.signal("TERM");
+    eventually("new connections are refused", async || {
+        Connection::try_open(address, [127, 0, 0, 1].into()).await.is_err()
+    })
+    .await;
+    // Its first packet was lost on the way, and is sent again.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let answer = new.get("/").await;
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    assert_eq!(proxy.ended().await.0.code(), Some(0));
+    proxy.said("drained; leaving", |_| true).await;
+}
+
+#[tokio::test]
 async fn a_second_signal_ends_it_now() {
     let (proxy, origins) = proxy_over(1).await;
     let address = proxy.address();

@@ -23,4 +23,5 @@ mod sentinel;
 mod smuggling;
 mod soak;
 mod support;
+mod unprivileged;
 mod upgrade;

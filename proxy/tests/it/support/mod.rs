@@ -7,6 +7,7 @@ pub mod process;
 pub mod raw_origin;
 pub mod redis;
 pub mod strict_origin;
+pub mod unprivileged;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{LazyLock, Mutex};

@@ -1,0 +1,128 @@
+//! Stops, restarts and upgrades of a proxy without any privilege, under clients that open a connection for each request: none that
+//! was connected is reset or left without an answer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use crate::support::unprivileged::{Unprivileged, listening_at};
+use crate::support::{Connection, Process, embedded, eventually, free_port, origin, thorough};
+
+const CLIENTS: usize = 48;
+
+/// Clients with a connection for each request, who come back when they are refused.
+struct Clients {
+    all: Vec<JoinHandle<Vec<String>>>,
+    answered: Arc<AtomicU64>,
+    end: Arc<AtomicBool>,
+}
+
+impl Clients {
+    fn start(to: SocketAddr) -> Self {
+        let (answered, end) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let client = |_| {
+            let (answered, end) = (Arc::clone(&answered), Arc::clone(&end));
+            tokio::spawn(async move {
+                let mut lost = Vec::new();
+                while !end.load(Ordering::Relaxed) {
+                    let Ok(mut connection) = Connection::try_open(to, [127, 0, 0, 1].into()).await else {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                        continue;
+                    };
+                    match connection.try_request("GET", "/delay/3", "", "").await {
+                        Ok(response) if response.status == 200 => {
+                            answered.fetch_add(1, Ordering::Relaxed);
+                        }
+                        // It has just started, and has not found its backends yet.
+                        Ok(response) if response.status == 503 => {}
+                        Ok(response) => lost.push(format!("status {}", response.status)),
+                        Err(problem) => lost.push(problem.to_string()),
+                    }
+                }
+                lost
+            })
+        };
+        Self {
+            all: (0..CLIENTS).map(client).collect(),
+            answered,
+            end,
+        }
+    }
+
+    /// Waits until they have got so many more answers.
+    async fn get(&self, more: u64) {
+        let before = self.answered.load(Ordering::Relaxed);
+        eventually("traffic flows", async || {
+            self.answered.load(Ordering::Relaxed) >= before + more
+        })
+        .await;
+    }
+
+    /// Ends them; none may have lost anything.
+    async fn lost_none(self) {
+        self.end.store(true, Ordering::Relaxed);
+        let mut lost = Vec::new();
+        for client in self.all {
+            lost.extend(client.await.expect("a client does not panic"));
+        }
+        let answered = self.answered.load(Ordering::Relaxed);
+        assert_eq!(lost, [""; 0], "{} lost besides {answered} answers", lost.len());
+    }
+}
+
+/// Addresses that no client has, or a client of a port that is closed could be connected with itself.
+fn addresses() -> [SocketAddr; 2] {
+    [free_port(), free_port()].map(|port| SocketAddr::from(([127, 0, 0, 9], port)))
+}
+
+async fn stop(proxy: &Process) {
+    proxy.signal("TERM");
+    assert_eq!(proxy.ended().await.0.code(), Some(0));
+    proxy.said("drained; leaving", |_| true).await;
+    let loud: Vec<_> = proxy
+        .log()
+        .into_iter()
+        .filter(|line| line["level"] != "INFO" && line["descriptors"].is_null())
+        .collect();
+    assert!(loud.is_empty(), "{loud:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarts_under_clients_with_new_connections_reset_none() {
+    let (user, origin) = (Unprivileged::new(), origin());
+    let [address, admin] = addresses();
+    let configuration = listening_at(&embedded(&[origin.address()]), address, admin);
+    let clients = Clients::start(address);
+    for _ in 0..thorough(8, 100) {
+        let proxy = user.proxy(&configuration).await;
+        clients.get(200).await;
+        stop(&proxy).await;
+    }
+    clients.lost_none().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_and_the_end_of_its_successor_reset_none() {
+    let (user, origin) = (Unprivileged::new(), origin());
+    let [address, admin] = addresses();
+    let configuration = listening_at(&embedded(&[origin.address()]), address, admin);
+    let clients = Clients::start(address);
+    for upgrades in thorough(vec![2], (0..20).map(|round| round % 4).collect()) {
+        let mut proxy = user.proxy(&configuration).await;
+        for _ in 0..upgrades {
+            clients.get(100).await;
+            let successor = user.start(&configuration, &["-u"]);
+            successor.said_somehow("waiting for the running proxy", |_| true).await;
+            proxy.signal("QUIT");
+            successor.said("took over from the running proxy", |_| true).await;
+            assert_eq!(proxy.ended().await.0.code(), Some(0));
+            proxy = successor;
+        }
+        clients.get(100).await;
+        stop(&proxy).await;
+    }
+    clients.lost_none().await;
+}
