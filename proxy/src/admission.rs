@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 
 use crate::client::{self, Client, FORWARDED_FOR};
-use crate::head::{Body, Head};
+use crate::http1::head::{Body, Head};
 use crate::limiter::Verdict;
 use crate::policy::Policy;
 use crate::rejection::Rejection;

@@ -3,12 +3,8 @@
 //! In reading order:
 //!
 //! - [`config`]: the file and the environment, validated.
-//! - [`connection`]: one client connection: reads each request head itself, then lets Pingora proxy it.
-//! - [`head`]: what a request head must be before anything else looks at it.
-//! - [`chunks`]: where a chunked body ends.
-//! - [`gate`]: the client's stream, shut behind the request that is being served.
-//! - [`pace`]: whether a client keeps up a minimum rate.
-//! - [`lazy_timer`]: a timer for an end that keeps moving away.
+//! - [`http1`]: a client's connection: its requests read, checked, and handed to Pingora one at a time.
+//! - [`headers`]: the heads that origins and clients get; the one place where fields change.
 //! - [`admission`]: whether a request may pass.
 //! - [`policy`]: the rules that a request is served by.
 //! - [`client`]: whose request it is.
@@ -19,7 +15,6 @@
 //! - [`retry_budget`]: how many requests may be tried again.
 //! - [`discovery`]: where the pool's backends come from.
 //! - [`state_file`]: the last good set of them, for the next start.
-//! - [`forwarding`]: what the backend and the client get to see of each other.
 //! - [`rejection`]: every answer that is the proxy's own.
 //! - [`access_log`]: one line a request.
 //! - [`metrics`]: what Prometheus sees.
@@ -31,20 +26,15 @@
 
 pub mod access_log;
 pub mod admission;
-pub mod chunks;
 pub mod client;
 pub mod config;
-pub mod connection;
 pub mod discovery;
 pub mod ejection;
-pub mod forwarding;
-pub mod gate;
-pub mod head;
-pub mod lazy_timer;
+pub mod headers;
+pub mod http1;
 pub mod lifecycle;
 pub mod limiter;
 pub mod metrics;
-pub mod pace;
 pub mod policy;
 pub mod rejection;
 pub mod reload;

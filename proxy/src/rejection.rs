@@ -12,7 +12,7 @@ use pingora::http::ResponseHeader;
 use pingora::prelude::{Error, ErrorType};
 use pingora::protocols::http::date::get_cached_date;
 
-use crate::gate::{Fault, fault};
+use crate::http1::gate::{Fault, fault};
 
 /// Why the proxy answers a request itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

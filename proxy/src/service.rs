@@ -24,8 +24,9 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::access_log;
 use crate::admission::Admitted;
-use crate::forwarding::{self, Provenance};
-use crate::gate::UNWANTED_BODY;
+use crate::headers::request::Provenance;
+use crate::headers::response;
+use crate::http1::gate::UNWANTED_BODY;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
@@ -48,7 +49,7 @@ pub struct EdgeProxy {
     pub metrics: Metrics,
 }
 
-/// A request, as [`connection`](crate::connection) hands it over.
+/// A request, as [`connection`](crate::http1::connection) hands it over.
 pub struct Incoming {
     /// What was found out on the way.
     pub admitted: Admitted,
@@ -263,7 +264,7 @@ impl ProxyHttp for EdgeProxy {
         Ok(peer)
     }
 
-    /// Called in each try with a new copy of what [`connection`](crate::connection) wrote.
+    /// Called in each try with a new copy of what [`connection`](crate::http1::connection) wrote.
     async fn upstream_request_filter(
         &self,
         _session: &mut Session,
@@ -304,7 +305,7 @@ impl ProxyHttp for EdgeProxy {
             )
             .map_err(|error: Box<Error>| error.into_up());
         }
-        forwarding::straighten(response)?;
+        response::straighten(response)?;
         if switches {
             ctx.switched = true;
             ctx.answered_after = Some(ctx.elapsed());
@@ -316,15 +317,15 @@ impl ProxyHttp for EdgeProxy {
                 upstream.answered();
             }
         }
-        forwarding::strip_hop_by_hop(response);
-        let ends = forwarding::ends_with_connection(session.req_header().version, response);
+        response::strip_hop_by_hop(response);
+        let ends = response::ends_with_connection(session.req_header().version, response);
         if ends {
             response.remove_header(&header::TRANSFER_ENCODING);
         }
         if ends || self.lifecycle.is_draining() {
             session.set_keepalive(None);
         }
-        if !switches && forwarding::has_no_body(&session.req_header().method, response) {
+        if !switches && response::has_no_body(&session.req_header().method, response) {
             Self::response_ended(session, ctx);
         }
         Ok(())

@@ -69,7 +69,7 @@ impl Upstream {
     /// cache.
     pub fn peer(&self, limits: &UpstreamLimits) -> Box<HttpPeer> {
         let mut peer = Box::new(HttpPeer::new(self.address, false, String::new()));
-        // `forwarding` has written the head as the backend is to get it.
+        // `headers` has written the head as the backend is to get it.
         peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
         peer.options.connection_timeout = Some(limits.connect_timeout);
         peer.options.total_connection_timeout = Some(limits.connect_timeout);

@@ -10,9 +10,9 @@ mod model;
 mod pingora_view;
 
 use bytes::BytesMut;
-use gopherproxy::chunks::{BadFraming, Chunks};
-use gopherproxy::forwarding::{Origination, write_request};
-use gopherproxy::head::{self, Body, RequestLine};
+use gopherproxy::headers::request::{Origination, write_request};
+use gopherproxy::http1::chunks::{BadFraming, Chunks};
+use gopherproxy::http1::head::{self, Body, RequestLine};
 use http::HeaderValue;
 use libfuzzer_sys::{Corpus, fuzz_target};
 

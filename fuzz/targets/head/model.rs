@@ -1,6 +1,6 @@
 //! What heads and chunked bodies are, read as a whole and line by line, the plain way.
 
-use gopherproxy::head::Body;
+use gopherproxy::http1::head::Body;
 use http::{HeaderMap, HeaderValue};
 
 /// What concerns a connection alone.

@@ -1,7 +1,7 @@
 //! What Pingora makes of a request that was let through: nothing, or the same.
 
 use futures::join;
-use gopherproxy::head::Body;
+use gopherproxy::http1::head::Body;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::v1::server::HttpSession;
 use tokio::io::AsyncWriteExt;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chassis::settings::{Section, duration, size, whole};
 
 use super::size_or_none;
-use crate::head::MOST_FIELDS;
+use crate::http1::head::MOST_FIELDS;
 
 /// What a client connection may take.
 #[derive(Debug, Clone, PartialEq, Eq)]

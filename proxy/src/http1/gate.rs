@@ -37,9 +37,9 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Sleep, sleep, timeout};
 
-use crate::chunks::{BadFraming, Chunks};
-use crate::lazy_timer::LazyTimer;
-use crate::pace::Pace;
+use crate::http1::chunks::{BadFraming, Chunks};
+use crate::http1::lazy_timer::LazyTimer;
+use crate::http1::pace::Pace;
 
 /// How much is read at a time, on the stack; most heads fit.
 const READ: usize = 4096;

@@ -2,7 +2,7 @@
 //!
 //! Pingora's own loop has no deadline for a whole head, waits for ever between requests, and answers a head that it can't
 //! read without a word to anybody. So the head is read here: bounded in length and time, checked by [`head`], decided over by
-//! [`admission`](crate::admission), and written anew by [`forwarding`] for Pingora to proxy. Connections have
+//! [`admission`](crate::admission), and written anew by [`headers`](crate::headers) for Pingora to proxy. Connections have
 //! their maxima too, in all and for each client. A request that is refused here has a line in the log and its place in the
 //! metrics like any other.
 
@@ -28,11 +28,11 @@ use tokio::time::timeout;
 
 use crate::access_log;
 use crate::admission::{Admission, Connection, Refused};
-use crate::chunks::{BadFraming, Chunks};
 use crate::config::ClientLimits;
-use crate::forwarding::{self, Origination};
-use crate::gate::{Gate, Rest, Terms};
-use crate::head::{self, Body, Head, RequestLine};
+use crate::headers::request::{Origination, write_request};
+use crate::http1::chunks::{BadFraming, Chunks};
+use crate::http1::gate::{Gate, Rest, Terms};
+use crate::http1::head::{self, Body, Head, RequestLine};
 use crate::lifecycle::{Connected, Lifecycle};
 use crate::metrics::Metrics;
 use crate::policy::{Live, Policy};
@@ -198,7 +198,7 @@ impl<A> Edge<A> {
             backend: &admitted.upstream.name,
         };
         let mut request = BytesMut::new();
-        let provenance = forwarding::write_request(&head, about, &mut request);
+        let provenance = write_request(&head, about, &mut request);
         request.extend_from_slice(&after[..here]);
         Ok(Passing {
             request,

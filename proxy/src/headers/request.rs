@@ -1,38 +1,23 @@
-//! What the backend and the client get to see of each other.
+//! The head of a request, written anew for the origin, field by field, from what [`head`](crate::http1::head) has read.
 //!
-//! The request head that Pingora and the backend read is written here, field by field, from what [`head`](crate::head) has read
-//! of the client's. Fields that concern only the client's connection stay out, and so does what a peer that is not trusted
-//! says of itself (X-Forwarded-*, Forwarded, X-Real-IP, X-Request-Id); what tells the backend whose request it is comes
-//! in, some of it only into the copy that Pingora makes for the backend, because each field that it reads and copies costs it 1,500
-//! instructions. Responses come through Pingora, and have straightened and taken off them what must not go further.
+//! Fields that concern only the client's connection stay out, and so does what a peer that is not trusted says of itself
+//! (X-Forwarded-*, Forwarded, X-Real-IP, X-Request-Id). What tells the origin whose request it is comes in, some of it only into the
+//! copy that Pingora makes for the origin, because each field that Pingora reads and copies costs 1,500 instructions.
 
 use bytes::{BufMut, BytesMut};
-use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
-use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::prelude::{Error, ErrorType, Result};
+use http::HeaderValue;
+use pingora::http::RequestHeader;
+use pingora::prelude::Result;
 
 use crate::client::FORWARDED_FOR;
-use crate::head::{Body, Head, is_canonical_length};
+use crate::headers::names::{ends_here, is, is_claim};
+use crate::http1::head::{Body, Head};
 
 /// A longer X-Request-Id is not kept, even from a trusted peer: it goes into the log.
 const MAX_REQUEST_ID: usize = 128;
 
 /// How long the fields are that [`write_request`] adds, but for their values.
 const ADDED: usize = 128;
-
-/// Fields of the client's connection, which go no further. Of those the backend gets its own.
-const HOP_BY_HOP: [&str; 10] = [
-    "connection",
-    "upgrade",
-    "transfer-encoding",
-    "keep-alive",
-    "proxy-connection",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "http2-settings",
-];
 
 /// What is told of a request.
 #[derive(Debug, Clone, Copy)]
@@ -190,135 +175,10 @@ static HEX: [[u8; 2]; 256] = {
     all
 };
 
-fn is(name: &str, other: &str) -> bool {
-    name.eq_ignore_ascii_case(other)
-}
-
-/// Whether a field of this name concerns the client's connection alone, or is another spelling of one that does or of the
-/// length of the body: CGI and its kin take `_` for `-`.
-fn ends_here(name: &str) -> bool {
-    HOP_BY_HOP.iter().any(|one| is_alike(name, one))
-        || (is_alike(name, "content-length") && !is(name, "content-length"))
-}
-
-/// Whether `name` is `known`, which is in lower case, for a reader that takes `_` for `-`.
-fn is_alike(name: &str, known: &str) -> bool {
-    name.len() == known.len()
-        && std::iter::zip(name.bytes(), known.bytes())
-            .all(|(byte, known)| byte.to_ascii_lowercase() == known || (byte == b'_' && known == b'-'))
-}
-
-/// Whether a field of this name says where a request came from.
-fn is_claim(name: &str) -> bool {
-    const FAMILY: &str = "x-forwarded";
-    const OTHERS: [&str; 3] = ["forwarded", "x-real-ip", "x-request-id"];
-    name.get(..FAMILY.len()).is_some_and(|family| is_alike(family, FAMILY))
-        || OTHERS.iter().any(|known| is_alike(name, known))
-}
-
-/// Makes the framing of a response say one thing, for Pingora passes it on as it came: one Content-Length in digits, none
-/// where there can't be a body, HTTP/1.1 as the version, which is this proxy's own.
-///
-/// # Errors
-/// When it says two things, or a transfer coding that nobody here can undo.
-pub fn straighten(response: &mut ResponseHeader) -> Result<()> {
-    let broken = |what: &'static str| {
-        Error::e_explain(ErrorType::InvalidHTTPHeader, what).map_err(|error: Box<Error>| error.into_up())
-    };
-    response.set_version(Version::HTTP_11);
-    if response.status.is_informational() || response.status == StatusCode::NO_CONTENT {
-        response.remove_header(&header::CONTENT_LENGTH);
-        response.remove_header(&header::TRANSFER_ENCODING);
-        return Ok(());
-    }
-    let (mut chunked, mut lengths, mut canonical) = (false, 0, true);
-    for (name, value) in &response.headers {
-        if name == header::TRANSFER_ENCODING {
-            if chunked || !value.as_bytes().eq_ignore_ascii_case(b"chunked") {
-                return broken("the backend's transfer coding is not chunked");
-            }
-            chunked = true;
-        } else if name == header::CONTENT_LENGTH {
-            lengths += 1;
-            canonical &= is_canonical_length(value.as_bytes());
-        }
-    }
-    if lengths == 0 || (lengths == 1 && canonical) {
-        return Ok(());
-    }
-    let mut meant = None;
-    for value in response.headers.get_all(header::CONTENT_LENGTH) {
-        for length in value.to_str().unwrap_or_default().split(',') {
-            let length = length.trim();
-            let digits = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
-            match length.parse::<u64>() {
-                Ok(length) if digits && *meant.get_or_insert(length) == length => {}
-                _ => return broken("the backend's Content-Length says two things"),
-            }
-        }
-    }
-    response.insert_header(header::CONTENT_LENGTH, meant.unwrap_or_default())
-}
-
-/// Takes off a response what concerns only the connection to the backend. Its framing (Content-Length, Transfer-Encoding)
-/// stays, for Pingora to frame the response anew; `Upgrade` stays on the answers that accept one or ask for one.
-pub fn strip_hop_by_hop(response: &mut ResponseHeader) {
-    // One look for all of them, because most responses have none.
-    let switches = response.status == StatusCode::SWITCHING_PROTOCOLS;
-    let mut ending: Vec<HeaderName> = Vec::new();
-    for (name, value) in &response.headers {
-        let ends = match name.as_str() {
-            "keep-alive" | "proxy-connection" => true,
-            "upgrade" => !switches && response.status != StatusCode::UPGRADE_REQUIRED,
-            "connection" => {
-                ending.extend(nominated(value));
-                !switches
-            }
-            _ => false,
-        };
-        if ends {
-            ending.push(name.clone());
-        }
-    }
-    for name in &ending {
-        response.remove_header(name);
-    }
-}
-
-/// The fields that a Connection field says end with the connection. Options are no fields, and framing is not the backend's to
-/// take off.
-fn nominated(value: &HeaderValue) -> impl Iterator<Item = HeaderName> {
-    let names = value.to_str().unwrap_or_default().split(',');
-    names
-        .filter_map(|name| name.trim().parse().ok())
-        .filter(|name: &HeaderName| {
-            !matches!(
-                name.as_str(),
-                "close" | "keep-alive" | "upgrade" | "content-length" | "transfer-encoding"
-            )
-        })
-}
-
-/// Whether a response to `method` ends with its head.
-pub fn has_no_body(method: &Method, response: &ResponseHeader) -> bool {
-    let length = response.headers.get(header::CONTENT_LENGTH);
-    method == Method::HEAD
-        || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        || (!response.status.is_informational() && length.is_some_and(|length| length == "0"))
-}
-
-/// Whether the response has to end with its connection, because a client of `version` knows no chunks and the length of
-/// the body is not known.
-pub fn ends_with_connection(version: Version, response: &ResponseHeader) -> bool {
-    version == Version::HTTP_10
-        && !response.status.is_informational()
-        && !response.headers.contains_key(header::CONTENT_LENGTH)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::head;
+    use crate::http1::head;
 
     /// The fields that the backend gets, names in lower case, of a request with these.
     fn passed_on(trusted_peer: bool, fields: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -406,43 +266,6 @@ mod tests {
     }
 
     #[test]
-    fn hop_by_hop_fields_of_a_response_go_and_its_framing_stays() {
-        let mut response = ResponseHeader::build(200, None).unwrap();
-        for (name, value) in [
-            ("Connection", "close, X-Internal, Content-Length"),
-            ("X-Internal", "1"),
-            ("Keep-Alive", "timeout=5"),
-            ("Upgrade", "h2c"),
-            ("Content-Length", "3"),
-            ("X-Public", "1"),
-        ] {
-            response.append_header(name, value).unwrap();
-        }
-        strip_hop_by_hop(&mut response);
-        let mut names: Vec<_> = response.headers.keys().map(|name| name.as_str()).collect();
-        names.sort_unstable();
-        assert_eq!(names, ["content-length", "x-public"]);
-    }
-
-    #[test]
-    fn claims_are_known_by_all_their_names() {
-        for name in [
-            "x-forwarded-for",
-            "X_Forwarded_For",
-            "x-forwarded",
-            "x_forwarded-host",
-            "forwarded",
-            "x_real_ip",
-            "x_request_id",
-        ] {
-            assert!(is_claim(name), "{name}");
-        }
-        for name in ["x-forward", "forwarded-by", "x-real-ip-2", "host", ""] {
-            assert!(!is_claim(name), "{name}");
-        }
-    }
-
-    #[test]
     fn a_client_of_http_1_0_without_a_host_gets_the_backends() {
         assert_eq!(all(&passed_on(false, &[]), "host"), ["backend:80"]);
         assert_eq!(all(&passed_on(false, &[("Host", "a")]), "host"), ["a"]);
@@ -476,54 +299,5 @@ mod tests {
         ];
         assert_eq!(names[..1], ["content-length"]);
         assert_eq!(names[1..], added);
-    }
-
-    #[test]
-    fn framing_that_says_one_thing_is_said_once_and_all_other_is_refused() {
-        let straightened = |status: u16, fields: &[(&'static str, &str)]| {
-            let mut response = ResponseHeader::build(status, None).unwrap();
-            for (name, value) in fields {
-                response.append_header(*name, *value).unwrap();
-            }
-            straighten(&mut response)
-                .map(|()| {
-                    let field = |name| {
-                        response
-                            .headers
-                            .get_all(name)
-                            .iter()
-                            .map(|value| value.to_str().unwrap().to_owned())
-                            .collect::<Vec<_>>()
-                            .join("|")
-                    };
-                    (field("content-length"), field("transfer-encoding"))
-                })
-                .map_err(drop)
-        };
-        let length = |length: &str| Ok((length.to_owned(), String::new()));
-        assert_eq!(straightened(200, &[("Content-Length", "2")]), length("2"));
-        assert_eq!(
-            straightened(200, &[("Content-Length", "2"), ("Content-Length", "2")]),
-            length("2")
-        );
-        assert_eq!(straightened(200, &[("Content-Length", "2, 2")]), length("2"));
-        assert_eq!(straightened(200, &[("Content-Length", "02")]), length("2"));
-        assert_eq!(straightened(204, &[("Content-Length", "2")]), length(""));
-        assert_eq!(straightened(103, &[("Transfer-Encoding", "chunked")]), length(""));
-        assert_eq!(straightened(200, &[]), length(""));
-        assert_eq!(
-            straightened(200, &[("Transfer-Encoding", "Chunked")]),
-            Ok((String::new(), "Chunked".into()))
-        );
-        for fields in [
-            &[("Content-Length", "2"), ("Content-Length", "3")][..],
-            &[("Content-Length", "2, 3")],
-            &[("Content-Length", "+2")],
-            &[("Content-Length", "")],
-            &[("Transfer-Encoding", "gzip")],
-            &[("Transfer-Encoding", "chunked"), ("Transfer-Encoding", "chunked")],
-        ] {
-            assert_eq!(straightened(200, fields), Err(()), "{fields:?}");
-        }
     }
 }

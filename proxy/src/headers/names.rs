@@ -1,0 +1,67 @@
+//! Field names with a meaning of their own.
+//!
+//! CGI and its kin take `_` for `-`, so each is known by both spellings.
+
+/// Fields of the client's connection, which go no further. Of those the backend gets its own.
+const HOP_BY_HOP: [&str; 10] = [
+    "connection",
+    "upgrade",
+    "transfer-encoding",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "http2-settings",
+];
+
+/// Whether two names are the same: case does not count.
+pub fn is(name: &str, other: &str) -> bool {
+    name.eq_ignore_ascii_case(other)
+}
+
+/// Whether a field of this name concerns the client's connection alone, or is another spelling of one that does or of the
+/// length of the body: CGI and its kin take `_` for `-`.
+pub fn ends_here(name: &str) -> bool {
+    HOP_BY_HOP.iter().any(|one| is_alike(name, one))
+        || (is_alike(name, "content-length") && !is(name, "content-length"))
+}
+
+/// Whether `name` is `known`, which is in lower case, for a reader that takes `_` for `-`.
+pub fn is_alike(name: &str, known: &str) -> bool {
+    name.len() == known.len()
+        && std::iter::zip(name.bytes(), known.bytes())
+            .all(|(byte, known)| byte.to_ascii_lowercase() == known || (byte == b'_' && known == b'-'))
+}
+
+/// Whether a field of this name says where a request came from.
+pub fn is_claim(name: &str) -> bool {
+    const FAMILY: &str = "x-forwarded";
+    const OTHERS: [&str; 3] = ["forwarded", "x-real-ip", "x-request-id"];
+    name.get(..FAMILY.len()).is_some_and(|family| is_alike(family, FAMILY))
+        || OTHERS.iter().any(|known| is_alike(name, known))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claims_are_known_by_all_their_names() {
+        for name in [
+            "x-forwarded-for",
+            "X_Forwarded_For",
+            "x-forwarded",
+            "x_forwarded-host",
+            "forwarded",
+            "x_real_ip",
+            "x_request_id",
+        ] {
+            assert!(is_claim(name), "{name}");
+        }
+        for name in ["x-forward", "forwarded-by", "x-real-ip-2", "host", ""] {
+            assert!(!is_claim(name), "{name}");
+        }
+    }
+}
