@@ -71,6 +71,14 @@ impl Settings {
             .ok()
     }
 
+    /// Like [`Settings::variable`], for a value that may hold a password: a mistake does not show it.
+    pub fn secret_variable<T>(&self, name: &str, parse: impl Fn(&str) -> Result<T, Expected>) -> Option<T> {
+        let text = self.environment.get(name)?.trim();
+        parse(text)
+            .map_err(|expected| self.mistake(hidden(name, &expected)))
+            .ok()
+    }
+
     /// The section at `path` of the file; `None` or an empty one leaves every key to the environment and the defaults.
     pub fn section(&self, path: &str, value: Option<Value>) -> Section<'_> {
         let entries = match value {
@@ -126,6 +134,33 @@ impl<'s> Section<'s> {
         default: T,
         parse: impl Fn(&str) -> Result<T, Expected>,
     ) -> T {
+        self.read(key, variable, default, parse, |place, got, expected| {
+            format!("{place}: got {got}, takes {expected}")
+        })
+    }
+
+    /// Like [`Section::value`], for a value that may hold a password: a mistake does not show it.
+    pub fn secret<T>(
+        &mut self,
+        key: &'static str,
+        variable: Option<&str>,
+        default: T,
+        parse: impl Fn(&str) -> Result<T, Expected>,
+    ) -> T {
+        self.read(key, variable, default, parse, |place, _got, expected| {
+            hidden(place, expected)
+        })
+    }
+
+    /// [`Section::value`], where `mistake` words a mistake from the place, what is there, and what it takes.
+    fn read<T>(
+        &mut self,
+        key: &'static str,
+        variable: Option<&str>,
+        default: T,
+        parse: impl Fn(&str) -> Result<T, Expected>,
+        mistake: impl Fn(&str, &str, &str) -> String,
+    ) -> T {
         let from_file = self.take(key).map(|value| (self.path_of(key), value));
         let (place, text) = match (self.variable(variable), from_file) {
             (Some(variable), _) => variable,
@@ -133,15 +168,13 @@ impl<'s> Section<'s> {
             (None, Some((place, value))) => match scalar(&value) {
                 Some(text) => (place, text),
                 None => {
-                    self.settings
-                        .mistake(format!("{place}: got {}, takes one value", shown(&value)));
+                    self.settings.mistake(mistake(&place, &shown(&value), "one value"));
                     return default;
                 }
             },
         };
         parse(&text).unwrap_or_else(|expected| {
-            self.settings
-                .mistake(format!("{place}: got {}, takes {expected}", quoted(&text)));
+            self.settings.mistake(mistake(&place, &quoted(&text), &expected));
             default
         })
     }
@@ -254,6 +287,11 @@ fn shown(value: &Value) -> String {
         Value::Mapping(_) => "a group of keys".into(),
         other => scalar(other).map_or("a tagged value".into(), |text| quoted(&text)),
     }
+}
+
+/// A mistake in a value that may hold a password.
+fn hidden(place: &str, expected: &str) -> String {
+    format!("{place}: takes {expected} (the value is not shown, because it may hold a password)")
 }
 
 /// A value as a mistake quotes it: without what stands before an `@`, because that is where URLs have passwords, and mistakes
@@ -398,6 +436,24 @@ mod tests {
                 .to_string()
                 .starts_with("the configuration has 7 mistakes:\n  top.wait")
         );
+    }
+
+    #[test]
+    fn a_mistake_in_a_secret_shows_nothing_of_it() {
+        let settings = settings(&[("URL", "se://cret"), ("ONLY", "secret")]);
+        let mut section = settings.section("", yaml("file: se?cret\nlist: [secret]"));
+        let refuse = |_: &str| Err::<u8, _>("something else".to_owned());
+        section.secret("url", Some("URL"), 0, refuse);
+        section.secret("file", None, 0, refuse);
+        section.secret("list", None, 0, refuse);
+        settings.secret_variable("ONLY", refuse);
+        section.finish();
+        let mistakes = settings.finish(()).expect_err("all are wrong").0;
+        assert_eq!(mistakes.len(), 4, "{mistakes:?}");
+        for (mistake, place) in mistakes.iter().zip(["URL", "file", "list", "ONLY"]) {
+            assert!(mistake.starts_with(&format!("{place}: takes ")), "{mistake}");
+            assert!(!mistake.contains("cret\""), "{mistake}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use log::{info, warn};
+use log::{error, info, warn};
 use pingora::prelude::{Error, ErrorType};
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora_load_balancing::discovery::ServiceDiscovery;
@@ -44,7 +44,7 @@ struct Shared {
 struct Memory {
     last_success: Option<Instant>,
     /// The error of the last read, if it failed.
-    error: Option<String>,
+    error: Option<registry::Error>,
     /// The addresses that each name last had.
     resolved: HashMap<Member, Vec<SocketAddr>>,
     /// The names that did not resolve at the last read.
@@ -133,11 +133,11 @@ impl RegistryDiscovery {
         backends
     }
 
-    async fn read(&self) -> Result<Addresses, String> {
-        let Snapshot { members, malformed } = self.0.registry.members().await.map_err(|error| error.to_string())?;
+    async fn read(&self) -> Result<Addresses, registry::Error> {
+        let Snapshot { members, malformed } = self.0.registry.members().await?;
         self.note_malformed(malformed);
         if members.is_empty() {
-            return Err("the registry has no usable member".into());
+            return Err(registry::Error::new("the registry has no usable member"));
         }
         let lookups = members.iter().map(|member| {
             let (resolver, member) = (self.0.resolver.clone(), member.clone());
@@ -148,11 +148,11 @@ impl RegistryDiscovery {
         });
         let mut found = Vec::with_capacity(members.len());
         for lookup in lookups.collect::<Vec<_>>() {
-            found.push(lookup.await.map_err(|error| error.to_string())?);
+            found.push(lookup.await.map_err(|ended| registry::Error::new(ended.to_string()))?);
         }
         let addresses = self.remember(found, &members);
         if addresses.is_empty() {
-            return Err("no member of the registry resolves to an address".into());
+            return Err(registry::Error::new("no member of the registry resolves to an address"));
         }
         Ok(addresses)
     }
@@ -253,17 +253,21 @@ impl ServiceDiscovery for RegistryDiscovery {
             }
             Err(error) => {
                 self.0.metrics.discovery_errors.inc();
+                let (text, kept) = (error.to_string(), self.0.addresses.load().len());
+                let refused_before = memory.error.as_ref().is_some_and(registry::Error::is_refusal);
                 match (&memory.error, memory.last_success) {
+                    _ if error.is_refusal() && !refused_before => {
+                        error!(error = text.as_str(), backends_kept = kept; "registry gives no usable set");
+                    }
                     (Some(_), _) => {}
                     (None, Some(_)) => {
-                        let kept = self.0.addresses.load().len();
-                        warn!(error = error.as_str(), backends_kept = kept; "registry gives no usable set");
+                        warn!(error = text.as_str(), backends_kept = kept; "registry gives no usable set");
                     }
                     // At the start this is what happens until the sentinel has ended its first cycle.
-                    (None, None) => info!(error = error.as_str(); "waiting for the first backends"),
+                    (None, None) => info!(error = text.as_str(); "waiting for the first backends"),
                 }
-                memory.error = Some(error.clone());
-                Err(Error::explain(ErrorType::InternalError, error))
+                memory.error = Some(error);
+                Err(Error::explain(ErrorType::InternalError, text))
             }
         }
     }

@@ -5,8 +5,10 @@
 //! a proxy with the sentinel inside it. What is published in either is read from it as the same members.
 
 mod in_process;
+mod link;
 mod member;
 mod redis_store;
+mod redis_url;
 mod replaceable;
 mod resolver;
 
@@ -15,7 +17,8 @@ use std::fmt;
 
 pub use in_process::InProcess;
 pub use member::{Host, Malformed, Member};
-pub use redis_store::{RedisStore, RedisUrl};
+pub use redis_store::RedisStore;
+pub use redis_url::RedisUrl;
 pub use replaceable::Replaceable;
 pub use resolver::Resolver;
 
@@ -58,18 +61,37 @@ pub trait Registry: Send + Sync + 'static {
 
 /// Why a call failed, in words for the log. It never holds the store's password.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Error(String);
+pub struct Error {
+    message: String,
+    refused: bool,
+}
 
 impl Error {
-    /// An error that a store reports in these words.
+    /// A failure that may pass by itself.
     pub fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
+        Self {
+            message: message.into(),
+            refused: false,
+        }
+    }
+
+    /// A refusal that lasts until somebody mends its cause. `message` says how.
+    pub fn refused(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            refused: true,
+        }
+    }
+
+    /// Whether this lasts until somebody mends it: a wrong password, a missing permission, a key of another type.
+    pub fn is_refusal(&self) -> bool {
+        self.refused
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.message)
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use log::{info, warn};
+use log::{error, info, warn};
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use registry::{Member, Registry, Resolver};
@@ -54,7 +54,7 @@ impl Sentinel {
         let mut targets: Vec<Target> = config.targets.iter().cloned().map(Target::new).collect();
         // Targets that left the list and are still in the registry.
         let mut left: Vec<Member> = Vec::new();
-        let mut registry_down = false;
+        let mut failing: Option<registry::Error> = None;
         let mut ticks = every(config.interval);
         loop {
             ticks.tick().await;
@@ -71,16 +71,21 @@ impl Sentinel {
             match self.publish(&targets, &left).await {
                 Ok(()) => {
                     left.clear();
-                    if std::mem::take(&mut registry_down) {
+                    if failing.take().is_some() {
                         info!("registry is back; the targets are published again");
                     }
                     self.metrics.cycle_succeeded();
                 }
                 Err(error) => {
                     self.metrics.registry_errors.inc();
-                    if !std::mem::replace(&mut registry_down, true) {
-                        warn!(error = error.to_string().as_str(); "registry unavailable; probing goes on");
+                    let refused_before = failing.as_ref().is_some_and(registry::Error::is_refusal);
+                    let text = error.to_string();
+                    if error.is_refusal() && !refused_before {
+                        error!(error = text.as_str(); "registry refuses what the sentinel publishes; probing goes on");
+                    } else if failing.is_none() {
+                        warn!(error = text.as_str(); "registry unavailable; probing goes on");
                     }
+                    failing = Some(error);
                 }
             }
         }

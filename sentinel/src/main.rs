@@ -53,7 +53,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let settings = Settings::from_process();
     let mut section = settings.section("", None);
     let config = Config::read(&settings, &mut section);
-    let redis = settings.variable("REDIS_URL", RedisUrl::parse);
+    let redis = settings.secret_variable("REDIS_URL", RedisUrl::parse);
     let redis = redis.map_or_else(|| RedisUrl::parse("localhost:16379"), Ok)?;
     let port = settings
         .variable("SENTINEL_METRICS_PORT", whole(0..=u16::MAX))

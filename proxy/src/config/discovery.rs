@@ -44,7 +44,7 @@ impl RegistryKind {
             _ => Err("redis or in-process".into()),
         });
         let default = RedisUrl::parse(REDIS).expect("a host and a port");
-        let url = section.value("redis", Some("REDIS_URL"), default, RedisUrl::parse);
+        let url = section.secret("redis", Some("REDIS_URL"), default, RedisUrl::parse);
         section.finish();
         if in_process { Self::InProcess } else { Self::Redis(url) }
     }

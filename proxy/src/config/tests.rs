@@ -88,7 +88,7 @@ fn each_bad_value_is_named_with_what_it_takes() {
         ("gopherproxy: {registry: {kind: in-process}}", "nothing would fill it"),
         (
             "gopherproxy: {registry: {redis: 'http://x'}}",
-            "registry.redis: got \"http://x\", takes host:port",
+            "registry.redis: takes host:port",
         ),
         (
             "gopherproxy: {discovery: {interval: 0s}}",

@@ -17,6 +17,7 @@ mod observability;
 mod pool;
 mod processes;
 mod prometheus;
+mod redis_connection;
 mod registry_faults;
 mod reload;
 mod sentinel;

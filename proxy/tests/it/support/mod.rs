@@ -20,7 +20,7 @@ pub use http::{Connection, get};
 pub use load::Load;
 pub use process::Process;
 pub use raw_origin::RawOrigin;
-pub use redis::Redis;
+pub use redis::{Forwarder, Redis};
 pub use strict_origin::StrictOrigin;
 
 /// Far more than anything here takes on a slow machine: it ends a test that would never end.

@@ -5,8 +5,10 @@ use std::process::Stdio;
 use std::sync::Mutex;
 
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::{Started, child, eventually, free_port};
 
@@ -92,6 +94,19 @@ impl Redis {
         self.try_command(command).await.expect("redis-server answers")
     }
 
+    /// The numbers of the connections that clients have, in order, but for the one that asks.
+    pub async fn connections(&self) -> Vec<u64> {
+        let list = self.command("CLIENT LIST TYPE normal").await.concat();
+        let others = list.lines().filter(|line| !line.contains("cmd=client"));
+        let id = |line: &str| {
+            line.split(' ')
+                .find_map(|field| field.strip_prefix("id=")?.parse().ok())
+        };
+        let mut connections: Vec<u64> = others.filter_map(id).collect();
+        connections.sort_unstable();
+        connections
+    }
+
     /// The members of the set, in order.
     pub async fn members(&self) -> Vec<String> {
         let mut members = self.command("SMEMBERS gopher_backends").await;
@@ -136,5 +151,42 @@ impl Redis {
             }
         }
         Ok(lines)
+    }
+}
+
+/// An address that leads to a Redis, as a name does: a switch leads new connections elsewhere and leaves the others alone.
+pub struct Forwarder {
+    pub address: SocketAddr,
+    target: watch::Sender<SocketAddr>,
+    task: JoinHandle<()>,
+}
+
+impl Forwarder {
+    pub async fn to(redis: &Redis) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let target = watch::Sender::new(redis.address());
+        let current = target.subscribe();
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((mut client, _)) = listener.accept().await {
+                let to = *current.borrow();
+                connections.spawn(async move {
+                    let mut server = TcpStream::connect(to).await?;
+                    copy_bidirectional(&mut client, &mut server).await
+                });
+            }
+        });
+        Self { address, target, task }
+    }
+
+    pub fn switch(&self, redis: &Redis) {
+        self.target.send_replace(redis.address());
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
