@@ -15,7 +15,7 @@ use gopherproxy::config::{Health, Limit};
 use gopherproxy::discovery::RegistryDiscovery;
 use gopherproxy::limiter::ClientLimiter;
 use gopherproxy::metrics::Metrics;
-use gopherproxy::upstream::{Pool, PoolService};
+use gopherproxy::pool::{Pool, PoolService};
 use pingora::services::background::BackgroundService;
 use registry::{InProcess, Registry};
 

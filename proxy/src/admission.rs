@@ -16,9 +16,10 @@ use crate::client::{self, Client, FORWARDED_FOR};
 use crate::http1::head::{Body, Head};
 use crate::limiter::Verdict;
 use crate::policy::Policy;
+use crate::pool::Pool;
 use crate::rejection::Rejection;
 use crate::retry_budget::RetryBudget;
-use crate::upstream::{Pool, Upstream};
+use crate::upstream::Endpoint;
 
 /// What the requests of one connection share. Its addresses are written out once, because each request tells them more than once.
 #[derive(Debug)]
@@ -79,8 +80,8 @@ pub struct Admitted {
     pub connection: Arc<Connection>,
     /// Whose it is.
     pub client: Client,
-    /// The backend whose turn it is.
-    pub upstream: Arc<Upstream>,
+    /// The backend whose turn it is, at one of its addresses.
+    pub endpoint: Endpoint,
     /// Another request may follow on the connection.
     pub keeps: bool,
     /// The client may wait for "100 Continue" before it sends the body.
@@ -146,14 +147,14 @@ impl Admission {
         if matches!((head.body, policy.client.max_body), (Body::Length(length), Some(max)) if length > max) {
             return Err(refused(Rejection::BodyTooLarge, None));
         }
-        let upstream = self.pool.pick().ok_or_else(|| refused(Rejection::NoBackend, None))?;
+        let endpoint = self.pool.pick().ok_or_else(|| refused(Rejection::NoBackend, None))?;
         self.retries.request(start);
         Ok(Admitted {
             start,
             policy: Arc::clone(policy),
             connection: Arc::clone(connection),
             client,
-            upstream,
+            endpoint,
             keeps: head.keeps,
             expects: head.expects,
             websocket: head.body == Body::Upgrade,

@@ -2,12 +2,12 @@
 //!
 //! The last good set is worth more than no set. A read that fails, or finds the set empty, is an error here, because Pingora keeps
 //! the backends it has on `Err` and would drop them all on an empty `Ok`; a name that does not resolve keeps the
-//! addresses it last had; and a proxy that starts takes the set that an earlier one left in its [`state_file`] until the
-//! registry gives one. Who of them is alive is the health check's business, not this module's.
+//! addresses it last had; and a proxy that starts takes the set that an earlier one left in its [`state_file`](crate::state_file)
+//! when the registry has given none within a moment. Who of them is alive is the health check's business, not this module's.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,12 +19,19 @@ use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora_load_balancing::discovery::ServiceDiscovery;
 use pingora_load_balancing::{Backend, Extensions};
 use registry::{Malformed, Member, Registry, Resolver, Snapshot};
+use tokio::time::{sleep, timeout};
 
+use crate::members::Members;
 use crate::metrics::Metrics;
-use crate::state_file::{self, Addresses};
+use crate::state_store::StateStore;
 
 /// How long the names of one read may take, all at the same time.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the registry has at the start before the saved set serves: that may name what is somebody else's by now.
+const FIRST_READ: Duration = Duration::from_millis(200);
+/// How often an empty registry is read meanwhile. (In one process it is empty until the sentinel's first cycle has ended.)
+const FIRST_READ_RETRY: Duration = Duration::from_millis(20);
 
 /// Reads the registry. Clones share what was last read.
 #[derive(Clone)]
@@ -34,8 +41,8 @@ struct Shared {
     registry: Arc<dyn Registry>,
     resolver: Resolver,
     metrics: Metrics,
-    addresses: ArcSwap<Addresses>,
-    state_file: Option<PathBuf>,
+    members: ArcSwap<Members>,
+    state_store: Option<StateStore>,
     /// What outlives a read. A lock of the standard library, because it is never held across an `await`.
     memory: Mutex<Memory>,
 }
@@ -43,77 +50,92 @@ struct Shared {
 #[derive(Default)]
 struct Memory {
     last_success: Option<Instant>,
-    /// The error of the last read, if it failed.
-    error: Option<registry::Error>,
+    /// Why the last read gave nothing, if it did not.
+    problem: Option<Problem>,
+    /// A failure to read was logged while there were no backends at all.
+    failure_logged: bool,
     /// The addresses that each name last had.
     resolved: HashMap<Member, Vec<SocketAddr>>,
     /// The names that did not resolve at the last read.
     unresolved: BTreeSet<Member>,
     malformed: BTreeSet<Malformed>,
-    /// The set of the state file, until it is taken.
-    saved: Option<Addresses>,
-    /// The set that the state file has.
-    in_file: Addresses,
-    /// The state file could not be written.
-    unwritable: bool,
+    /// The first read has begun.
+    started: bool,
+}
+
+/// Why a read gave no usable set.
+#[derive(Debug, Clone)]
+enum Problem {
+    /// There is none. At the start that is as it should be, until the sentinel has ended its first cycle.
+    Empty,
+    Failed(registry::Error),
+}
+
+impl Problem {
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Failed(error) if error.is_refusal())
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the registry has no usable member"),
+            Self::Failed(error) => error.fmt(f),
+        }
+    }
 }
 
 impl RegistryDiscovery {
-    /// Reads `registry`, and keeps the last good set in `state_file`.
-    pub fn new(registry: Arc<dyn Registry>, metrics: Metrics, state_file: Option<PathBuf>) -> Self {
-        let saved = state_file.as_ref().and_then(|path| {
-            state_file::read(path).unwrap_or_else(|problem| {
-                let path = path.display().to_string();
-                warn!(file = path.as_str(), error = problem.to_string().as_str(); "can't use the saved set of backends");
-                None
-            })
-        });
-        let memory = Memory {
-            in_file: saved.clone().unwrap_or_default(),
-            saved: saved.filter(|addresses| !addresses.is_empty()),
-            ..Memory::default()
-        };
+    /// Reads `registry`, and keeps the last good set in `state_store`.
+    pub fn new(registry: Arc<dyn Registry>, metrics: Metrics, state_store: Option<StateStore>) -> Self {
         Self(Arc::new(Shared {
             registry,
             resolver: Resolver::default(),
             metrics,
-            addresses: ArcSwap::default(),
-            state_file,
-            memory: Mutex::new(memory),
+            members: ArcSwap::default(),
+            state_store,
+            memory: Mutex::default(),
         }))
     }
 
-    /// The addresses of the last good set.
-    pub fn addresses(&self) -> Arc<Addresses> {
-        self.0.addresses.load_full()
+    /// One that has read `members` already, for tests of who uses them.
+    #[cfg(test)]
+    pub fn with(members: Members, metrics: Metrics) -> Self {
+        let discovery = Self::new(Arc::new(registry::InProcess::default()), metrics, None);
+        discovery.0.members.store(Arc::new(members));
+        discovery
     }
 
-    /// Whether the next read gives what an earlier process saved, and not what the registry has.
-    pub fn has_saved(&self) -> bool {
-        self.memory().saved.is_some()
+    /// The last good set.
+    pub fn members(&self) -> Arc<Members> {
+        self.0.members.load_full()
     }
 
-    /// Whether there has been a usable set at least once.
+    /// Whether the registry has given no set yet, so that what there is comes from the state file.
+    pub fn is_from_file(&self) -> bool {
+        self.memory().last_success.is_none()
+    }
+
+    /// Whether there is a set.
     ///
     /// # Errors
     /// Why not, as one line of text.
-    pub fn ready(&self) -> Result<(), String> {
-        let memory = self.memory();
-        match (memory.last_success, &memory.error) {
-            (Some(_), _) => Ok(()),
-            (None, _) if !self.0.addresses.load().is_empty() => Ok(()),
-            (None, Some(error)) => Err(format!("no backends discovered yet: {error}")),
-            (None, None) => Err("no backends discovered yet".into()),
+    pub fn has_set(&self) -> Result<(), String> {
+        match &self.memory().problem {
+            _ if !self.0.members.load().is_empty() => Ok(()),
+            Some(problem) => Err(format!("no backends discovered yet: {problem}")),
+            None => Err("no backends discovered yet".into()),
         }
     }
 
     /// How old the last good set is, in words, when the last read gave none.
     pub fn staleness(&self) -> Option<String> {
         let memory = self.memory();
-        let error = memory.error.as_ref()?;
+        let problem = memory.problem.as_ref()?;
         Some(match memory.last_success {
-            Some(last) => format!("the set of backends is {} s old: {error}", last.elapsed().as_secs()),
-            None => format!("the set of backends is what an earlier process saved: {error}"),
+            Some(last) => format!("the set of backends is {} s old: {problem}", last.elapsed().as_secs()),
+            None => format!("the set of backends is what an earlier process saved: {problem}"),
         })
     }
 
@@ -121,23 +143,45 @@ impl RegistryDiscovery {
         self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes `addresses` the set, and Pingora's backends from it.
-    fn take(&self, addresses: Addresses) -> BTreeSet<Backend> {
-        let backends = addresses.keys().map(|address| Backend {
+    /// Makes `members` the set, and Pingora's backends from it: one for each address, because it is addresses that are checked.
+    fn take(&self, members: &Arc<Members>) -> BTreeSet<Backend> {
+        let addresses = members.iter().flat_map(|(_, addresses)| addresses);
+        let backends = addresses.map(|address| Backend {
             addr: PingoraAddr::Inet(*address),
             weight: 1,
             ext: Extensions::new(),
         });
         let backends = backends.collect();
-        self.0.addresses.store(Arc::new(addresses));
+        self.0.members.store(Arc::clone(members));
         backends
     }
 
-    async fn read(&self) -> Result<Addresses, registry::Error> {
-        let Snapshot { members, malformed } = self.0.registry.members().await?;
+    /// At the first read: the registry's set when it comes within a moment, else what an earlier process saved.
+    async fn first(&self, state_store: &StateStore) -> Option<BTreeSet<Backend>> {
+        let read = async {
+            loop {
+                match self.read().await {
+                    Err(Problem::Empty) => sleep(FIRST_READ_RETRY).await,
+                    read => return read,
+                }
+            }
+        };
+        match timeout(FIRST_READ, read).await {
+            Ok(Ok(members)) => Some(self.succeeded(members)),
+            Ok(Err(_)) | Err(_) => {
+                let saved = Arc::new(state_store.saved().await?);
+                info!(backends = saved.len(); "starting with the backends that an earlier process saved");
+                Some(self.take(&saved))
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<Members, Problem> {
+        let failed = |error: &dyn fmt::Display| Problem::Failed(registry::Error::new(error.to_string()));
+        let Snapshot { members, malformed } = self.0.registry.members().await.map_err(Problem::Failed)?;
         self.note_malformed(malformed);
         if members.is_empty() {
-            return Err(registry::Error::new("the registry has no usable member"));
+            return Err(Problem::Empty);
         }
         let lookups = members.iter().map(|member| {
             let (resolver, member) = (self.0.resolver.clone(), member.clone());
@@ -148,13 +192,13 @@ impl RegistryDiscovery {
         });
         let mut found = Vec::with_capacity(members.len());
         for lookup in lookups.collect::<Vec<_>>() {
-            found.push(lookup.await.map_err(|ended| registry::Error::new(ended.to_string()))?);
+            found.push(lookup.await.map_err(|error| failed(&error))?);
         }
-        let addresses = self.remember(found, &members);
-        if addresses.is_empty() {
-            return Err(registry::Error::new("no member of the registry resolves to an address"));
+        let members = self.remember(found, &members);
+        if members.is_empty() {
+            return Err(failed(&"no member of the registry resolves to an address"));
         }
-        Ok(addresses)
+        Ok(members)
     }
 
     /// Takes what each name resolved to, or else what it resolved to before.
@@ -162,11 +206,11 @@ impl RegistryDiscovery {
         &self,
         found: Vec<(Member, Result<Vec<SocketAddr>, registry::Error>)>,
         members: &BTreeSet<Member>,
-    ) -> Addresses {
+    ) -> Members {
         let mut memory = self.memory();
         memory.resolved.retain(|member, _| members.contains(member));
         memory.unresolved.retain(|member| members.contains(member));
-        let mut addresses = Addresses::new();
+        let mut good = Members::default();
         for (member, result) in found {
             let name = member.to_string();
             match result {
@@ -182,33 +226,55 @@ impl RegistryDiscovery {
                 }
                 Err(_) => {}
             }
-            let name = Arc::<str>::from(name);
-            for address in memory.resolved.get(&member).into_iter().flatten() {
-                addresses.entry(*address).or_insert_with(|| Arc::clone(&name));
-            }
+            let addresses = memory.resolved.get(&member).into_iter().flatten();
+            good.insert(&name.into(), addresses.copied());
         }
-        addresses
+        good
     }
 
-    /// Writes the set to the state file when it is another than the one there.
-    async fn save(&self, addresses: &Addresses) {
-        let Some(path) = self.0.state_file.clone() else { return };
-        if self.memory().in_file == *addresses {
-            return;
-        }
-        let (set, to) = (addresses.clone(), path.clone());
-        let written = tokio::task::spawn_blocking(move || state_file::write(&to, &set)).await;
-        let written = written.unwrap_or_else(|ended| Err(std::io::Error::other(ended)));
+    /// Takes a set that the registry gave. It is used first and saved later, by another thread, because a disk may hang.
+    fn succeeded(&self, members: Members) -> BTreeSet<Backend> {
+        let members = Arc::new(members);
         let mut memory = self.memory();
-        let failed_before = std::mem::replace(&mut memory.unwritable, written.is_err());
-        match written {
-            Ok(()) => memory.in_file = addresses.clone(),
-            Err(problem) if !failed_before => {
-                let path = path.display().to_string();
-                warn!(file = path.as_str(), error = problem.to_string().as_str(); "can't save the set of backends");
-            }
-            Err(_) => {}
+        let first = memory.last_success.replace(Instant::now()).is_none();
+        let failed_before = memory.problem.take().is_some();
+        drop(memory);
+        if first {
+            info!(backends = members.len(); "first backends discovered");
+        } else if failed_before {
+            info!(backends = members.len(); "registry is back");
         }
+        self.0.metrics.discovered(members.len());
+        let backends = self.take(&members);
+        if let Some(state_store) = &self.0.state_store {
+            state_store.save(&members);
+        }
+        backends
+    }
+
+    /// Logs and counts that a read gave nothing: once, until the next good one.
+    fn failed(&self, problem: Problem) -> Box<Error> {
+        self.0.metrics.discovery_errors.inc();
+        let kept = self.members().len();
+        let text = problem.to_string();
+        let mut memory = self.memory();
+        let before = memory.problem.replace(problem.clone());
+        if problem.is_refusal() && !before.as_ref().is_some_and(Problem::is_refusal) {
+            error!(error = text.as_str(), backends_kept = kept; "registry gives no usable set");
+        } else if kept > 0 {
+            if before.is_none() {
+                warn!(error = text.as_str(), backends_kept = kept; "registry gives no usable set");
+            }
+        } else {
+            match problem {
+                Problem::Empty if before.is_none() => info!("waiting for the first backends"),
+                Problem::Failed(_) if !std::mem::replace(&mut memory.failure_logged, true) => {
+                    warn!(error = text.as_str(); "waiting for the first backends");
+                }
+                _ => {}
+            }
+        }
+        Error::explain(ErrorType::InternalError, text)
     }
 
     /// Counts the members that do not parse and logs those that did not stand there before.
@@ -229,79 +295,92 @@ impl RegistryDiscovery {
 #[async_trait]
 impl ServiceDiscovery for RegistryDiscovery {
     async fn discover(&self) -> Result<(BTreeSet<Backend>, HashMap<u64, bool>), Box<Error>> {
-        let saved = self.memory().saved.take();
-        if let Some(addresses) = saved {
-            info!(backends = addresses.len(); "starting with the backends that an earlier process saved");
-            return Ok((self.take(addresses), HashMap::new()));
-        }
-        let read = self.read().await;
-        if let Ok(addresses) = &read {
-            self.save(addresses).await;
-        }
-        let mut memory = self.memory();
-        match read {
-            Ok(addresses) => {
-                let first = memory.last_success.replace(Instant::now()).is_none();
-                let failed_before = memory.error.take().is_some();
-                if first {
-                    info!(backends = addresses.len(); "first backends discovered");
-                } else if failed_before {
-                    info!(backends = addresses.len(); "registry is back");
-                }
-                self.0.metrics.discovered(addresses.len());
-                Ok((self.take(addresses), HashMap::new()))
-            }
-            Err(error) => {
-                self.0.metrics.discovery_errors.inc();
-                let (text, kept) = (error.to_string(), self.0.addresses.load().len());
-                let refused_before = memory.error.as_ref().is_some_and(registry::Error::is_refusal);
-                match (&memory.error, memory.last_success) {
-                    _ if error.is_refusal() && !refused_before => {
-                        error!(error = text.as_str(), backends_kept = kept; "registry gives no usable set");
-                    }
-                    (Some(_), _) => {}
-                    (None, Some(_)) => {
-                        warn!(error = text.as_str(), backends_kept = kept; "registry gives no usable set");
-                    }
-                    // At the start this is what happens until the sentinel has ended its first cycle.
-                    (None, None) => info!(error = text.as_str(); "waiting for the first backends"),
-                }
-                memory.error = Some(error);
-                Err(Error::explain(ErrorType::InternalError, text))
-            }
-        }
+        let first = !std::mem::replace(&mut self.memory().started, true);
+        let early = match &self.0.state_store {
+            Some(state_store) if first => self.first(state_store).await,
+            _ => None,
+        };
+        let backends = match early {
+            Some(backends) => backends,
+            None => self
+                .read()
+                .await
+                .map(|members| self.succeeded(members))
+                .map_err(|problem| self.failed(problem))?,
+        };
+        Ok((backends, HashMap::new()))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use registry::InProcess;
+
     use super::*;
+
+    fn metrics() -> Metrics {
+        Metrics::register(&prometheus::Registry::new()).unwrap()
+    }
 
     #[test]
     fn a_name_keeps_the_addresses_it_last_had_until_it_leaves() {
-        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-        let discovery = RegistryDiscovery::new(Arc::new(registry::InProcess::default()), metrics, None);
+        let discovery = RegistryDiscovery::new(Arc::new(InProcess::default()), metrics(), None);
         let name: Member = "origin:80".parse().unwrap();
         let members = BTreeSet::from([name.clone()]);
-        let addresses = ["192.0.2.1:80", "[2001:db8::1]:80"].map(|address| address.parse().unwrap());
-        let both = Addresses::from(addresses.map(|address: SocketAddr| (address, "origin:80".into())));
+        let addresses: [SocketAddr; 2] = ["192.0.2.1:80", "[2001:db8::1]:80"].map(|address| address.parse().unwrap());
         let failed = || vec![(name.clone(), Err(registry::Error::new("no answer")))];
 
-        assert_eq!(
-            discovery.remember(failed(), &members),
-            Addresses::new(),
-            "it never had any"
-        );
-        assert_eq!(
-            discovery.remember(vec![(name.clone(), Ok(addresses.into()))], &members),
-            both
-        );
+        assert!(discovery.remember(failed(), &members).is_empty(), "it never had any");
+        let both = discovery.remember(vec![(name.clone(), Ok(addresses.into()))], &members);
+        assert_eq!(both.len(), 1, "one member, whatever the number of its addresses");
+        assert_eq!(both.addresses_of("origin:80"), addresses);
         assert_eq!(discovery.remember(failed(), &members), both);
-        assert_eq!(discovery.remember(vec![], &BTreeSet::new()), Addresses::new());
-        assert_eq!(
-            discovery.remember(failed(), &members),
-            Addresses::new(),
-            "it has left since"
-        );
+        assert!(discovery.remember(vec![], &BTreeSet::new()).is_empty());
+        assert!(discovery.remember(failed(), &members).is_empty(), "it has left since");
+    }
+
+    /// A registry that never answers.
+    struct Silent;
+
+    #[async_trait]
+    impl Registry for Silent {
+        async fn members(&self) -> Result<Snapshot, registry::Error> {
+            std::future::pending().await
+        }
+
+        async fn publish(&self, _: &[Member], _: &[Member]) -> Result<(), registry::Error> {
+            std::future::pending().await
+        }
+    }
+
+    /// The address that a start with this registry begins with, where an earlier process saved 192.0.2.1.
+    async fn first_address(registry: Arc<dyn Registry>) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backends");
+        let mut saved = Members::default();
+        saved.insert(&"192.0.2.1:80".into(), ["192.0.2.1:80".parse().unwrap()]);
+        crate::state_file::write(&path, &saved).unwrap();
+        let state_store = StateStore::open(path, metrics()).unwrap();
+        let discovery = RegistryDiscovery::new(registry, metrics(), Some(state_store));
+        let (backends, _) = discovery.discover().await.unwrap();
+        backends.first().unwrap().addr.to_string()
+    }
+
+    #[tokio::test]
+    async fn the_registry_has_a_moment_before_the_saved_set_serves() {
+        let member = ["192.0.2.2:80".parse().unwrap()];
+        let quick = Arc::new(InProcess::default());
+        quick.publish(&member, &[]).await.unwrap();
+        assert_eq!(first_address(quick).await, "192.0.2.2:80");
+
+        let filled_soon = Arc::new(InProcess::default());
+        let (address, ()) = tokio::join!(first_address(Arc::clone(&filled_soon) as _), async {
+            sleep(FIRST_READ_RETRY).await;
+            filled_soon.publish(&member, &[]).await.unwrap();
+        });
+        assert_eq!(address, "192.0.2.2:80");
+
+        assert_eq!(first_address(Arc::new(Silent)).await, "192.0.2.1:80");
+        assert_eq!(first_address(Arc::new(InProcess::default())).await, "192.0.2.1:80");
     }
 }

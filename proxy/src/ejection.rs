@@ -1,13 +1,13 @@
-//! When a backend that fails is left alone, and for how long.
+//! When a backend that fails is ejected, and for how long.
 //!
 //! The proxy's own health check looks every few seconds, and only whether a port is open. Between two checks, or behind a port
-//! that is open while nothing good comes out of it, a backend's failures themselves tell: some in a row take it out for
-//! a while, each time for twice as long. It comes back on trial: one more failure takes it out again.
+//! that is open while nothing good comes out of it, a backend's failures themselves tell: some in a row eject it for
+//! a while, each time for twice as long. It comes back on trial: one more failure ejects it again.
 //!
-//! [`Conduct`] is what is remembered of one backend. Whether there is room to take another one out is the pool's
-//! decision, because it takes all backends to know.
+//! [`Conduct`] is what is remembered of one backend. Whether there is room to eject another one is the pool's
+//! decision, because that takes all backends to know.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,18 +18,20 @@ use crate::config::Ejection;
 pub struct Conduct {
     /// In a row.
     failures: AtomicU32,
+    /// Whether it is ejected. The lock below has this too; a pick reads it without a lock.
+    ejected: AtomicBool,
     sentence: Mutex<Sentence>,
 }
 
 #[derive(Debug, Default)]
 struct Sentence {
     until: Option<Instant>,
-    /// How many times in a row it was taken out.
+    /// How many times in a row it was ejected.
     times: u32,
 }
 
 impl Conduct {
-    /// Notes an answer, whatever its status.
+    /// Records an answer, whatever its status.
     pub fn answered(&self) {
         // Nearly always there is nothing to forget, and reading costs less than writing.
         if self.failures.load(Ordering::Relaxed) != 0 {
@@ -37,13 +39,13 @@ impl Conduct {
         }
     }
 
-    /// Notes a failure. Returns how many there were in a row when they are enough to take the backend out.
+    /// Records a failure. Returns how many there were in a row when they are enough to eject the backend.
     pub fn failed(&self, limits: &Ejection) -> Option<u32> {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        (failures >= limits.failures).then_some(failures)
+        (failures >= limits.failures && !self.is_ejected()).then_some(failures)
     }
 
-    /// Takes the backend out at `now`; returns for how long.
+    /// Ejects the backend at `now`; returns for how long.
     pub fn eject(&self, limits: &Ejection, now: Instant) -> Duration {
         let mut sentence = self.sentence();
         // Whoever was good for that long starts anew.
@@ -59,19 +61,27 @@ impl Conduct {
         sentence.until = Some(now + time);
         // On trial when it comes back.
         self.failures.store(limits.failures - 1, Ordering::Relaxed);
+        self.ejected.store(true, Ordering::Relaxed);
         time
     }
 
-    /// When the backend comes back; `None` when it is not out.
-    pub fn out_until(&self, now: Instant) -> Option<Instant> {
-        self.sentence().until.filter(|until| *until > now)
+    /// Whether the backend is ejected: from [`Conduct::eject`] to [`Conduct::readmit`].
+    pub fn is_ejected(&self) -> bool {
+        self.ejected.load(Ordering::Relaxed)
     }
 
-    /// Brings the backend back before its time.
-    pub fn pardon(&self, now: Instant) {
-        if let Some(until) = &mut self.sentence().until {
+    /// When the time of the last ejection ends or ended.
+    pub fn until(&self) -> Option<Instant> {
+        self.sentence().until
+    }
+
+    /// Brings the backend back, be it before its time.
+    pub fn readmit(&self, now: Instant) {
+        let mut sentence = self.sentence();
+        if let Some(until) = &mut sentence.until {
             *until = now.min(*until);
         }
+        self.ejected.store(false, Ordering::Relaxed);
     }
 
     fn sentence(&self) -> MutexGuard<'_, Sentence> {
@@ -114,15 +124,18 @@ mod tests {
         let mut now = Instant::now();
         for seconds in [5, 10, 20, 40, 60, 60] {
             assert_eq!(conduct.eject(&LIMITS, now), Duration::from_secs(seconds));
-            let back = now + Duration::from_secs(seconds);
-            assert_eq!(conduct.out_until(now), Some(back));
-            assert_eq!(conduct.out_until(back), None);
-            now = back + Duration::from_secs(1);
+            assert_eq!(conduct.failed(&LIMITS), None, "it is ejected already");
+            now += Duration::from_secs(seconds);
+            assert_eq!(conduct.until(), Some(now));
+            assert!(conduct.is_ejected());
+            conduct.readmit(now);
+            assert!(!conduct.is_ejected());
+            now += Duration::from_secs(1);
             assert!(conduct.failed(&LIMITS).is_some(), "it is on trial");
         }
         now += LIMITS.max_time * 2;
         assert_eq!(conduct.eject(&LIMITS, now), LIMITS.time);
-        conduct.pardon(now);
-        assert_eq!(conduct.out_until(now), None);
+        conduct.readmit(now);
+        assert_eq!(conduct.until(), Some(now), "it came back before its time");
     }
 }

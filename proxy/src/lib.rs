@@ -10,11 +10,15 @@
 //! - [`client`]: whose request it is.
 //! - [`limiter`]: whether that client may have it.
 //! - [`service`]: what happens to a request that may pass, phase by phase.
-//! - [`upstream`]: the pool of backends, and which one is next.
-//! - [`ejection`]: when a backend that fails is left alone.
+//! - [`pool`]: the backends, and which one is next.
+//! - [`upstream`]: one backend and its addresses.
+//! - [`health_check`]: whether an address takes connections.
+//! - [`ejection`]: when a backend that fails is ejected.
 //! - [`retry_budget`]: how many requests may be tried again.
 //! - [`discovery`]: where the pool's backends come from.
-//! - [`state_file`]: the last good set of them, for the next start.
+//! - [`members`]: the set that it gives: members, each with its addresses.
+//! - [`state_store`]: the last good set, for the next start.
+//! - [`state_file`]: the file that it is in.
 //! - [`rejection`]: every answer that is the proxy's own.
 //! - [`access_log`]: one line a request.
 //! - [`metrics`]: what Prometheus sees.
@@ -31,11 +35,14 @@ pub mod config;
 pub mod discovery;
 pub mod ejection;
 pub mod headers;
+pub mod health_check;
 pub mod http1;
 pub mod lifecycle;
 pub mod limiter;
+pub mod members;
 pub mod metrics;
 pub mod policy;
+pub mod pool;
 pub mod rejection;
 pub mod reload;
 pub mod retry_budget;
@@ -43,5 +50,6 @@ pub mod service;
 pub mod signals;
 pub mod startup;
 pub mod state_file;
+pub mod state_store;
 pub mod status;
 pub mod upstream;

@@ -17,13 +17,14 @@ use gopherproxy::http1::connection::Edge;
 use gopherproxy::lifecycle::Lifecycle;
 use gopherproxy::metrics::Metrics;
 use gopherproxy::policy::Live;
+use gopherproxy::pool::{Pool, PoolService};
 use gopherproxy::reload::Reload;
 use gopherproxy::retry_budget::RetryBudget;
 use gopherproxy::service::EdgeProxy;
 use gopherproxy::signals::OnSignal;
 use gopherproxy::startup::{self, Startup};
+use gopherproxy::state_store::StateStore;
 use gopherproxy::status::Status;
-use gopherproxy::upstream::{Pool, PoolService};
 use log::{info, warn};
 use pingora::listeners::ListenerConfig;
 use pingora::protocols::l4::stream::L4BufferSettings;
@@ -108,12 +109,12 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         };
         Ok(Arc::new(Replaceable::new(registry)))
     };
+    let state_file = config.discovery.state_file.clone();
+    let state_store = state_file
+        .map(|path| StateStore::open(path, metrics.clone()))
+        .transpose()?;
     let (read_from, written_to) = (open_registry()?, open_registry()?);
-    let discovery = RegistryDiscovery::new(
-        Arc::clone(&read_from) as _,
-        metrics.clone(),
-        config.discovery.state_file.clone(),
-    );
+    let discovery = RegistryDiscovery::new(Arc::clone(&read_from) as _, metrics.clone(), state_store);
     let interval = config.discovery.interval;
     let pool = Arc::new(Pool::new(discovery.clone(), interval, &config.health, metrics.clone()));
     let sentinel = watch::Sender::new(Arc::new(config.sentinel.clone()));
@@ -131,6 +132,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     server.add_service(background_service("startup", startup));
     let status = Status {
         discovery,
+        pool: Arc::clone(&pool),
         lifecycle: Arc::clone(&lifecycle),
         live: Arc::clone(&live),
         metrics: metrics.clone(),

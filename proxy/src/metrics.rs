@@ -49,6 +49,8 @@ pub struct Metrics {
     discovery_backends: IntGauge,
     /// Members of the registry that could not be understood, at the last read.
     pub discovery_malformed: IntGauge,
+    /// Failures to read or write the state file.
+    pub state_file_errors: IntCounter,
     /// Clients whose bucket is not full.
     pub limiter_clients: IntGauge,
     access_log_dropped: IntCounter,
@@ -130,6 +132,10 @@ impl Metrics {
                 "gopherproxy_discovery_malformed_members",
                 "Members of the registry that could not be understood, at the last read.",
             )?,
+            state_file_errors: IntCounter::new(
+                "gopherproxy_state_file_errors_total",
+                "Failures to read or write discovery.state_file.",
+            )?,
             limiter_clients: IntGauge::new("gopherproxy_limiter_clients", "Clients whose token bucket is not full.")?,
             access_log_dropped: IntCounter::new(
                 "gopherproxy_access_log_dropped_lines_total",
@@ -141,7 +147,7 @@ impl Metrics {
                  started again.",
             )?,
         };
-        let collectors: [Box<dyn Collector>; 18] = [
+        let collectors: [Box<dyn Collector>; 19] = [
             Box::new(metrics.processed.clone()),
             Box::new(metrics.dropped.clone()),
             Box::new(metrics.active_backends.clone()),
@@ -154,6 +160,7 @@ impl Metrics {
             Box::new(metrics.discovery_last_success.clone()),
             Box::new(metrics.discovery_backends.clone()),
             Box::new(metrics.discovery_malformed.clone()),
+            Box::new(metrics.state_file_errors.clone()),
             Box::new(metrics.limiter_clients.clone()),
             Box::new(metrics.access_log_dropped.clone()),
             Box::new(metrics.ejections.clone()),

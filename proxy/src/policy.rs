@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use log::info;
 
 use crate::client::Networks;
-use crate::config::{ClientLimits, Config, Limit, UpstreamLimits};
+use crate::config::{ClientLimits, Config, Limit, Readiness, UpstreamLimits};
 use crate::limiter::ClientLimiter;
 use crate::rejection::LimitedAnswers;
 
@@ -28,6 +28,8 @@ pub struct Policy {
     pub client: ClientLimits,
     /// What a backend may take.
     pub upstream: UpstreamLimits,
+    /// When the process is ready.
+    pub readiness: Readiness,
     /// What the limiter was made from.
     limit: Limit,
 }
@@ -41,6 +43,7 @@ impl Policy {
             trusted: Networks::new(config.trusted_proxies.clone()),
             client: config.client.clone(),
             upstream: config.upstream.clone(),
+            readiness: config.readiness,
             limit: config.limit.clone(),
         }
     }

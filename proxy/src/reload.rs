@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::config::{Config, RegistryKind};
 use crate::metrics::Metrics;
 use crate::policy::Live;
-use crate::upstream::Pool;
+use crate::pool::Pool;
 
 /// Everything that a new configuration is given to.
 pub struct Reload {

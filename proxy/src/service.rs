@@ -8,7 +8,6 @@
 //! Only the order is here; the decisions are in the modules that the hooks call.
 
 use std::any::Any;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,9 +29,10 @@ use crate::http1::gate::UNWANTED_BODY;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
+use crate::pool::Pool;
 use crate::rejection::Rejection;
 use crate::retry_budget::RetryBudget;
-use crate::upstream::{Pool, Upstream};
+use crate::upstream::Endpoint;
 
 /// A longer error is cut: a line is for reading.
 const MAX_ERROR: usize = 512;
@@ -61,11 +61,13 @@ pub struct Incoming {
 pub struct RequestCtx {
     /// Always there in practice: Pingora gets no request without it.
     incoming: Option<Box<Incoming>>,
-    /// The backend that the request was last sent to.
-    upstream: Option<Arc<Upstream>>,
+    /// Where the request was last sent.
+    endpoint: Option<Endpoint>,
     tries: usize,
-    /// Backends that are not to be tried again.
-    tried: Vec<SocketAddr>,
+    /// What is not to be tried again.
+    tried: Vec<Endpoint>,
+    /// The last try had a connection.
+    connected: bool,
     /// The last try was on a kept connection that the backend had closed.
     stale: bool,
     /// A piece of the body was sent in this try, so its head was too.
@@ -162,20 +164,26 @@ impl EdgeProxy {
         })
     }
 
-    /// Notes that this try has failed: the backend's failure, unless this machine could not even connect.
-    fn try_failed(&self, ctx: &mut RequestCtx, error: &Error) {
-        if let (Some(upstream), Some(policy)) = (&ctx.upstream, ctx.policy()) {
-            if !is_shortage(error.root_cause()) {
-                self.pool.failed(upstream, &policy.upstream.ejection);
+    /// Records that this try has failed, `connected` or not: the backend's failure, unless this machine had too little of something.
+    fn try_failed(&self, ctx: &mut RequestCtx, error: &Error, connected: bool) {
+        ctx.connected = connected;
+        if let (Some(endpoint), Some(policy)) = (&ctx.endpoint, ctx.policy()) {
+            let limits = &policy.upstream.ejection;
+            if is_shortage(error.root_cause()) {
+                // It says nothing about the backend.
+            } else if connected {
+                self.pool.failed(&endpoint.upstream, limits);
+            } else {
+                self.pool.unreachable(endpoint, limits);
             }
-            ctx.tried.push(upstream.address);
+            ctx.tried.push(endpoint.clone());
         }
     }
 
     fn count(&self, ctx: &RequestCtx, status: u16) {
         if ctx.answered {
             self.metrics.processed.inc();
-            if let Some(upstream) = &ctx.upstream {
+            if let Some(Endpoint { upstream, .. }) = &ctx.endpoint {
                 let took = ctx.answered_after.unwrap_or_else(|| ctx.elapsed());
                 upstream.duration(&self.metrics).observe(took.as_secs_f64());
             }
@@ -200,9 +208,10 @@ impl ProxyHttp for EdgeProxy {
     fn new_ctx(&self) -> Self::CTX {
         Box::new(RequestCtx {
             incoming: None,
-            upstream: None,
+            endpoint: None,
             tries: 0,
             tried: Vec::new(),
+            connected: false,
             stale: false,
             body_sent: false,
             answered: false,
@@ -236,7 +245,7 @@ impl ProxyHttp for EdgeProxy {
         }
         // For how long, `connection` sees to.
         session.set_keepalive(admitted.keeps.then_some(0));
-        ctx.upstream = Some(Arc::clone(&admitted.upstream));
+        ctx.endpoint = Some(admitted.endpoint.clone());
         ctx.incoming = Some(incoming);
     }
 
@@ -245,15 +254,16 @@ impl ProxyHttp for EdgeProxy {
         ctx.body_sent = false;
         if ctx.tries > 1 {
             self.metrics.upstream_retries.inc();
-            ctx.upstream = self.pool.pick_again(&ctx.tried).or(ctx.upstream.take());
+            let again = self.pool.pick_again(&ctx.tried, ctx.connected);
+            ctx.endpoint = again.or(ctx.endpoint.take());
         }
         let Admitted { policy, websocket, .. } = &ctx.incoming()?.admitted;
-        let Some(upstream) = &ctx.upstream else {
+        let Some(endpoint) = &ctx.endpoint else {
             return Error::e_explain(ErrorType::InternalError, "a request without a backend");
         };
         // Its series is there before its answer is, while the backend is surely known.
-        upstream.duration(&self.metrics);
-        let mut peer = upstream.peer(&policy.upstream);
+        endpoint.upstream.duration(&self.metrics);
+        let mut peer = endpoint.peer(&policy.upstream);
         // Of all others the gate has the timer.
         peer.options.read_timeout = websocket.then_some(policy.upstream.tunnel_idle_timeout);
         if std::mem::take(&mut ctx.stale) {
@@ -313,7 +323,7 @@ impl ProxyHttp for EdgeProxy {
         }
         if switches || !response.status.is_informational() {
             ctx.answered = true;
-            if let Some(upstream) = &ctx.upstream {
+            if let Some(Endpoint { upstream, .. }) = &ctx.endpoint {
                 upstream.answered();
             }
         }
@@ -344,7 +354,7 @@ impl ProxyHttp for EdgeProxy {
         Ok(None)
     }
 
-    /// Nothing was sent, so any request may be tried on another backend.
+    /// Nothing was sent, so any request may be tried at another address, or on another backend.
     fn fail_to_connect(
         &self,
         _session: &mut Session,
@@ -352,7 +362,7 @@ impl ProxyHttp for EdgeProxy {
         ctx: &mut Self::CTX,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        self.try_failed(ctx, &error);
+        self.try_failed(ctx, &error, false);
         error.set_retry(self.may_try_again(ctx));
         error
     }
@@ -381,7 +391,7 @@ impl ProxyHttp for EdgeProxy {
         ctx.stale = reused && error.retry == RetryType::ReusedOnly;
         let rejection = Rejection::of(&error);
         if matches!(rejection, Rejection::BackendFailed | Rejection::BackendTimeout) && !ctx.stale {
-            self.try_failed(ctx, &error);
+            self.try_failed(ctx, &error, true);
         }
         error.set_retry(repeatable && (unsent || (idempotent && broken)) && self.may_try_again(ctx));
         error
@@ -453,7 +463,7 @@ impl ProxyHttp for EdgeProxy {
             status,
             duration: ctx.elapsed(),
             client: Some(&admitted.connection.text_of(admitted.client.address)),
-            backend: ctx.upstream.as_ref().map(|upstream| &*upstream.name),
+            backend: ctx.endpoint.as_ref().map(|endpoint| &*endpoint.upstream.name),
             request_id: provenance.request_id.to_str().ok(),
             bytes: Some(session.body_bytes_sent() as u64),
             reason: ctx.rejection.map(Rejection::reason),

@@ -1,7 +1,9 @@
 //! From bound ports to serving: at once, or, for a successor (`gopherproxy -u`), by a handover.
 //!
-//! A successor that serves before it knows a backend would answer 503 in place of a process that answers well. So it finds its
-//! backends first, takes over then, and if it can't, leaves the running process alone.
+//! A successor that serves before a backend has passed a check would answer 503 in place of a process that answers well. So it
+//! waits for one first, and then takes over. If it finds no backends at all, it leaves the running process alone. If it has
+//! found some and none has passed a check in that time, it takes over all the same: the running process has nobody to send requests to
+//! either, and an outage must not make an upgrade, which may be what ends it, impossible.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,15 +15,15 @@ use async_trait::async_trait;
 use chassis::handover::{Predecessor, Waiting};
 use chassis::listener::{self, Doors};
 use chassis::{json_log, service_manager};
-use log::{error, info};
+use log::{error, info, warn};
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::time::{sleep, timeout};
 
 use crate::config::Config;
 use crate::discovery::RegistryDiscovery;
+use crate::pool::Pool;
 use crate::signals::Sockets;
-use crate::upstream::Pool;
 
 /// How long a successor waits for the running process to be told.
 const SIGNAL_PATIENCE: Duration = Duration::from_secs(60);
@@ -97,13 +99,13 @@ impl Startup {
 
     async fn take_over(&self, mut predecessor: Predecessor) -> Result<Predecessor, String> {
         let found = timeout(BACKENDS_PATIENCE, async {
-            while self.pool.is_empty() {
+            while !self.pool.is_alive() {
                 sleep(POLL).await;
             }
         });
         if found.await.is_err() {
-            let why = self.discovery.ready().err();
-            return Err(why.unwrap_or_else(|| "no backend is alive".into()));
+            self.discovery.has_set()?;
+            warn!("no backend passes its health check; taking over all the same");
         }
         // The running process answers within seconds.
         tokio::task::spawn_blocking(move || predecessor.ready().map(|()| predecessor))

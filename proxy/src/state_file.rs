@@ -1,114 +1,223 @@
 //! The last good set of backends, kept in a file, so that a proxy that starts while its registry is down has backends.
 //!
-//! A line that says what the file is and in which version, then a line for each address: the member as it stands in the
-//! registry, and an address that it has. The addresses are there because DNS may be down too. The file is written
-//! beside its place and then moved there, so that nobody ever reads half of one.
+//! The format: a line that says what the file is and in which version, then a line for each address: the member as it stands in
+//! the registry, and an address that it has. The addresses are there because DNS may be down too.
+//!
+//! The directory may be shared with others (/tmp), so nothing in it is taken on trust. A file counts only if it is a regular one
+//! of this process's own user that nobody else can write to, and it is read without following a link. A new one is written
+//! beside it, under a name that nothing had, and then moved to its place: nobody ever reads half of one, and what somebody
+//! planted there is replaced, not written through. The directory itself is not judged, for whoever can write to it can
+//! remove the file, but not make one that counts.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs;
-use std::io::{self, Write as _};
+use std::fs::File;
+use std::io::{self, Read, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use registry::Member;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
 
-/// Each address of a good set, with the name that its member has in the registry.
-pub type Addresses = BTreeMap<SocketAddr, Arc<str>>;
+use crate::members::Members;
 
 const FIRST_LINE: &str = "gopherproxy backends, version 1";
-/// A longer file is none of ours.
-const LONGEST: u64 = 64 << 20;
+/// A longer file, in bytes, is none of ours. A member with its address takes about fifty.
+const LONGEST: u64 = 16 << 20;
+/// How many characters of a line are quoted.
+const MOST_QUOTED: usize = 80;
 
-/// Writes `addresses` to `path`, in whole or not at all.
+/// A file beside the state file, under a name that nothing had. Dropping it removes it.
+struct Beside {
+    directory: File,
+    name: String,
+    file: File,
+}
+
+impl Beside {
+    fn create(path: &Path) -> io::Result<Self> {
+        let name = path.file_name().ok_or(Errno::INVAL)?.to_string_lossy();
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = File::from(rustix::fs::openat(CWD, directory, flags, Mode::empty())?);
+        let name = format!(".{name}.{:016x}", fastrand::u64(..));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&directory, &name, flags, Mode::RUSR | Mode::WUSR)?;
+        Ok(Self {
+            directory,
+            name,
+            file: file.into(),
+        })
+    }
+
+    fn move_to(self, path: &Path) -> io::Result<()> {
+        let name = path.file_name().ok_or(Errno::INVAL)?;
+        Ok(rustix::fs::renameat(
+            &self.directory,
+            &self.name,
+            &self.directory,
+            name,
+        )?)
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // Once it is moved there is nothing of that name.
+        let _ = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty());
+    }
+}
+
+/// Writes `members` to `path`, in whole or not at all.
 ///
 /// # Errors
 /// When the directory is not there or can't be written to.
-pub fn write(path: &Path, addresses: &Addresses) -> io::Result<()> {
+pub fn write(path: &Path, members: &Members) -> io::Result<()> {
     let mut text = format!("{FIRST_LINE}\n");
-    for (address, name) in addresses {
-        // Writing to a string can't fail.
-        let _ = writeln!(text, "http://{name} {address}");
+    for (name, addresses) in members.iter() {
+        for address in addresses {
+            // Writing to a string can't fail.
+            let _ = writeln!(text, "http://{name} {address}");
+        }
     }
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}", std::process::id()));
-    let beside = Path::new(&beside);
-    let written = fs::File::create(beside)
-        .and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        })
-        .and_then(|()| fs::rename(beside, path));
-    if written.is_err() {
-        let _ = fs::remove_file(beside);
+    let mut beside = Beside::create(path)?;
+    beside.file.write_all(text.as_bytes())?;
+    beside.file.sync_all()?;
+    beside.move_to(path)
+}
+
+/// Whether [`write()`] would succeed, as far as one can know without changing what is there.
+///
+/// # Errors
+/// Those of [`write()`].
+pub fn try_to_write(path: &Path) -> io::Result<()> {
+    if std::fs::symlink_metadata(path).is_ok_and(|there| there.is_dir()) {
+        return Err(Errno::ISDIR.into());
     }
-    written
+    Beside::create(path).map(drop)
 }
 
 /// Reads what [`write()`] wrote; `None` when there is no file.
 ///
 /// # Errors
-/// When the file can't be read, or is not one of this version.
-pub fn read(path: &Path) -> io::Result<Option<Addresses>> {
-    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-    let text = match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-        Ok(file) if file.len() > LONGEST => return Err(invalid(format!("it has {} bytes", file.len()))),
-        Ok(_) => fs::read_to_string(path)?,
+/// When the file can't be read, others could have written it, or it is not one of this version.
+pub fn read(path: &Path) -> io::Result<Option<Members>> {
+    // Opening a FIFO or a terminal would block without NONBLOCK.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(CWD, path, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::LOOP) => return Err(invalid("it is a symbolic link, which is not followed")),
+        Err(error) => return Err(error.into()),
     };
-    let mut lines = text.lines();
-    match lines.next() {
-        Some(FIRST_LINE) => {}
-        first => return Err(invalid(format!("it begins with {first:?} and not with {FIRST_LINE:?}"))),
+    let (there, user) = (rustix::fs::fstat(&file)?, rustix::process::geteuid().as_raw());
+    if FileType::from_raw_mode(there.st_mode) != FileType::RegularFile {
+        return Err(invalid("it is not a regular file"));
     }
-    lines
-        .map(|line| parse(line).ok_or_else(|| invalid(format!("it has the line {line:?}"))))
-        .collect::<io::Result<Addresses>>()
-        .map(Some)
+    if there.st_uid != user {
+        let what = format!(
+            "it belongs to user {} and this process runs as {user}; remove it",
+            there.st_uid
+        );
+        return Err(invalid(&what));
+    }
+    if Mode::from_raw_mode(there.st_mode).intersects(Mode::WGRP | Mode::WOTH) {
+        let mode = there.st_mode & 0o7777;
+        return Err(invalid(&format!(
+            "others can write to it (its mode is {mode:04o}); chmod 600 it or remove it"
+        )));
+    }
+    let mut text = String::new();
+    File::from(file).take(LONGEST + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LONGEST {
+        return Err(invalid(&format!("it is longer than {LONGEST} bytes")));
+    }
+    let mut lines = text.lines().zip(1..);
+    let first = lines.next().map_or("", |(first, _)| first);
+    if first != FIRST_LINE {
+        return Err(invalid(&format!(
+            "it begins with {} and not with {FIRST_LINE:?}",
+            quoted(first)
+        )));
+    }
+    let mut members = Members::default();
+    for (line, number) in lines {
+        let (name, address) =
+            parse(line).ok_or_else(|| invalid(&format!("line {number} of it is {}", quoted(line))))?;
+        members.insert(&name, [address]);
+    }
+    Ok(Some(members).filter(|members| !members.is_empty()))
 }
 
-fn parse(line: &str) -> Option<(SocketAddr, Arc<str>)> {
+fn parse(line: &str) -> Option<(Arc<str>, SocketAddr)> {
     let (member, address) = line.split_once(' ')?;
     let member = Member::parse(member.as_bytes()).ok()?;
-    Some((address.parse().ok()?, member.to_string().into()))
+    Some((member.to_string().into(), address.parse().ok()?))
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// The beginning of `text`, in quotes, with nothing in it that a terminal would obey.
+fn quoted(text: &str) -> String {
+    let beginning: String = text.chars().take(MOST_QUOTED).collect();
+    let more = if beginning.len() < text.len() { "…" } else { "" };
+    format!("{beginning:?}{more}")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::PathBuf;
+
     use super::*;
 
-    fn addresses() -> Addresses {
-        [
-            ("192.0.2.1:80", "origin:80"),
-            ("[2001:db8::1]:80", "origin:80"),
-            ("192.0.2.2:81", "192.0.2.2:81"),
-        ]
-        .map(|(address, name)| (address.parse().unwrap(), name.into()))
-        .into()
+    fn members() -> Members {
+        let mut members = Members::default();
+        let addresses = ["192.0.2.1:80", "[2001:db8::1]:80"].map(|address| address.parse().unwrap());
+        members.insert(&"origin:80".into(), addresses);
+        members.insert(&"192.0.2.2:81".into(), ["192.0.2.2:81".parse().unwrap()]);
+        members
+    }
+
+    /// A path in a directory of the test's own, which is removed with the second.
+    fn place() -> (PathBuf, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        (directory.path().join("backends"), directory)
     }
 
     #[test]
     fn what_is_written_is_read_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("backends");
-        assert!(read(&path).unwrap().is_none());
-        for set in [addresses(), Addresses::new()] {
-            write(&path, &set).unwrap();
-            assert_eq!(read(&path).unwrap(), Some(set));
+        let (path, directory) = place();
+        assert_eq!(read(&path).unwrap(), None);
+        for _ in 0..2 {
+            write(&path, &members()).unwrap();
+            assert_eq!(read(&path).unwrap(), Some(members()));
         }
-        assert_eq!(
-            fs::read_dir(directory.path()).unwrap().count(),
-            1,
-            "nothing is left beside it"
-        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        write(&path, &Members::default()).unwrap();
+        assert_eq!(read(&path).unwrap(), None);
+        let there = fs::read_dir(directory.path()).unwrap();
+        assert_eq!(there.count(), 1, "nothing is left beside it");
     }
 
     #[test]
-    fn anything_else_is_refused_in_words() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("backends");
+    fn a_file_of_the_first_release_is_read() {
+        let (path, _directory) = place();
+        let text = "gopherproxy backends, version 1\nhttp://192.0.2.2:81 192.0.2.2:81\nhttp://origin:80 192.0.2.1:80\n\
+                    http://origin:80 [2001:db8::1]:80\n";
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(read(&path).unwrap(), Some(members()));
+    }
+
+    #[test]
+    fn anything_else_is_refused_in_few_words() {
+        let (path, _directory) = place();
+        write(&path, &members()).unwrap();
         let good = format!("{FIRST_LINE}\nhttp://a:80 192.0.2.1:80\n");
         for text in [
             String::new(),
@@ -116,16 +225,69 @@ mod tests {
             good.replace("192.0.2.1:80", "192.0.2.1"),
             good.replace("http://", ""),
             good.clone() + "half a li",
+            "\x1b[31m\u{202e}".repeat(1_000_000),
+            good.clone() + &"x".repeat(6_000_000),
         ] {
             fs::write(&path, &text).unwrap();
             let error = read(&path).unwrap_err().to_string();
-            assert!(
-                error.contains("begins with") || error.contains("has the line"),
-                "{error}"
-            );
+            assert!(error.contains("begins with") || error.contains("line"), "{error}");
+            assert!(error.len() < 1_500 && !error.contains(['\x1b', '\u{202e}']), "{error}");
         }
         fs::write(&path, [0xff, 0xfe]).unwrap();
         assert!(read(&path).is_err());
-        assert!(write(&directory.path().join("missing").join("backends"), &addresses()).is_err());
+        fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("longer than"));
+        assert!(write(&path.join("no").join("directory"), &members()).is_err());
+    }
+
+    #[test]
+    fn what_others_may_have_planted_is_neither_believed_nor_written_through() {
+        let (path, directory) = place();
+        let theirs = directory.path().join("theirs");
+        write(&theirs, &members()).unwrap();
+        let refused = |why: &str| {
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+            try_to_write(&path).unwrap();
+            write(&path, &members()).unwrap();
+            assert_eq!(read(&path).unwrap(), Some(members()), "{why}");
+            fs::remove_file(&path).unwrap();
+        };
+
+        symlink(&theirs, &path).unwrap();
+        refused("symbolic link");
+        let victim = directory.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        symlink(&victim, &path).unwrap();
+        refused("symbolic link");
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+
+        rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        refused("regular file");
+        let socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        refused("No such device");
+        drop(socket);
+        for mode in [0o620, 0o602, 0o666] {
+            fs::copy(&theirs, &path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            refused(&format!("its mode is {mode:04o}"));
+        }
+        // Only root can give a file away.
+        fs::copy(&theirs, &path).unwrap();
+        if std::os::unix::fs::chown(&path, Some(65534), None).is_ok() {
+            refused("belongs to user 65534");
+        }
+    }
+
+    #[test]
+    fn whether_it_can_be_written_is_known_without_writing() {
+        let (path, directory) = place();
+        try_to_write(&path).unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        write(&path, &members()).unwrap();
+        try_to_write(&path).unwrap();
+        assert_eq!(read(&path).unwrap(), Some(members()));
+        assert!(try_to_write(directory.path()).is_err(), "a directory is there");
+        assert!(try_to_write(&directory.path().join("missing").join("backends")).is_err());
     }
 }

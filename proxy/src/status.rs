@@ -5,15 +5,20 @@ use std::time::Instant;
 
 use chassis::admin::Probed;
 
+use crate::config::Readiness;
 use crate::discovery::RegistryDiscovery;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::policy::Live;
+use crate::pool::Pool;
 
-/// Ready once there are backends to send traffic to, and until the shutdown begins.
+/// Ready once a backend has passed a check, and until the shutdown begins. (That backends which were never checked get traffic
+/// when there are no others is for the requests' sake; it is no reason to ask for more.)
 pub struct Status {
     /// Where the backends come from.
     pub discovery: RegistryDiscovery,
+    /// Which of them are alive.
+    pub pool: Arc<Pool>,
     /// Whether the process is on its way out.
     pub lifecycle: Arc<Lifecycle>,
     /// Whose limiter's size is told at a scrape.
@@ -27,7 +32,15 @@ impl Probed for Status {
         if self.lifecycle.is_leaving() {
             return Err("shutting down".into());
         }
-        self.discovery.ready()?;
+        match self.live.policy().readiness {
+            Readiness::OnceAlive if self.pool.was_alive() => {}
+            Readiness::WhileAlive if self.pool.is_alive() => {}
+            _ => {
+                self.discovery.has_set()?;
+                let yet = if self.pool.was_alive() { "" } else { " yet" };
+                return Err(format!("no backend passes its health check{yet}"));
+            }
+        }
         Ok(match self.discovery.staleness() {
             None => "ready".into(),
             Some(stale) => format!("ready, but {stale}"),

@@ -1,4 +1,4 @@
-//! `registry`, `discovery` and `health`: where the set of origins is, how it is read, and how its members are checked.
+//! `registry`, `discovery`, `health` and `readiness`: where the set of origins is, how it is read, and how its members are checked.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -36,6 +36,15 @@ pub struct Health {
     pub timeout: Duration,
 }
 
+/// When the process calls itself ready (`/readyz`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// Once a backend has passed a check, until the shutdown. When all backends are dead another proxy would not do better.
+    OnceAlive,
+    /// While a backend is alive.
+    WhileAlive,
+}
+
 impl RegistryKind {
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let in_process = section.value("kind", None, false, |text| match text {
@@ -69,6 +78,14 @@ impl Health {
         };
         section.finish();
         health
+    }
+}
+
+pub(super) fn readiness(text: &str) -> Result<Readiness, String> {
+    match text {
+        "once-alive" => Ok(Readiness::OnceAlive),
+        "while-alive" => Ok(Readiness::WhileAlive),
+        _ => Err("once-alive or while-alive".into()),
     }
 }
 

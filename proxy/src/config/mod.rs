@@ -24,7 +24,7 @@ use yaml_serde::{Mapping, Value};
 
 use address::{any, network, socket_address};
 pub use client::ClientLimits;
-pub use discovery::{Discovery, Health, RegistryKind};
+pub use discovery::{Discovery, Health, Readiness, RegistryKind};
 pub use limit::Limit;
 pub use upstream::{Ejection, UpstreamLimits};
 
@@ -58,6 +58,8 @@ pub struct Config {
     pub lame_duck: Duration,
     /// How long requests in flight may go on after that.
     pub drain_timeout: Duration,
+    /// When the process calls itself ready.
+    pub readiness: Readiness,
     /// Whether there is a sentinel inside this process.
     pub sentinel_enabled: bool,
     /// What it probes, and how.
@@ -113,6 +115,7 @@ impl Config {
         let trusted_proxies = section.list("trusted_proxies", Some("TRUSTED_PROXIES"), Vec::new(), network);
         let lame_duck = section.value("lame_duck", None, Duration::ZERO, duration_or_zero);
         let drain_timeout = section.value("drain_timeout", None, Duration::from_secs(30), duration_or_zero);
+        let readiness = section.value("readiness", None, Readiness::OnceAlive, discovery::readiness);
 
         let registry = RegistryKind::read(section.section("registry"));
         let discovery = Discovery::read(section.section("discovery"));
@@ -144,6 +147,7 @@ impl Config {
             upstream,
             lame_duck,
             drain_timeout,
+            readiness,
             sentinel_enabled: enabled,
             sentinel,
         };

@@ -82,6 +82,10 @@ fn each_bad_value_is_named_with_what_it_takes() {
             "drain_timeout: got \"30\", takes a duration with its unit",
         ),
         (
+            "gopherproxy: {readiness: always}",
+            "readiness: got \"always\", takes once-alive or while-alive",
+        ),
+        (
             "gopherproxy: {registry: {kind: etcd}}",
             "registry.kind: got \"etcd\", takes redis or in-process",
         ),

@@ -195,7 +195,7 @@ impl<A> Edge<A> {
         let about = Origination {
             peer: &connection.peer_value,
             trusted_peer: admitted.client.trusted_peer,
-            backend: &admitted.upstream.name,
+            backend: &admitted.endpoint.upstream.name,
         };
         let mut request = BytesMut::new();
         let provenance = write_request(&head, about, &mut request);

@@ -1,10 +1,15 @@
 //! The set in Redis, and what happens when Redis is not well.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::support::{Connection, Process, Redis, embedded, eventually, free_port, get, origin, origin_at, with_redis};
+use crate::registry_faults::with_hosts;
+use crate::support::{
+    Connection, Load, Process, Redis, embedded, eventually, free_port, get, origin, origin_at, origin_process,
+    with_redis,
+};
 
-async fn readyz(proxy: &Process) -> (u16, String) {
+pub async fn readyz(proxy: &Process) -> (u16, String) {
     let response = get(proxy.admin(), "/readyz").await;
     (response.status, response.text())
 }
@@ -297,4 +302,83 @@ async fn redis_is_reached_over_tls_when_its_certificate_is_trusted() {
         .await
         .to_string();
     assert!(line.to_lowercase().contains("certificate"), "{line}");
+}
+
+#[tokio::test]
+async fn a_member_with_two_addresses_has_one_turn_and_is_counted_once() {
+    let (redis, files) = (Redis::start().await, tempfile::tempdir().expect("a directory"));
+    let (hosts, port) = (files.path().join("hosts"), free_port());
+    std::fs::write(&hosts, "127.0.0.5 two.test\n127.0.0.6 two.test\n127.0.0.7 one.test\n").expect("written");
+    redis
+        .command(&format!(
+            "SADD gopher_backends http://one.test:{port} http://two.test:{port}"
+        ))
+        .await;
+    let addresses =
+        ["127.0.0.5", "127.0.0.6", "127.0.0.7"].map(|host| SocketAddr::new(host.parse().expect("one"), port));
+    let [mut five, _six, _seven] = addresses.map(origin_process);
+    let unchecked = with_redis(&redis).replace("health: {interval: 100ms}", "health: {interval: 1h}");
+    let Some(proxy) = with_hosts(&unchecked, &hosts).await else {
+        // The unit tests of pool.rs have the same without names.
+        return;
+    };
+    let shares = async || {
+        let mut client = Connection::open(proxy.address()).await;
+        let mut shares = [0; 3];
+        for _ in 0..40 {
+            let origin = client.get("/").await.origin();
+            let index = addresses.iter().position(|address| *address == origin);
+            shares[index.expect("one of them")] += 1;
+        }
+        shares
+    };
+    proxy.active_backends(2).await;
+    proxy.reaches("gopherproxy_discovery_backends", 2.0).await;
+    eventually("all three have passed a check", async || shares().await == [10, 10, 20]).await;
+
+    // An address that is gone costs one request a second connection, and its member no turn.
+    five.signal("KILL");
+    five.ended().await;
+    let load = Load::start(proxy.address(), "/", 500);
+    eventually("traffic flows", async || load.answered() > 200).await;
+    load.lost_none().await;
+    assert_eq!(shares().await, [0, 20, 20]);
+    proxy.active_backends(2).await;
+    assert_eq!(proxy.metric("gopherproxy_ejections_total").await, 0.0);
+    let line = proxy
+        .said("no connection to an address of a backend; its others serve on", |_| {
+            true
+        })
+        .await;
+    assert_eq!(line["backend"], format!("two.test:{port}"));
+    assert_eq!(line["address"], addresses[0].to_string());
+
+    // It comes back with the next check that it passes.
+    five = origin_process(addresses[0]);
+    five.said("listening", |_| true).await;
+    proxy.reconfigure(&with_redis(&redis));
+    proxy.signal("HUP");
+    eventually("it has its turns again", async || shares().await == [10, 10, 20]).await;
+}
+
+#[tokio::test]
+async fn a_reloaded_interval_counts_at_once() {
+    let (redis, first, second) = (Redis::start().await, origin(), origin());
+    redis
+        .command(&format!("SADD gopher_backends http://{}", first.address()))
+        .await;
+    let quick = with_redis(&redis);
+    let slow = quick.replace("interval: 100ms", "interval: 1h");
+    let proxy = Process::proxy(&slow).await;
+    proxy.active_backends(1).await;
+    redis
+        .command(&format!("SADD gopher_backends http://{}", second.address()))
+        .await;
+    proxy.reconfigure(&slow.replace("discovery: {interval: 1h}", "discovery: {interval: 100ms}"));
+    proxy.signal("HUP");
+    proxy.active_backends(2).await;
+    first.stop().await;
+    proxy.reconfigure(&quick);
+    proxy.signal("HUP");
+    proxy.active_backends(1).await;
 }

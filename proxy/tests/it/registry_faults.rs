@@ -234,7 +234,7 @@ async fn started_with_redis_down_it_serves_what_the_last_process_saved() {
 }
 
 /// A proxy that sees `hosts` as /etc/hosts, in a mount namespace of its own. `None` where this user may not have one.
-async fn with_hosts(configuration: &str, hosts: &Path) -> Option<Process> {
+pub async fn with_hosts(configuration: &str, hosts: &Path) -> Option<Process> {
     let script = format!("mount --bind {} /etc/hosts", hosts.display());
     let allowed = std::process::Command::new("unshare")
         .args(["-rm", "sh", "-c", &script])

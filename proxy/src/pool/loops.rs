@@ -1,0 +1,131 @@
+//! The loops that keep a pool up to date, and how long they wait.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use chassis::supervisor::supervise;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use tokio::sync::watch;
+use tokio::time::{sleep, sleep_until};
+
+use super::Pool;
+
+/// How soon the registry is read again when it gave no usable set: this long, then twice as long, up to the limit. (How
+/// often a Redis that is down is connected to is the registry's own business.)
+const DISCOVERY_RETRY: Duration = Duration::from_millis(20);
+const DISCOVERY_RETRY_LIMIT: Duration = Duration::from_millis(500);
+
+/// From one publication to the next at least: many backends change at once when they do, and each publication looks at all
+/// of them.
+const BETWEEN_PUBLICATIONS: Duration = Duration::from_millis(5);
+
+/// Intervals of the background loops.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct Intervals {
+    pub(super) discovery: Duration,
+    pub(super) health: Duration,
+}
+
+impl Pool {
+    /// Reads the registry every interval; sooner while it gives nothing.
+    async fn run_discovery(self: Arc<Self>) {
+        let mut intervals = self.intervals.subscribe();
+        let mut retry = DISCOVERY_RETRY;
+        loop {
+            let updated = self.backends.update(|_| self.unchecked.notify_one()).await;
+            self.changed.notify_one();
+            if updated.is_ok() && !self.discovery.is_from_file() {
+                retry = DISCOVERY_RETRY;
+                wait(&mut intervals, |intervals| intervals.discovery).await;
+            } else {
+                wait(&mut intervals, |intervals| retry.min(intervals.discovery)).await;
+                retry = (retry * 2).min(DISCOVERY_RETRY_LIMIT);
+            }
+        }
+    }
+
+    /// Checks every address each interval, and at once when there are new ones.
+    async fn run_health_checks(self: Arc<Self>) {
+        let mut intervals = self.intervals.subscribe();
+        loop {
+            self.backends.run_health_check(true).await;
+            tokio::select! {
+                () = wait(&mut intervals, |intervals| intervals.health) => {}
+                () = self.unchecked.notified() => {}
+            }
+        }
+    }
+
+    /// Makes the list of the alive when something has changed, and when a backend's ejection ends.
+    async fn run_publication(self: Arc<Self>) {
+        loop {
+            let next_return = self.publish(Instant::now());
+            sleep(BETWEEN_PUBLICATIONS).await;
+            let readmission = async {
+                match next_return {
+                    Some(until) => sleep_until(until.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = readmission => {}
+                () = self.changed.notified() => {}
+            }
+        }
+    }
+}
+
+/// Waits for as long as `which` says from now on, also when it says something else meanwhile.
+async fn wait(intervals: &mut watch::Receiver<Intervals>, which: impl Fn(&Intervals) -> Duration) {
+    let start = tokio::time::Instant::now();
+    loop {
+        let end = start + which(&intervals.borrow_and_update());
+        tokio::select! {
+            () = sleep_until(end) => return,
+            // The sender is the pool's own, so this never fails.
+            _ = intervals.changed() => {}
+        }
+    }
+}
+
+/// The loops of a pool, as a Pingora service.
+pub struct PoolService(pub Arc<Pool>);
+
+#[async_trait]
+impl BackgroundService for PoolService {
+    async fn start(&self, shutdown: ShutdownWatch) {
+        // Requests in flight may still be retried during the drain, so the pool is kept up to date until the process exits.
+        let (_never, until_exit) = watch::channel(false);
+        drop(shutdown);
+        let pool = || Arc::clone(&self.0);
+        tokio::join!(
+            supervise("discovery", until_exit.clone(), || pool().run_discovery()),
+            supervise("health checks", until_exit.clone(), || pool().run_health_checks()),
+            supervise("publication", until_exit, || pool().run_publication()),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_takes_a_new_interval_at_once() {
+        let hour = Duration::from_secs(3600);
+        let at = |health| Intervals {
+            discovery: hour,
+            health,
+        };
+        let intervals = watch::Sender::new(at(hour));
+        let mut seen = intervals.subscribe();
+        let start = tokio::time::Instant::now();
+        let waiting = tokio::spawn(async move { wait(&mut seen, |intervals| intervals.health).await });
+        sleep(Duration::from_secs(2)).await;
+        intervals.send(at(Duration::from_secs(3))).unwrap();
+        waiting.await.unwrap();
+        assert_eq!(start.elapsed().as_secs(), 3, "of the wait under way two are over");
+    }
+}
