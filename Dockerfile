@@ -19,8 +19,8 @@ COPY loadtest/origin/Cargo.toml loadtest/origin/
 COPY loadtest/peers/bare/Cargo.toml loadtest/peers/bare/
 COPY loadtest/peers/pacer/Cargo.toml loadtest/peers/pacer/
 RUN set -eu; \
-    for crate in chassis registry sentinel proxy loadtest/origin; do mkdir -p $crate/src; touch $crate/src/lib.rs; done; \
-    for crate in sentinel proxy loadtest/origin; do echo 'fn main() {}' > $crate/src/main.rs; done; \
+    for crate in chassis registry sentinel proxy loadtest/origin; do mkdir -p $crate/src; echo '//! Empty.' > $crate/src/lib.rs; done; \
+    for crate in sentinel proxy loadtest/origin; do printf '//! Empty.\nfn main() {}\n' > $crate/src/main.rs; done; \
     cargo build --locked --release --bin gopherproxy --bin sentinel --bin origin; \
     rm -rf chassis registry sentinel proxy loadtest/origin loadtest/peers
 

@@ -20,13 +20,14 @@ many=1100
 dir=target/callgrind
 
 sh loadtest/tools.sh valgrind python3
-${CARGO:-cargo} build --quiet --bin origin
+PATH=$PATH:$PWD/target/tools/bin
+${CARGO:-cargo} build --bin origin
 optimised=
 for crate in gopherproxy chassis registry sentinel; do
     optimised="$optimised --config profile.dev.package.$crate.opt-level=1"
 done
 # shellcheck disable=SC2086  # the words are meant to be split
-${CARGO:-cargo} build --quiet --bin gopherproxy $optimised
+${CARGO:-cargo} build --bin gopherproxy $optimised
 mkdir -p $dir
 # What is built next in the dev profile takes the same place.
 cp -f "${CARGO_TARGET_DIR:-target}/debug/gopherproxy" $dir/gopherproxy
@@ -51,7 +52,8 @@ until_listening() {
     addresses=$(sed -n "s/$listens/\1/p" "$1" | paste -sd, -)
 }
 
-"${CARGO_TARGET_DIR:-target}/debug/origin" 127.0.0.1:0 127.0.0.1:0 127.0.0.1:0 >$dir/origins.log &
+# shellcheck disable=SC2086  # words
+$apart "${CARGO_TARGET_DIR:-target}/debug/origin" 127.0.0.1:0 127.0.0.1:0 127.0.0.1:0 >$dir/origins.log &
 origins=$!
 until_listening $dir/origins.log origin 3
 backends=$addresses
@@ -104,7 +106,8 @@ EOF
 # Counts a whole run with $1 requests, in `counted`.
 count_once() {
     : >$dir/proxy.log
-    valgrind --quiet --tool=callgrind --callgrind-out-file=$dir/out.$1 \
+    # shellcheck disable=SC2086
+    $apart valgrind --quiet --tool=callgrind --callgrind-out-file=$dir/out.$1 \
         $dir/gopherproxy -c $dir/gopherproxy.yaml >$dir/proxy.log 2>$dir/valgrind.log &
     proxy=$!
     # The proxy's services start side by side: either line can be the first.

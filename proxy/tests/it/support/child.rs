@@ -47,15 +47,22 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// By its whole path, because the command may get another PATH or none.
 fn setpriv() -> Command {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let setpriv = std::env::split_paths(&path)
-        .map(|directory| directory.join("setpriv"))
-        .find(|setpriv| setpriv.exists());
-    let mut command = Command::new(setpriv.expect("setpriv, of util-linux, is on the PATH"));
+    let mut command = Command::new(tool("setpriv"));
     command.arg("--pdeathsig=KILL");
     command
+}
+
+/// Where a program is: on the PATH, or where `make test` unpacks what it does not find there. A whole path, because the command may get
+/// another PATH or none.
+pub fn tool(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/bin");
+    std::env::split_paths(&path)
+        .chain([unpacked])
+        .map(|directory| directory.join(name))
+        .find(|program| program.exists())
+        .unwrap_or_else(|| panic!("{name} is not installed; `make test` gets it"))
 }
 
 /// The same, as a user who owns nothing and may do nothing that any user may not. Where the tests don't run as root they are such a

@@ -58,7 +58,7 @@ impl Redis {
 
     /// Starts the server, as empty as it was when it first started, and waits until it answers.
     pub async fn go(&self) {
-        let mut command = child::command("redis-server");
+        let mut command = child::command(child::tool("redis-server"));
         command
             .args([
                 "--port",
