@@ -25,7 +25,7 @@ use gopherproxy::signals::OnSignal;
 use gopherproxy::startup::{self, Startup};
 use gopherproxy::state_store::StateStore;
 use gopherproxy::status::Status;
-use log::{info, warn};
+use log::info;
 use pingora::listeners::ListenerConfig;
 use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::server::{RunArgs, Server};
@@ -95,11 +95,10 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let (client_socket, admin_socket) = (sockets.client.try_clone()?, sockets.admin.try_clone()?);
     info!(version = build_info::VERSION, commit = build_info::COMMIT; "starting");
 
-    let most_connections = most_connections(config.client.max_connections);
     let prometheus = prometheus::Registry::new();
     let metrics = Metrics::register(&prometheus)?;
     let lifecycle = Arc::new(Lifecycle::default());
-    let live = Arc::new(Live::new(&config));
+    let live = Arc::new(Live::new(&config, most_connections()));
     // Two stores where the registry is Redis: each belongs to the runtime of the service that uses it.
     let in_process = Arc::new(InProcess::default());
     let open_registry = || -> Result<Arc<Replaceable>, registry::Error> {
@@ -154,10 +153,10 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         },
         live: Arc::clone(&live),
         by_client: Inflight::new(),
-        most_connections,
         lifecycle: Arc::clone(&lifecycle),
         metrics: metrics.clone(),
         limit_explained: Once::new(),
+        descriptors_explained: Once::new(),
     };
     server.add_service(Listening::new(client_socket, doors, |address| {
         let mut service = Service::new("proxy".into(), edge);
@@ -190,11 +189,6 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
 }
 
 /// How many connections there are descriptors for: each may need one more to a backend, and a quarter is for everything else.
-fn most_connections(wanted: usize) -> usize {
-    let limit = descriptors::raise_limit();
-    let most = (limit / 8).saturating_mul(3);
-    if most < wanted {
-        warn!(descriptors = limit, connections = most; "too few descriptors for client.max_connections; raise the limit (ulimit -n)");
-    }
-    most
+fn most_connections() -> usize {
+    (descriptors::raise_limit() / 8).saturating_mul(3)
 }

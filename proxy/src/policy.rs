@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use log::info;
+use log::{Level, info, log};
 
 use crate::client::Networks;
-use crate::config::{ClientLimits, Config, Limit, Readiness, UpstreamLimits};
+use crate::config::{ClientLimits, Config, DEFAULT_MAX_CONNECTIONS, Limit, Readiness, UpstreamLimits};
 use crate::limiter::ClientLimiter;
 use crate::rejection::LimitedAnswers;
 
@@ -24,7 +24,7 @@ pub struct Policy {
     pub exempt: Networks,
     /// Peers whose word about the client is believed.
     pub trusted: Networks,
-    /// What a client connection may take.
+    /// What a client connection may take; no more of them than there are descriptors for.
     pub client: ClientLimits,
     /// What a backend may take.
     pub upstream: UpstreamLimits,
@@ -32,20 +32,42 @@ pub struct Policy {
     pub readiness: Readiness,
     /// What the limiter was made from.
     limit: Limit,
+    /// `client.max_connections` as configured.
+    max_connections: usize,
 }
 
 impl Policy {
-    fn new(config: &Config, limiter: Arc<ClientLimiter>) -> Self {
+    fn new(config: &Config, limiter: Arc<ClientLimiter>, most_connections: usize) -> Self {
+        let mut client = config.client.clone();
+        client.max_connections = client.max_connections.min(most_connections);
         Self {
             limited: LimitedAnswers::new(config.limit.burst, limiter.refill()),
             limiter,
             exempt: Networks::new(config.limit.exempt.clone()),
             trusted: Networks::new(config.trusted_proxies.clone()),
-            client: config.client.clone(),
+            client,
             upstream: config.upstream.clone(),
             readiness: config.readiness,
             limit: config.limit.clone(),
+            max_connections: config.client.max_connections,
         }
+    }
+
+    /// Logs that there are fewer descriptors than `client.max_connections` takes: as a warning when that matters, because
+    /// somebody asked for so many or a connection was `refused`.
+    pub fn explain_descriptors(&self, refused: bool) {
+        let (connections, wanted) = (self.client.max_connections, self.max_connections);
+        if connections == wanted {
+            return;
+        }
+        let matters = refused || wanted != DEFAULT_MAX_CONNECTIONS;
+        log!(
+            if matters { Level::Warn } else { Level::Info },
+            connections = connections,
+            max_connections = wanted,
+            help = "raise the hard limit on open files: LimitNOFILE= in a systemd unit, --ulimit nofile= for a container, ulimit -Hn";
+            "the limit on open files allows fewer connections than client.max_connections"
+        );
     }
 
     /// Logs why `client` gets a 429 and how to change that. A newcomer meets the default limit within minutes.
@@ -62,23 +84,31 @@ impl Policy {
 }
 
 /// The rules now.
-pub struct Live(ArcSwap<Policy>);
+pub struct Live {
+    policy: ArcSwap<Policy>,
+    most_connections: usize,
+}
 
 impl Live {
-    /// The rules that `config` sets.
-    pub fn new(config: &Config) -> Self {
+    /// The rules that `config` sets, in a process that has descriptors for `most_connections`.
+    pub fn new(config: &Config, most_connections: usize) -> Self {
         let limiter = Arc::new(ClientLimiter::new(&config.limit, Instant::now()));
-        Self(ArcSwap::from_pointee(Policy::new(config, limiter)))
+        let policy = Policy::new(config, limiter, most_connections);
+        policy.explain_descriptors(false);
+        Self {
+            policy: ArcSwap::from_pointee(policy),
+            most_connections,
+        }
     }
 
     /// The rules to keep for a while.
     pub fn policy(&self) -> Arc<Policy> {
-        self.0.load_full()
+        self.policy.load_full()
     }
 
     /// How long a connection may wait for its next request.
     pub fn idle_timeout(&self) -> Duration {
-        self.0.load().client.idle_timeout
+        self.policy.load().client.idle_timeout
     }
 
     /// Changes the rules to those of `config`. Clients keep their buckets unless the limit itself has changed: then all
@@ -90,6 +120,10 @@ impl Live {
         } else {
             Arc::new(ClientLimiter::new(&config.limit, Instant::now()))
         };
-        self.0.store(Arc::new(Policy::new(config, limiter)));
+        let policy = Policy::new(config, limiter, self.most_connections);
+        if before.max_connections != policy.max_connections {
+            policy.explain_descriptors(false);
+        }
+        self.policy.store(Arc::new(policy));
     }
 }

@@ -7,6 +7,9 @@ use chassis::settings::{Section, duration, size, whole};
 use super::size_or_none;
 use crate::http1::head::MOST_FIELDS;
 
+/// `client.max_connections`, unless it is set.
+pub const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
+
 /// What a client connection may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientLimits {
@@ -47,7 +50,7 @@ impl ClientLimits {
             max_fields: section.value("max_fields", None, 100, whole(1..=MOST_FIELDS)),
             max_body: section.value("max_body", None, None, size_or_none),
             max_requests: section.value("max_requests", None, 10_000, whole(1..=u64::MAX)),
-            max_connections: section.value("max_connections", None, 10_000, whole(1..=1_000_000)),
+            max_connections: section.value("max_connections", None, DEFAULT_MAX_CONNECTIONS, whole(1..=1_000_000)),
             max_connections_per_client: section.value("max_connections_per_client", None, 5_000, whole(1..=1_000_000)),
         };
         section.finish();

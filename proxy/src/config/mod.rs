@@ -23,7 +23,7 @@ use pingora::server::configuration::ServerConf;
 use yaml_serde::{Mapping, Value};
 
 use address::{any, network, socket_address};
-pub use client::ClientLimits;
+pub use client::{ClientLimits, DEFAULT_MAX_CONNECTIONS};
 pub use discovery::{Discovery, Health, Readiness, RegistryKind};
 pub use limit::Limit;
 pub use upstream::{Ejection, UpstreamLimits};

@@ -54,14 +54,14 @@ pub struct Edge<A> {
     pub live: Arc<Live>,
     /// How many connections each client has.
     pub by_client: Inflight,
-    /// How many connections there are descriptors for, whatever `client.max_connections` is.
-    pub most_connections: usize,
     /// Whether the process is on its way out.
     pub lifecycle: Arc<Lifecycle>,
     /// What Prometheus sees.
     pub metrics: Metrics,
     /// Done once the log has explained the limit.
     pub limit_explained: Once,
+    /// Done when the first connection was refused for want of descriptors.
+    pub descriptors_explained: Once,
 }
 
 /// What came of waiting for a request head.
@@ -122,8 +122,12 @@ impl<A> Edge<A> {
         let among_its_own = (!policy.trusted.contain(connection.peer))
             .then(|| self.by_client.incr(policy.limiter.key(connection.peer), 1));
         let its_own = among_its_own.as_ref().map_or(0, |(_, count)| (*count).unsigned_abs());
-        let most = limits.max_connections.min(self.most_connections);
-        (self.lifecycle.connections() <= most && its_own <= limits.max_connections_per_client).then(|| Places {
+        let too_many = self.lifecycle.connections() > limits.max_connections;
+        if too_many {
+            self.descriptors_explained
+                .call_once(|| policy.explain_descriptors(true));
+        }
+        (!too_many && its_own <= limits.max_connections_per_client).then(|| Places {
             _among_all: among_all,
             _among_its_own: among_its_own.map(|(guard, _)| guard),
         })

@@ -489,30 +489,52 @@ async fn with_no_descriptor_left_new_connections_wait_and_the_others_are_served(
     assert_eq!(get(proxy.address(), "/").await.status, 200);
 }
 
+/// What the log says when `client.max_connections` takes more descriptors than there are.
+const FEWER: &str = "the limit on open files allows fewer connections than client.max_connections";
+
+/// A proxy that may have so many files open.
+async fn proxy_with_descriptors(limits: &str, configuration: &str) -> Process {
+    let script = format!("ulimit {limits} && exec \"$0\" \"$@\"");
+    let binary = Process::binary("gopherproxy").display().to_string();
+    let proxy = Process::start_with("sh".into(), Some(configuration), &[], &["-c", &script, &binary]);
+    for service in ["proxy", "admin"] {
+        proxy.said("listening", |line| line["service"] == service).await;
+    }
+    proxy
+}
+
+#[tokio::test]
+async fn a_usual_limit_on_open_files_is_no_warning_unless_more_was_asked_for() {
+    let origin = origin();
+    let usual = embedded(&[origin.address()]);
+    let with = |connections: usize| usual.clone() + &format!("  client: {{max_connections: {connections}}}\n");
+    for (limits, configuration, level, connections) in [
+        ("-S -n 1024 && ulimit -H -n 4096", &usual, "INFO", 1536),
+        ("-S -n 1024 && ulimit -H -n 4096", &with(2000), "WARN", 1536),
+        ("-n 20000", &usual, "INFO", 7500),
+    ] {
+        let proxy = proxy_with_descriptors(limits, configuration).await;
+        let line = proxy.said(FEWER, |_| true).await;
+        assert_eq!(
+            (&line["level"], &line["connections"]),
+            (&level.into(), &connections.into()),
+            "{line}"
+        );
+        let warnings = proxy.log().into_iter().filter(|line| line["level"] == "WARN");
+        assert_eq!(warnings.count(), usize::from(level == "WARN"));
+    }
+    let proxy = proxy_with_descriptors("-n 4096", &with(1000)).await;
+    proxy.reconfigure(&with(3000));
+    proxy.signal("HUP");
+    proxy.said("configuration reloaded", |_| true).await;
+    let levels: Vec<_> = proxy.lines(FEWER).iter().map(|line| line["level"].clone()).collect();
+    assert_eq!(levels, ["WARN"], "only since the reload");
+}
+
 #[tokio::test]
 async fn clients_can_not_use_up_the_descriptors() {
     let origin = origin();
-    let script = "ulimit -n 160 && exec \"$0\" \"$@\"";
-    let binary = Process::binary("gopherproxy");
-    let proxy = Process::start_with(
-        "sh".into(),
-        Some(&embedded(&[origin.address()])),
-        &[],
-        &["-c", script, &binary.display().to_string()],
-    );
-    let line = proxy
-        .said(
-            "too few descriptors for client.max_connections; raise the limit (ulimit -n)",
-            |_| true,
-        )
-        .await;
-    assert_eq!(
-        (&line["descriptors"], &line["connections"]),
-        (&160.into(), &60.into()),
-        "{line}"
-    );
-    proxy.said("listening", |line| line["service"] == "proxy").await;
-    proxy.said("listening", |line| line["service"] == "admin").await;
+    let proxy = proxy_with_descriptors("-n 160", &embedded(&[origin.address()])).await;
     proxy.active_backends(1).await;
     let mut open = Vec::new();
     for number in 0..200 {
@@ -525,6 +547,9 @@ async fn clients_can_not_use_up_the_descriptors() {
         assert_eq!(response.status, if number < 60 { 200 } else { 503 }, "{number}");
         open.push(connection);
     }
+    let warned = proxy.lines(FEWER).into_iter().filter(|line| line["level"] == "WARN");
+    let warned: Vec<_> = warned.map(|line| line["connections"].clone()).collect();
+    assert_eq!(warned, [60], "once, and when it mattered");
     // Each of those that are in gets an answer, all at the same time.
     open.truncate(60);
     for connection in &mut open {
