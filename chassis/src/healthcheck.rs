@@ -15,14 +15,26 @@ const MAX_ANSWER: u64 = 4096;
 /// # Errors
 /// What the process answered instead of 200, or that nobody answered.
 pub fn ready(admin: SocketAddr) -> Result<(), Box<dyn Error>> {
-    let host = match admin.ip() {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        address => address,
+    let (v4, v6) = (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST));
+    let own = [admin.ip()];
+    let hosts = match admin.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => &[v4][..],
+        // A container without IPv6 has no ::1, and a host without IPv4 no 127.0.0.1.
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => &[v6, v4],
+        _ => &own,
     };
-    let address = SocketAddr::new(host, admin.port());
-    let ask = || {
-        let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    let mut nobody = None;
+    for address in hosts.iter().map(|host| SocketAddr::new(*host, admin.port())) {
+        match TcpStream::connect_timeout(&address, TIMEOUT) {
+            Ok(stream) => return ask(stream, address),
+            Err(error) => nobody = Some(format!("nobody answers at {address}: {error}")),
+        }
+    }
+    Err(nobody.unwrap_or_default().into())
+}
+
+fn ask(mut stream: TcpStream, address: SocketAddr) -> Result<(), Box<dyn Error>> {
+    let mut ask = || {
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
         write!(
@@ -30,7 +42,7 @@ pub fn ready(admin: SocketAddr) -> Result<(), Box<dyn Error>> {
             "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
         )?;
         let mut answer = String::new();
-        stream.take(MAX_ANSWER).read_to_string(&mut answer)?;
+        (&mut stream).take(MAX_ANSWER).read_to_string(&mut answer)?;
         Ok(answer)
     };
     let answer = ask().map_err(|error: std::io::Error| format!("nobody answers at {address}: {error}"))?;

@@ -7,7 +7,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 
@@ -20,6 +20,9 @@ use tokio::sync::watch;
 
 /// Pingora raises the backlog to its own when it takes the socket over; until then this many may wait.
 const BACKLOG: i32 = 1024;
+
+/// The lowest port that an ordinary user may bind, unless the system says otherwise.
+const UNPRIVILEGED: u16 = 1024;
 
 /// How much of what is written the kernel takes before it can be sent, for each connection: what a client that reads slowly
 /// makes it hold. Without a limit that is megabytes, and a thousand such clients take all the memory that the kernel has for
@@ -36,14 +39,27 @@ pub struct BindError {
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (ip, port) = (self.address.ip(), self.address.port());
         write!(f, "can't listen on {}: {}", self.address, self.error)?;
-        match &self.owner {
-            Some(owner) => write!(
+        match (self.error.kind(), &self.owner) {
+            (io::ErrorKind::AddrInUse, Some(owner)) => {
+                write!(f, "; port {port} is in use by {owner}: stop it, or choose another port")
+            }
+            (io::ErrorKind::AddrInUse, None) => write!(
                 f,
-                "; port {} is in use by {owner}: stop it, or choose another port",
-                self.address.port()
+                "; port {port} is in use by another user's process, which `sudo ss -ltnp` names: stop it, or choose another port"
             ),
-            None => Ok(()),
+            (io::ErrorKind::PermissionDenied, _) if port < UNPRIVILEGED => write!(
+                f,
+                "; ports below {UNPRIVILEGED} are privileged: `sudo setcap cap_net_bind_service=+ep {binary}`, or \
+                 AmbientCapabilities=CAP_NET_BIND_SERVICE in the systemd unit, or \
+                 `sudo sysctl net.ipv4.ip_unprivileged_port_start={port}` allows this one; or choose another port",
+                binary = std::env::current_exe().unwrap_or_else(|_| "BINARY".into()).display(),
+            ),
+            (io::ErrorKind::AddrNotAvailable, _) => {
+                write!(f, "; no interface of this machine has the address {ip}: choose another")
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -54,7 +70,8 @@ impl std::error::Error for BindError {
     }
 }
 
-/// Binds and listens on `address`; port 0 takes a free one.
+/// Binds and listens on `address`; port 0 takes a free one. `[::]` is every address of both families, whatever the system's
+/// default is.
 ///
 /// # Errors
 /// When the port is taken (the error names the process that has it, where this process may see that) or not allowed.
@@ -62,6 +79,9 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     let listen = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
         socket.set_nonblocking(true)?;
         // Connections inherit it.
         socket.set_tcp_notsent_lowat(UNSENT)?;
@@ -76,6 +96,15 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
         address,
         error,
     })
+}
+
+/// Every address of this machine, with `port`: of both families, or of IPv4 alone where the kernel has no IPv6.
+pub fn every_address(port: u16) -> SocketAddr {
+    let ip = match Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)) {
+        Ok(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        Err(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+    };
+    SocketAddr::new(ip, port)
 }
 
 /// The process that listens on `port`, as `name (pid 123)`. `None` when it is another user's or /proc can't be read.
@@ -217,6 +246,17 @@ impl<S: Service> Service for Listening<S> {
     }
 }
 
+/// Whether this machine has the address `host`. In many containers IPv6 is turned off.
+#[cfg(test)]
+#[allow(clippy::print_stderr, reason = "a test that tests less says so")]
+pub(crate) fn is_here(host: &str) -> bool {
+    let is_here = TcpListener::bind((host, 0)).is_ok();
+    if !is_here {
+        eprintln!("not tested with {host}, which this machine does not have");
+    }
+    is_here
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -231,5 +271,56 @@ mod tests {
         assert!(error.starts_with(&format!("can't listen on {taken}: ")), "{error}");
         assert!(error.contains(&format!("(pid {pid})")), "{error}");
         assert!(error.contains(&format!("port {}", taken.port())), "{error}");
+    }
+
+    #[test]
+    fn what_can_not_be_bound_says_how_it_could_be() {
+        let said = |address: &str, errno: rustix::io::Errno| {
+            let error = BindError {
+                address: address.parse().unwrap(),
+                error: errno.into(),
+                owner: None,
+            };
+            error.to_string()
+        };
+        for (address, errno, way_out) in [
+            ("0.0.0.0:0", rustix::io::Errno::ADDRINUSE, "`sudo ss -ltnp` names"),
+            (
+                "[::]:0",
+                rustix::io::Errno::ACCESS,
+                "`sudo setcap cap_net_bind_service=+ep /",
+            ),
+            (
+                "[::]:0",
+                rustix::io::Errno::ACCESS,
+                "AmbientCapabilities=CAP_NET_BIND_SERVICE",
+            ),
+            (
+                "[::]:0",
+                rustix::io::Errno::ACCESS,
+                "net.ipv4.ip_unprivileged_port_start=0",
+            ),
+            (
+                "192.0.2.1:0",
+                rustix::io::Errno::ADDRNOTAVAIL,
+                "no interface of this machine has the address 192.0.2.1",
+            ),
+        ] {
+            let said = said(address, errno);
+            assert!(said.starts_with(&format!("can't listen on {address}: ")), "{said}");
+            assert!(said.contains(way_out), "{said}");
+        }
+        let high = said("0.0.0.0:65000", rustix::io::Errno::ACCESS);
+        assert!(!high.contains("setcap"), "{high}");
+    }
+
+    #[test]
+    fn every_address_is_one_of_both_families() {
+        let listener = bind(every_address(0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for host in ["127.0.0.1", "::1"].into_iter().filter(|host| is_here(host)) {
+            let reached = std::net::TcpStream::connect((host.parse::<IpAddr>().unwrap(), port));
+            assert!(reached.is_ok(), "{host}: {reached:?}");
+        }
     }
 }

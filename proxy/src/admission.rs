@@ -30,7 +30,7 @@ pub struct Connection {
     pub peer_text: String,
     /// The same as the value of a field.
     pub peer_value: HeaderValue,
-    /// The other end with its port, as text.
+    /// `peer` with its port, as text.
     pub remote_addr: String,
     /// Pingora has taken the last request that it was given.
     taken: AtomicBool,
@@ -45,7 +45,7 @@ impl Connection {
             peer,
             peer_value: HeaderValue::from_str(&peer_text).expect("an address is text"),
             peer_text,
-            remote_addr: remote.to_string(),
+            remote_addr: SocketAddr::new(peer, remote.port()).to_string(),
             taken: AtomicBool::new(false),
         }
     }

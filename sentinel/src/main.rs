@@ -1,7 +1,6 @@
 //! The sentinel in a process of its own: the environment in, `/metrics` and `/healthz` on port 2113.
 
 use std::error::Error;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use async_trait::async_trait;
 use chassis::admin::{Admin, Probed};
 use chassis::listener::Doors;
 use chassis::settings::{Settings, whole};
-use chassis::{build_info, healthcheck, listener, process, service_manager};
+use chassis::{build_info, descriptors, healthcheck, listener, process, service_manager};
 use clap::Parser;
 use log::{error, info};
 use pingora::server::configuration::ServerConf;
@@ -61,7 +60,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     section.finish();
     let (config, redis, port) = settings.finish((config, redis, port))?;
 
-    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    let address = listener::every_address(port);
     if arguments.healthcheck {
         return healthcheck::ready(address);
     }
@@ -75,6 +74,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         limit: (config.interval + config.timeout) * READY_CYCLES,
     };
 
+    // Each probe under way takes one.
+    descriptors::raise_limit();
     info!(version = build_info::VERSION, commit = build_info::COMMIT, redis = redis.to_string().as_str(); "starting");
     let store = Arc::new(RedisStore::new(&redis)?);
     let mut server = Server::new_with_opt_and_conf(None, ServerConf::default());

@@ -1,6 +1,10 @@
 //! What the metrics and the log say of requests.
 
-use crate::support::{Connection, Process, UNLIMITED, child, embedded, eventually, free_port, get, origin, proxy_over};
+use std::net::SocketAddr;
+
+use crate::support::{
+    Connection, Process, UNLIMITED, child, embedded, eventually, free_port, get, loopback, origin, proxy_over,
+};
 
 #[tokio::test]
 async fn the_go_programs_metrics_are_here_under_their_names_and_mean_what_they_meant() {
@@ -133,4 +137,29 @@ async fn a_log_that_nobody_reads_costs_lines_and_no_request() {
         .find_map(|line| line.strip_prefix("gopherproxy_access_log_dropped_lines_total "));
     let dropped: f64 = dropped.and_then(|dropped| dropped.parse().ok()).expect("it is there");
     assert!((1000.0..6000.0).contains(&dropped), "{dropped}");
+}
+
+#[tokio::test]
+async fn an_ipv4_client_of_an_ipv6_socket_is_written_as_ipv4_everywhere() {
+    let origin = origin();
+    let configuration = embedded(&[origin.address()]).replacen("127.0.0.1:0", "'[::]:0'", 1);
+    let proxy = Process::proxy(&configuration).await;
+    proxy.active_backends(1).await;
+    for host in loopback() {
+        let at = SocketAddr::new(host, proxy.address().port());
+        let remote_addr = if at.is_ipv4() { "127.0.0.1:" } else { "[::1]:" };
+        // One that goes to a backend, and one that the proxy answers itself.
+        assert_eq!(get(at, &format!("/passed/{host}")).await.status, 200);
+        let mut refused = Connection::open(at).await;
+        refused
+            .send(format!("BAD /refused/{host} HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"))
+            .await;
+        assert_eq!(refused.response().await.status, 400);
+        let passed = proxy.request_line(&format!("/passed/{host}")).await;
+        assert_eq!(passed["client"], host.to_string());
+        for line in [passed, proxy.request_line(&format!("/refused/{host}")).await] {
+            let written = line["remote_addr"].as_str().expect("text");
+            assert!(written.starts_with(remote_addr), "{line}");
+        }
+    }
 }

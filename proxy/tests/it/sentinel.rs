@@ -1,8 +1,9 @@
 //! The sentinel in a process of its own.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::support::{BlackHole, Process, Redis, eventually, free_port, get, origin, origin_at};
+use crate::support::{BlackHole, Process, Redis, eventually, free_port, get, loopback, origin, origin_at};
 
 fn member(address: impl ToString) -> String {
     format!("http://{}", address.to_string())
@@ -177,4 +178,23 @@ async fn a_target_that_swallows_packets_is_down_after_the_dial_timeout_and_holds
     sentinel
         .reaches("gopherproxy_sentinel_targets{state=\"down\"}", 20.0)
         .await;
+}
+
+#[tokio::test]
+async fn its_port_is_reached_by_ipv4_and_by_ipv6() {
+    let (redis, origin, port) = (Redis::start().await, origin(), free_port().to_string());
+    let (url, target) = (redis.address().to_string(), origin.address().to_string());
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("SENTINEL_TARGETS", &target),
+        ("SENTINEL_METRICS_PORT", &port),
+    ];
+    let sentinel = Process::sentinel(&variables).await;
+    let port = sentinel.admin().port();
+    for host in loopback() {
+        let at = SocketAddr::new(host, port);
+        eventually("it is ready", async || get(at, "/readyz").await.status == 200).await;
+    }
+    let healthcheck = Process::start_with(Process::binary("sentinel"), None, &variables, &["--healthcheck"]);
+    assert_eq!(healthcheck.ended().await.0.code(), Some(0), "{:?}", healthcheck.log());
 }

@@ -56,7 +56,11 @@ impl Connection {
     }
 
     pub async fn try_open(to: SocketAddr, from: IpAddr) -> std::io::Result<Self> {
-        let socket = TcpSocket::new_v4()?;
+        let socket = if to.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
         // Bound, it would need a port that no connection to anywhere has; else one that none to `to` has.
         if from != Ipv4Addr::LOCALHOST {
             socket.bind(SocketAddr::new(from, 0))?;

@@ -9,7 +9,7 @@ pub mod redis;
 pub mod strict_origin;
 pub mod unprivileged;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
@@ -74,6 +74,18 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
+}
+
+/// The loopback addresses that this machine has. In many containers IPv6 is turned off, and a test that tests less says so.
+#[allow(clippy::print_stderr, reason = "for whoever runs the tests")]
+pub fn loopback() -> Vec<IpAddr> {
+    let mut addresses = vec![IpAddr::from(Ipv4Addr::LOCALHOST)];
+    if std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
+        addresses.push(Ipv6Addr::LOCALHOST.into());
+    } else {
+        eprintln!("not tested with ::1, which this machine does not have");
+    }
+    addresses
 }
 
 /// A configuration for a proxy with the sentinel inside it, so quick that a test need not wait, and without a limit.

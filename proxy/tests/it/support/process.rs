@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -208,8 +208,13 @@ impl Process {
             .lines("listening")
             .into_iter()
             .find(|line| line["service"] == service);
-        line.and_then(|line| line["address"].as_str()?.parse().ok())
-            .expect("it listens")
+        let address: SocketAddr = line
+            .and_then(|line| line["address"].as_str()?.parse().ok())
+            .expect("it listens");
+        if address.ip().is_unspecified() {
+            return SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()));
+        }
+        address
     }
 
     /// Every sample of `/metrics`, by its name and labels as Prometheus writes them.
