@@ -15,6 +15,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use log::kv::{self, Key, Value, VisitSource, VisitValue};
 
+use crate::settings::Settings;
+
 /// How much may wait for the writer before lines are dropped, in bytes: some 30,000 lines.
 const CAPACITY: usize = 8 << 20;
 
@@ -41,18 +43,14 @@ pub fn init(default_filter: &str) -> io::Result<()> {
 /// # Errors
 /// As [`init`].
 pub fn init_to(default_filter: &str, out: impl Write + Send + 'static) -> io::Result<()> {
-    let filter = std::env::var("RUST_LOG").unwrap_or_default();
-    let filter = if filter.trim().is_empty() {
-        default_filter
-    } else {
-        &filter
-    };
+    let settings = Settings::from_process();
     // env_logger itself would print a complaint and go on.
-    env_filter::Builder::new().try_parse(filter).map_err(|error| {
-        io::Error::other(format!(
-            "RUST_LOG: got {filter:?}, takes levels and targets, such as info,access=off ({error})"
-        ))
-    })?;
+    let filter = settings.variable("RUST_LOG", |text| match env_filter::Builder::new().try_parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("levels and targets, such as info,access=off ({error})")),
+    });
+    let (filter, _) = settings.finish(filter).map_err(io::Error::other)?;
+    let filter = filter.as_deref().unwrap_or(default_filter);
     let queue = Arc::new(Queue::default());
     let writer = Arc::clone(&queue);
     std::thread::Builder::new()

@@ -4,6 +4,7 @@
 //!
 //! - [`build_info`]: the version and commit a binary was built from.
 //! - [`settings`]: a file and the environment read into values, with every mistake reported at once.
+//! - [`yaml`]: YAML as a tree whose nodes know their lines.
 //! - [`json_log`]: everything a process says, one JSON object a line, off the caller's path.
 //! - [`process`]: from `main` to an exit code.
 //! - [`descriptors`]: how many files and connections a process may have.
@@ -29,3 +30,4 @@ pub mod service_manager;
 pub mod settings;
 pub mod shortage;
 pub mod supervisor;
+pub mod yaml;

@@ -138,7 +138,8 @@ impl Admission {
             client: Some(client.address),
             retry_after,
         };
-        if !client.peers_own
+        if policy.limit_enabled
+            && !client.peers_own
             && !policy.exempt.contain(client.address)
             && let Verdict::Limited { retry_after } = policy.limiter.check(client.address, start)
         {

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use chassis::admin::Admin;
 use chassis::listener::{Doors, Listening};
+use chassis::settings::Remark;
 use chassis::{build_info, descriptors, healthcheck, process};
 use clap::Parser;
 use gopherproxy::admission::Admission;
@@ -78,6 +79,9 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let mut config = Config::load(arguments.conf.as_deref())?;
+    if !arguments.healthcheck {
+        config.remarks.iter().for_each(Remark::log);
+    }
     if arguments.test {
         info!("the configuration is good");
         return Ok(());

@@ -16,6 +16,8 @@ use crate::rejection::LimitedAnswers;
 
 /// The rules that requests are served by.
 pub struct Policy {
+    /// Whether clients are limited at all.
+    pub limit_enabled: bool,
     /// The bucket of each client.
     pub limiter: Arc<ClientLimiter>,
     /// The answers to clients over their limit.
@@ -41,6 +43,7 @@ impl Policy {
         let mut client = config.client.clone();
         client.max_connections = client.max_connections.min(most_connections);
         Self {
+            limit_enabled: config.limit_enabled,
             limited: LimitedAnswers::new(config.limit.burst, limiter.refill()),
             limiter,
             exempt: Networks::new(config.limit.exempt.clone()),

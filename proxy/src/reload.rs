@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use chassis::settings::Remark;
 use log::{error, info};
 use pingora::server::configuration::ServerConf;
 use registry::{RedisStore, Replaceable};
@@ -78,6 +79,7 @@ impl Reload {
             }
             modified
         });
+        config.remarks.iter().for_each(Remark::log);
         *running = config;
         Ok(())
     }

@@ -51,7 +51,7 @@ impl Member {
             return Err(malformed("https:// is reserved for TLS origins, which come later"));
         }
         let Some(rest) = member.strip_prefix(SCHEME) else {
-            return Err(malformed("takes http://host:port"));
+            return Err(malformed("expected http://host:port"));
         };
         rest.strip_suffix('/')
             .unwrap_or(rest)
@@ -77,17 +77,19 @@ impl FromStr for Member {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (host, port) = text.rsplit_once(':').ok_or("takes host:port, and there is no port")?;
+        let (host, port) = text
+            .rsplit_once(':')
+            .ok_or("expected host:port, and the port is missing")?;
         let port = match port.parse::<u16>() {
             Ok(port) if port > 0 && port.to_string() == text[host.len() + 1..] => port,
-            _ => return Err("takes a port from 1 to 65535".into()),
+            _ => return Err("expected a port from 1 to 65535".into()),
         };
         let host = match host.strip_prefix('[') {
             Some(bracketed) => bracketed
                 .strip_suffix(']')
                 .and_then(|address| address.parse::<Ipv6Addr>().ok())
                 .map(|address| Host::Address(address.into()))
-                .ok_or("takes an IPv6 address between [ and ]")?,
+                .ok_or("expected an IPv6 address between [ and ]")?,
             None => parse_host(host)?,
         };
         Ok(Self { host, port })
@@ -96,7 +98,7 @@ impl FromStr for Member {
 
 fn parse_host(host: &str) -> Result<Host, String> {
     if host.parse::<Ipv6Addr>().is_ok() {
-        return Err("takes an IPv6 address in brackets, as in [::1]:8081".into());
+        return Err("expected brackets around an IPv6 address, as in [::1]:8081".into());
     }
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(Host::Address(address));
@@ -112,7 +114,7 @@ fn parse_host(host: &str) -> Result<Host, String> {
     let all_digits = host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     let name = host.strip_suffix('.').unwrap_or(host);
     if name.len() > 253 || all_digits || !name.split('.').all(is_label) {
-        return Err("takes a host name or an address in front of the port".into());
+        return Err("expected a host name or an address in front of the port".into());
     }
     Ok(Host::Name(host.to_ascii_lowercase()))
 }
@@ -172,22 +174,22 @@ mod tests {
     #[test]
     fn what_is_not_a_member_is_refused_with_the_reason() {
         for (text, problem) in [
-            ("", "takes http://host:port"),
-            ("127.0.0.1:8081", "takes http://host:port"),
-            ("HTTP://127.0.0.1:8081", "takes http://host:port"),
+            ("", "expected http://host:port"),
+            ("127.0.0.1:8081", "expected http://host:port"),
+            ("HTTP://127.0.0.1:8081", "expected http://host:port"),
             ("https://127.0.0.1:8081", "reserved"),
-            ("http://127.0.0.1", "there is no port"),
+            ("http://127.0.0.1", "the port is missing"),
             ("http://:8081", "host name"),
-            ("http://127.0.0.1:0", "takes a port"),
-            ("http://127.0.0.1:65536", "takes a port"),
-            ("http://127.0.0.1:+80", "takes a port"),
-            ("http://127.0.0.1:080", "takes a port"),
-            ("http://::1:80", "in brackets"),
+            ("http://127.0.0.1:0", "expected a port"),
+            ("http://127.0.0.1:65536", "expected a port"),
+            ("http://127.0.0.1:+80", "expected a port"),
+            ("http://127.0.0.1:080", "expected a port"),
+            ("http://::1:80", "brackets around"),
             ("http://[::1:80", "between [ and ]"),
             ("http://[127.0.0.1]:80", "between [ and ]"),
             ("http://256.0.0.1:80", "host name"),
             ("http://user@host:80", "host name"),
-            ("http://host:80/path", "takes a port"),
+            ("http://host:80/path", "expected a port"),
             ("http://ho st:80", "host name"),
             ("http://host\n:80", "host name"),
             ("http://a..b:80", "host name"),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use chassis::settings::{Section, Settings, duration, whole};
+use chassis::settings::{Expected, Section, duration, whole};
 use registry::Member;
 
 /// What to probe and how. Every key has an environment variable, because the sentinel's own process takes no file.
@@ -42,22 +42,17 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads the keys of `section` and their variables; mistakes go to `settings`.
-    pub fn read(settings: &Settings, section: &mut Section<'_>) -> Self {
+    /// Reads the keys of `section` and their variables.
+    pub fn read(section: &mut Section<'_>) -> Self {
         let default = Self::default();
-        let targets = section.list("targets", Some("SENTINEL_TARGETS"), default.targets, |entry| {
-            entry
-                .parse()
-                .map_err(|problem: String| format!("host:port, as in 10.0.0.7:8081 or [::1]:8081 ({problem})"))
-        });
+        let targets = section.list("targets", Some("SENTINEL_TARGETS"), default.targets, target);
+        let (settings, place) = (section.settings(), section.place("targets"));
         if targets.is_empty() {
-            settings.mistake("SENTINEL_TARGETS: no target, takes at least one host:port");
+            settings.mistake(&place, "expected at least one host:port, got none");
         }
         let mut seen = BTreeSet::new();
         for twice in targets.iter().filter(|target| !seen.insert(*target)) {
-            settings.mistake(format!(
-                "SENTINEL_TARGETS: {twice} is there twice, takes each target once"
-            ));
+            settings.mistake(&place, format_args!("{twice} is there twice"));
         }
         Self {
             targets,
@@ -75,38 +70,86 @@ impl Config {
     }
 }
 
+/// A target as people write it: `host:port`, or the `http://host:port/` that a browser shows. As in a URL, `http://host` is port 80.
+fn target(text: &str) -> Result<Member, Expected> {
+    let expected = |why: &str| format!("a host and a port, such as 10.0.0.7:8081, origin:8081 or [::1]:8081 ({why})");
+    if text.is_empty() {
+        return Err(expected("an entry is empty"));
+    }
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return text.parse().map_err(|why: String| match text.rsplit_once(':') {
+            None => expected("the port is missing"),
+            Some(_) => expected(&why),
+        });
+    };
+    if !scheme.eq_ignore_ascii_case("http") {
+        return Err(expected("only http:// origins can be probed"));
+    }
+    let authority = rest.strip_suffix('/').unwrap_or(rest);
+    if authority.contains(['/', '?', '#', '@']) {
+        return Err(expected("a path or a user has no place in a target"));
+    }
+    let with_port = format!("{authority}:80");
+    authority
+        .parse()
+        .or_else(|why: String| with_port.parse().map_err(|_: String| expected(&why)))
+}
+
 #[cfg(test)]
 mod tests {
+    use chassis::settings::Settings;
+
     use super::*;
 
     fn read(targets: &str) -> Result<Config, String> {
         let settings = Settings::new([("SENTINEL_TARGETS".to_owned(), targets.to_owned())]);
-        let mut section = settings.section("sentinel", None);
-        let config = Config::read(&settings, &mut section);
+        let mut section = settings.top(None);
+        let config = Config::read(&mut section);
         section.finish();
-        settings.finish(config).map_err(|mistakes| mistakes.to_string())
+        let read = settings.finish(config).map(|(config, _)| config);
+        read.map_err(|mistakes| mistakes.to_string())
     }
 
     #[test]
-    fn targets_may_have_spaces_names_and_ipv6() {
-        let config = read(" 10.0.0.1:80 , origin:8081,[::1]:8081 ").unwrap();
-        let targets: Vec<String> = config.targets.iter().map(ToString::to_string).collect();
-        assert_eq!(targets, ["10.0.0.1:80", "origin:8081", "[::1]:8081"]);
+    fn targets_may_have_spaces_names_ipv6_and_what_a_browser_adds() {
+        for (text, expected) in [
+            (
+                " 10.0.0.1:80 , origin:8081,[::1]:8081 ",
+                &["10.0.0.1:80", "origin:8081", "[::1]:8081"][..],
+            ),
+            ("http://host:8081/", &["host:8081"]),
+            ("HTTP://host:8081,http://[::1]:1", &["host:8081", "[::1]:1"]),
+            ("http://host,http://[::1]/", &["host:80", "[::1]:80"]),
+        ] {
+            let config = read(text).unwrap();
+            let targets: Vec<String> = config.targets.iter().map(ToString::to_string).collect();
+            assert_eq!(targets, expected);
+        }
+        assert_eq!(read(""), Ok(Config::default()), "an empty variable is unset");
     }
 
     #[test]
-    fn a_wrong_target_is_named() {
+    fn a_wrong_target_is_one_mistake_that_says_what_is_wrong() {
         for (targets, named) in [
-            ("", "no target"),
-            ("a:1,,b:2", r#"entry 2 is """#),
-            ("a:1,b", r#"entry 2 is "b", takes host:port"#),
+            ("none", "expected at least one host:port, got none"),
+            ("a:1,,b:2", "entry 2: expected a host and a port, such as 10.0.0.7:8081"),
+            ("a", "(the port is missing), got \"a\""),
+            ("a:1,b", "entry 2: expected a host and a port"),
             ("a:1,A:1", "a:1 is there twice"),
-            ("::1:80", "in brackets"),
-            ("http://a:1", r#"entry 1 is "http://a:1""#),
+            ("::1:80", "expected brackets around an IPv6 address"),
+            ("a:0", "expected a port from 1 to 65535"),
+            (
+                "https://a:1",
+                "only http:// origins can be probed), got \"https://a:1\"",
+            ),
+            ("http://a:1/x", "a path or a user has no place in a target"),
+            ("http://user:hunter2@a:1", "a path or a user has no place in a target"),
+            ("http://a:x", "expected a port"),
         ] {
             let mistakes = read(targets).unwrap_err();
-            assert!(mistakes.contains("SENTINEL_TARGETS"), "{mistakes}");
+            assert!(mistakes.contains("has a mistake: SENTINEL_TARGETS: "), "{mistakes}");
             assert!(mistakes.contains(named), "{targets:?}: {mistakes}");
+            assert!(!mistakes.contains("hunter2"), "{mistakes}");
         }
     }
 }

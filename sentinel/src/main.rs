@@ -50,15 +50,16 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let settings = Settings::from_process();
-    let mut section = settings.section("", None);
-    let config = Config::read(&settings, &mut section);
+    let mut section = settings.top(None);
+    let config = Config::read(&mut section);
     let redis = settings.secret_variable("REDIS_URL", RedisUrl::parse);
     let redis = redis.map_or_else(|| RedisUrl::parse("localhost:16379"), Ok)?;
     let port = settings
         .variable("SENTINEL_METRICS_PORT", whole(0..=u16::MAX))
         .unwrap_or(2113);
     section.finish();
-    let (config, redis, port) = settings.finish((config, redis, port))?;
+    // Without a file there is nothing to remark on.
+    let ((config, redis, port), _) = settings.finish((config, redis, port))?;
 
     let address = listener::every_address(port);
     if arguments.healthcheck {

@@ -53,6 +53,10 @@ impl ClientLimits {
             max_connections: section.value("max_connections", None, DEFAULT_MAX_CONNECTIONS, whole(1..=1_000_000)),
             max_connections_per_client: section.value("max_connections_per_client", None, 5_000, whole(1..=1_000_000)),
         };
+        if limits.max_connections_per_client > limits.max_connections {
+            let why = "it is above client.max_connections, so that one client can take every connection";
+            section.key_has_no_effect("max_connections_per_client", why);
+        }
         section.finish();
         limits
     }

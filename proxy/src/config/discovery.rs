@@ -54,6 +54,9 @@ impl RegistryKind {
         });
         let default = RedisUrl::parse(REDIS).expect("a host and a port");
         let url = section.secret("redis", Some("REDIS_URL"), default, RedisUrl::parse);
+        if in_process {
+            section.key_has_no_effect("redis", "the registry is in this process (registry.kind)");
+        }
         section.finish();
         if in_process { Self::InProcess } else { Self::Redis(url) }
     }
@@ -93,6 +96,6 @@ fn file_or_none(text: &str) -> Result<Option<PathBuf>, String> {
     match text {
         "none" => Ok(None),
         _ if Path::new(text).is_absolute() => Ok(Some(text.into())),
-        _ => Err("the absolute path of a file, or none".into()),
+        _ => Err("none or the absolute path of a file, such as /var/lib/gopherproxy/backends".into()),
     }
 }

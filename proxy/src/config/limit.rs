@@ -1,6 +1,6 @@
 //! `limit`: the token bucket of each client.
 
-use chassis::settings::{Section, Settings, positive, whole};
+use chassis::settings::{Section, positive, whole};
 use ipnet::IpNet;
 
 use super::address::network;
@@ -24,7 +24,7 @@ pub struct Limit {
 }
 
 impl Limit {
-    pub(super) fn read(settings: &Settings, mut section: Section<'_>) -> Self {
+    pub(super) fn read(mut section: Section<'_>) -> Self {
         let limit = Self {
             burst: section.value("burst", Some("RATE_LIMIT_BURST"), 5, whole(1..=1_000_000)),
             per_second: section.value("per_second", Some("RATE_LIMIT_PER_SECOND"), 2.0, positive(1e6)),
@@ -32,13 +32,16 @@ impl Limit {
             ipv6_prefix: section.value("ipv6_prefix", None, 64, whole(1..=128)),
             exempt: section.list("exempt", None, Vec::new(), network),
         };
-        section.finish();
         if f64::from(limit.burst) / limit.per_second > LONGEST_REFILL {
-            settings.mistake(format!(
-                "gopherproxy.limit: a burst of {} at {} a second takes more than a day to come back, takes a day or less",
-                limit.burst, limit.per_second
-            ));
+            section.settings().mistake(
+                &section.place("per_second"),
+                format_args!(
+                    "at {} requests a second, a burst of {} takes more than a day to come back; raise one or lower the other",
+                    limit.per_second, limit.burst
+                ),
+            );
         }
+        section.finish();
         limit
     }
 }

@@ -17,12 +17,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use chassis::settings::{Settings, duration_or_zero, size, truth, whole};
+use chassis::settings::{Remark, Section, Settings, duration_or_zero, size, truth};
+use chassis::yaml;
 use ipnet::IpNet;
 use pingora::server::configuration::ServerConf;
-use yaml_serde::{Mapping, Value};
 
-use address::{any, network, socket_address};
+use address::{any, network, port, socket_address};
 pub use client::{ClientLimits, DEFAULT_MAX_CONNECTIONS};
 pub use discovery::{Discovery, Health, Readiness, RegistryKind};
 pub use limit::Limit;
@@ -48,6 +48,8 @@ pub struct Config {
     pub discovery: Discovery,
     /// The proxy's own health check.
     pub health: Health,
+    /// Whether clients are limited at all.
+    pub limit_enabled: bool,
     /// The limit for each client.
     pub limit: Limit,
     /// What a client connection may take.
@@ -64,6 +66,8 @@ pub struct Config {
     pub sentinel_enabled: bool,
     /// What it probes, and how.
     pub sentinel: sentinel::Config,
+    /// What the user should know about settings that are not wrong.
+    pub remarks: Vec<Remark>,
 }
 
 impl Config {
@@ -72,45 +76,39 @@ impl Config {
     /// # Errors
     /// All mistakes in both, or that the file can't be read.
     pub fn load(path: Option<&Path>) -> Result<Self, Box<dyn std::error::Error>> {
-        let text = match path {
-            None => String::new(),
-            Some(path) => std::fs::read_to_string(path)
-                .map_err(|error| format!("can't read the configuration {}: {error}", path.display()))?,
+        let Some(path) = path else {
+            return Self::parse("", Settings::from_process());
         };
-        let config = Self::parse(&text, Settings::from_process());
-        match path {
-            None => config,
-            Some(path) => config.map_err(|error| format!("{}: {error}", path.display()).into()),
-        }
+        let text = yaml::read_file(path)
+            .map_err(|problem| format!("can't read the configuration {}: {problem}", path.display()))?;
+        Self::parse(&text, Settings::from_process()).map_err(|error| format!("{}: {error}", path.display()).into())
     }
 
     /// Reads `text` as the file, and the environment of `settings` over it.
     ///
     /// # Errors
-    /// All mistakes in both, or that `text` is no YAML.
+    /// All mistakes in both, or that `text` is not YAML.
     pub fn parse(text: &str, settings: Settings) -> Result<Self, Box<dyn std::error::Error>> {
-        let mut top = match yaml_serde::from_str(text) {
-            Ok(Value::Null) => Mapping::new(),
-            Ok(Value::Mapping(mapping)) => mapping,
-            Ok(_) => return Err("the configuration is not a group of keys".into()),
-            Err(error) => return Err(format!("the configuration is not YAML: {error}").into()),
-        };
-        let ours = top.remove(SECTION);
-        let server = server::read(&settings, top);
+        let file = yaml::parse(text).map_err(|error| format!("the configuration has a mistake: {error}"))?;
+        let config = Self::read(settings.top(file));
+        let (config, remarks) = settings.finish(config)?;
+        Ok(Self { remarks, ..config })
+    }
 
-        let mut section = settings.section(SECTION, ours);
-        let listen = with_port(
-            section.value("listen", None, any(8080), socket_address),
-            settings.variable("PROXY_PORT", whole(0..=u16::MAX)),
-        );
-        let admin_listen = with_port(
-            section.value("admin_listen", None, any(2112), socket_address),
-            settings.variable("METRICS_PORT", whole(0..=u16::MAX)),
-        );
+    fn read(mut top: Section<'_>) -> Self {
+        let settings = top.settings();
+        let mut section = top.section(SECTION);
+        let server = server::read(top);
+
+        let any_address = section.value("listen", None, any(8080), socket_address);
+        let listen = section.part("listen", "PROXY_PORT", any_address, port, with_port);
+        let any_address = section.value("admin_listen", None, any(2112), socket_address);
+        let admin_listen = section.part("admin_listen", "METRICS_PORT", any_address, port, with_port);
         if listen == admin_listen && listen.port() != 0 {
-            settings.mistake(format!(
-                "{SECTION}.admin_listen: {listen} is listen too, takes an address of its own"
-            ));
+            settings.mistake(
+                &section.place("admin_listen"),
+                format_args!("{listen} is the address of listen too; each takes one of its own"),
+            );
         }
         let trusted_proxies = section.list("trusted_proxies", Some("TRUSTED_PROXIES"), Vec::new(), network);
         let lame_duck = section.value("lame_duck", None, Duration::ZERO, duration_or_zero);
@@ -120,18 +118,25 @@ impl Config {
         let registry = RegistryKind::read(section.section("registry"));
         let discovery = Discovery::read(section.section("discovery"));
         let health = Health::read(section.section("health"));
-        let limit = Limit::read(&settings, section.section("limit"));
+        let (limit_enabled, part) = section.switchable("limit", "RATE_LIMIT");
+        let limit = Limit::read(part);
         let client = ClientLimits::read(section.section("client"));
         let upstream = UpstreamLimits::read(section.section("upstream"));
         let mut part = section.section("sentinel");
         let enabled = part.value("enabled", None, false, truth);
-        let sentinel = sentinel::Config::read(&settings, &mut part);
-        part.finish();
-        if matches!(registry, RegistryKind::InProcess) && !enabled {
-            settings.mistake(format!(
-                "{SECTION}.registry.kind: in-process without {SECTION}.sentinel.enabled: true, so nothing would fill it"
-            ));
+        let sentinel = sentinel::Config::read(&mut part);
+        if !enabled {
+            part.has_no_effect(
+                "gopherproxy.sentinel.enabled is not true; set it, or run the sentinel as a process of its own and configure it by variables",
+            );
         }
+        if matches!(registry, RegistryKind::InProcess) && !enabled {
+            settings.mistake(
+                &part.place("enabled"),
+                "nothing would fill the registry: with registry.kind: in-process this must be true",
+            );
+        }
+        part.finish();
         section.finish();
 
         let mut config = Self {
@@ -142,6 +147,7 @@ impl Config {
             registry,
             discovery,
             health,
+            limit_enabled,
             limit,
             client,
             upstream,
@@ -150,13 +156,14 @@ impl Config {
             readiness,
             sentinel_enabled: enabled,
             sentinel,
+            remarks: Vec::new(),
         };
         // Pingora sleeps this long after SIGTERM whatever happens; `lifecycle` leaves as soon as it can, so this only has
         // to be longer than the drain.
         config.server.grace_period_seconds = Some(config.drain_timeout.as_secs() + 10);
         // The total number of tries. `service` decides each one; Pingora's own limit must not be lower.
         config.server.max_retries = config.upstream.retries + 1;
-        Ok(settings.finish(config)?)
+        config
     }
 
     /// What differs from `running` in this configuration and takes a restart or an upgrade. `server` is what Pingora runs with.
@@ -181,11 +188,8 @@ impl Config {
     }
 }
 
-fn with_port(mut address: SocketAddr, port: Option<u16>) -> SocketAddr {
-    if let Some(port) = port {
-        address.set_port(port);
-    }
-    address
+fn with_port(address: &SocketAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(address.ip(), port)
 }
 
 fn size_or_none(text: &str) -> Result<Option<u64>, String> {

@@ -1,37 +1,42 @@
 //! Pingora's own keys, at the top level of the file.
+//!
+//! Pingora reads them with serde, whose errors speak of Rust's types. So each key is tried by itself here, which also keeps
+//! one mistake from hiding the next, and what it takes is told from the type of its default.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use chassis::settings::Settings;
+use chassis::settings::{Expected, Section, truth, whole};
+use chassis::yaml::{Node, Value};
 use pingora::server::configuration::ServerConf;
-use yaml_serde::{Mapping, Value};
-
-use super::SECTION;
+use serde_json::{Map, Value as Json};
 
 /// Where a successor waits for the listening sockets, in a directory of its own that nobody else may enter.
 const UPGRADE_SOCKET: &str = "/run/gopherproxy/upgrade.sock";
 
-/// Pingora's own keys, each read by itself so that one mistake doesn't hide the next.
-pub(super) fn read(settings: &Settings, keys: Mapping) -> ServerConf {
-    const SUPERVISOR: &str = "that is for a supervisor (systemd, a container) to do";
-    /// Keys that Pingora has and this program sets itself or can't have, and what to do instead.
-    const OURS: [(&str, &str); 12] = [
-        ("daemon", SUPERVISOR),
-        ("daemon_wait_for_ready", SUPERVISOR),
-        ("daemon_ready_timeout_seconds", SUPERVISOR),
-        ("daemon_notify_timeout_seconds", SUPERVISOR),
-        ("pid_file", SUPERVISOR),
-        ("user", SUPERVISOR),
-        ("group", SUPERVISOR),
-        ("working_directory", SUPERVISOR),
-        ("grace_period_seconds", "set gopherproxy.drain_timeout instead"),
-        (
-            "graceful_shutdown_timeout_seconds",
-            "set gopherproxy.drain_timeout instead",
-        ),
-        ("max_retries", "set gopherproxy.upstream.retries instead"),
-        ("error_log", "the log goes to standard output"),
-    ];
+const SUPERVISOR: &str = "that is the job of a supervisor (systemd, a container)";
+
+/// Keys that Pingora has and this program sets itself or can't have, and what to do instead.
+const OURS: [(&str, &str); 12] = [
+    ("daemon", SUPERVISOR),
+    ("daemon_wait_for_ready", SUPERVISOR),
+    ("daemon_ready_timeout_seconds", SUPERVISOR),
+    ("daemon_notify_timeout_seconds", SUPERVISOR),
+    ("pid_file", SUPERVISOR),
+    ("user", SUPERVISOR),
+    ("group", SUPERVISOR),
+    ("working_directory", SUPERVISOR),
+    ("grace_period_seconds", "set gopherproxy.drain_timeout instead"),
+    (
+        "graceful_shutdown_timeout_seconds",
+        "set gopherproxy.drain_timeout instead",
+    ),
+    ("max_retries", "set gopherproxy.upstream.retries instead"),
+    ("error_log", "the log goes to standard output"),
+];
+
+/// Reads Pingora's keys from the top level of the file, of which our own section is taken out already.
+pub(super) fn read(mut top: Section<'_>) -> ServerConf {
+    let settings = top.settings();
     let default = ServerConf {
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         upgrade_sock: UPGRADE_SOCKET.into(),
@@ -39,60 +44,85 @@ pub(super) fn read(settings: &Settings, keys: Mapping) -> ServerConf {
         upstream_keepalive_pool_size: 1024,
         ..ServerConf::default()
     };
-    let Ok(Value::Mapping(mut accepted)) = yaml_serde::to_value(&default) else {
+    let Ok(Json::Object(mut keys)) = serde_json::to_value(&default) else {
         return default;
     };
-    for (key, value) in keys {
-        let name = key.as_str().unwrap_or("a key that is no text");
-        if let Some((_, instead)) = OURS.iter().find(|(ours, _)| *ours == name) {
-            settings.mistake(format!("{name}: can't be set here; {instead}"));
-            continue;
-        }
-        if !accepted.contains_key(&key) {
-            settings.mistake(format!("{name}: unknown key, takes Pingora's own keys or {SECTION}"));
-            continue;
-        }
-        let alone = Mapping::from_iter([(key.clone(), value.clone())]);
-        match yaml_serde::from_value::<ServerConf>(Value::Mapping(alone)) {
-            Ok(conf)
-                if !conf
-                    .client_bind_to_ipv4
-                    .iter()
-                    .all(|address| address.parse::<Ipv4Addr>().is_ok()) =>
-            {
-                settings.mistake(format!(
-                    "{name}: got {:?}, takes IPv4 addresses",
-                    conf.client_bind_to_ipv4
-                ));
-            }
-            Ok(conf)
-                if !conf
-                    .client_bind_to_ipv6
-                    .iter()
-                    .all(|address| address.parse::<Ipv6Addr>().is_ok()) =>
-            {
-                settings.mistake(format!(
-                    "{name}: got {:?}, takes IPv6 addresses",
-                    conf.client_bind_to_ipv6
-                ));
-            }
-            Ok(conf) if conf.threads == 0 => settings.mistake("threads: got \"0\", takes a number from 1"),
-            Ok(_) => {
-                accepted.insert(key, value);
-            }
-            Err(error) => settings.mistake(format!("{name}: {error}")),
+    for (key, instead) in OURS {
+        if let Some((place, _)) = top.entry(key) {
+            settings.mistake(&place, format_args!("this key can't be set here; {instead}"));
         }
     }
-    let conf = yaml_serde::from_value::<ServerConf>(Value::Mapping(accepted));
-    match conf.map(ServerConf::validate) {
-        Ok(Ok(conf)) => conf,
-        Ok(Err(error)) => {
-            settings.mistake(error.to_string());
-            default
+    for (key, value) in &mut keys {
+        if OURS.iter().any(|(ours, _)| ours == key) {
+            continue;
         }
+        let Some((place, node)) = top.entry(key) else { continue };
+        match json(key, &node, value).and_then(|read| alone(key, read)) {
+            Ok(read) => *value = read,
+            Err(expected) => settings.wrong(&place, &expected, &node),
+        }
+    }
+    top.ignore_extensions();
+    top.finish_with("gopherproxy and Pingora's own, such as threads");
+    // Pingora looks at each key by itself, which `alone` did before.
+    serde_json::from_value(Json::Object(keys)).unwrap_or(default)
+}
+
+/// A value of the file as Pingora would read it, by the type of its default.
+fn json(key: &str, node: &Node, default: &Json) -> Result<Json, Expected> {
+    match (&node.value, default) {
+        (_, Json::Null) if node.is_null() => Ok(Json::Null),
+        (Value::List(nodes), Json::Array(_)) => nodes.iter().map(|node| address(key, node)).collect(),
+        (Value::Scalar { text, .. }, Json::Bool(_)) => truth(text).map(Json::from),
+        (Value::Scalar { text, .. }, Json::Number(_)) => number(key, text).map(Json::from),
+        (Value::Scalar { text, .. }, Json::String(_)) if !text.is_empty() => Ok(text.as_str().into()),
+        // An optional value, whose type its default doesn't tell.
+        (Value::Scalar { text, quoted: false }, Json::Null) => {
+            Ok(text.parse::<u64>().map_or_else(|_| text.as_str().into(), Json::from))
+        }
+        (Value::Scalar { text, .. }, Json::Null) => Ok(text.as_str().into()),
+        (_, Json::Array(_)) => Err("a list of addresses".into()),
+        (_, Json::String(_)) => Err("a text".into()),
+        _ => Err("one value".into()),
+    }
+}
+
+fn number(key: &str, text: &str) -> Result<u64, Expected> {
+    match key {
+        // Without one of these nobody serves, or nobody accepts.
+        "threads" | "listener_tasks_per_fd" => whole(1..=1_024)(text),
+        // Pingora multiplies it by the number of threads.
+        "upstream_keepalive_pool_size" => whole(0..=1_000_000)(text),
+        _ => whole(0..=u64::from(u32::MAX))(text),
+    }
+}
+
+/// An address of this machine that connections to backends come from.
+fn address(key: &str, node: &Node) -> Result<Json, Expected> {
+    let Value::Scalar { text, .. } = &node.value else {
+        return Err("a list of addresses".into());
+    };
+    match key {
+        "client_bind_to_ipv6" if text.parse::<Ipv6Addr>().is_err() => Err("a list of IPv6 addresses".into()),
+        "client_bind_to_ipv4" if text.parse::<Ipv4Addr>().is_err() => Err("a list of IPv4 addresses".into()),
+        _ => Ok(text.as_str().into()),
+    }
+}
+
+/// The value, if Pingora takes it when it is the only one.
+fn alone(key: &str, value: Json) -> Result<Json, Expected> {
+    let conf = Json::Object(Map::from_iter([(key.to_owned(), value.clone())]));
+    match serde_json::from_value::<ServerConf>(conf).map(ServerConf::validate) {
+        Ok(Ok(_)) => Ok(value),
+        Ok(Err(_)) => Err("another number: this one is 0 or too large".into()),
         Err(error) => {
-            settings.mistake(error.to_string());
-            default
+            let error = error.to_string();
+            Err(match error.rsplit("expected ").next() {
+                Some("usize" | "u64") => "a whole number".into(),
+                Some("a string") => "a text".into(),
+                Some(choices) if choices.starts_with('`') => choices.replace('`', ""),
+                _ => "another value".into(),
+            })
         }
     }
 }

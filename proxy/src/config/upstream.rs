@@ -51,6 +51,9 @@ impl UpstreamLimits {
             retry_budget: section.value("retry_budget", None, 0.2, share),
             ejection: Ejection::read(section.section("ejection")),
         };
+        if limits.retries == 0 {
+            section.key_has_no_effect("retry_budget", "upstream.retries is 0");
+        }
         section.finish();
         limits
     }
@@ -74,5 +77,5 @@ fn share(text: &str) -> Result<f64, String> {
     text.parse()
         .ok()
         .filter(|share| (0.0..=1.0).contains(share))
-        .ok_or_else(|| "a share from 0 to 1, such as 0.2".into())
+        .ok_or_else(|| "a number from 0 to 1, such as 0.2".into())
 }

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use crate::support::{Process, embedded, free_port, get, origin};
+use crate::support::{Connection, Process, embedded, free_port, get, origin};
 
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> (Output, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_gopherproxy"))
@@ -60,10 +60,10 @@ fn a_bad_configuration_names_all_that_is_wrong_and_starts_nothing() {
         let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
         let error = line["error"].as_str().expect("the mistakes");
         for part in [
-            "thread:",
-            "limit.burst: got \"none\"",
-            "read_timeout: got \"5\"",
-            "PROXY_PORT",
+            "line 1: thread: unknown key; did you mean threads?",
+            "line 2: gopherproxy.limit.burst: expected a whole number from 1 to 1000000, got \"none\"",
+            "read_timeout: expected a duration with a unit, such as 5s or 5ms, got \"5\"",
+            "PROXY_PORT: expected a port",
             "TRUSTED_PROXIES",
             path,
         ] {
@@ -75,20 +75,103 @@ fn a_bad_configuration_names_all_that_is_wrong_and_starts_nothing() {
     assert!(said.contains("can't read the configuration /nowhere.yaml"), "{said}");
 }
 
+#[test]
+fn what_is_no_ordinary_file_is_refused_at_once() {
+    let files = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| files.path().join(name).to_str().expect("text").to_owned();
+    assert!(
+        Command::new("mkfifo")
+            .arg(at("fifo"))
+            .status()
+            .expect("mkfifo is there")
+            .success()
+    );
+    let large = std::fs::File::create(at("large")).expect("a file");
+    large.set_len(1 << 30).expect("a sparse file");
+    for (name, nested) in [("brackets", "["), ("braces", "{a: "), ("dashes", "- ")] {
+        std::fs::write(at(name), nested.repeat(200_000)).expect("written");
+    }
+    for (path, named) in [
+        (at("fifo"), "a device, a pipe or a socket, not a regular file"),
+        (at("."), "a directory, not a regular file"),
+        ("/dev/zero".into(), "a device, a pipe or a socket, not a regular file"),
+        (at("large"), "larger than 1 MiB"),
+        (at("brackets"), "nested more than 32 levels deep"),
+        (at("braces"), "nested more than 32 levels deep"),
+        (at("dashes"), "nested more than 32 levels deep"),
+    ] {
+        let (output, said) = run(&["-t", "-c", &path], &[]);
+        assert_eq!(output.status.code(), Some(1), "{path}: {said}");
+        assert!(said.contains(named), "{path}: {said}");
+    }
+}
+
+#[test]
+fn a_kubernetes_service_link_is_called_one_and_the_prefixed_variable_wins() {
+    let link = ("PROXY_PORT", "tcp://10.0.0.1:80");
+    let (output, said) = run(&["-t"], &[link]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said.contains("a Kubernetes service link") && said.contains("enableServiceLinks: false"),
+        "{said}"
+    );
+    let (output, said) = run(&["-t"], &[link, ("GOPHERPROXY_PROXY_PORT", "8080")]);
+    assert!(output.status.success(), "{said}");
+    let output = Command::new(Process::binary("sentinel"))
+        .env_clear()
+        .env("SENTINEL_METRICS_PORT", "tcp://10.0.0.1:80")
+        .output()
+        .expect("the binary starts");
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("GOPHERPROXY_SENTINEL_METRICS_PORT, which wins"), "{said}");
+}
+
+#[test]
+fn a_key_without_effect_is_told_at_the_check_and_at_the_start() {
+    let files = tempfile::tempdir().expect("a directory");
+    let path = files.path().join("targets.yaml");
+    std::fs::write(&path, "gopherproxy:\n  sentinel:\n    targets: [origin:80]\n").expect("written");
+    let path = path.to_str().expect("text");
+    let (output, said) = run(&["-t", "-c", path], &[]);
+    assert!(output.status.success(), "{said}");
+    let [warning, good] = said.lines().collect::<Vec<_>>().try_into().expect("two lines");
+    let warning: serde_json::Value = serde_json::from_str(warning).expect("JSON");
+    assert_eq!(warning["level"], "WARN");
+    assert_eq!(warning["msg"], "a key in the configuration has no effect");
+    assert_eq!(warning["key"], "gopherproxy.sentinel.targets");
+    assert_eq!(warning["line"], 3);
+    assert!(good.contains("the configuration is good"), "{good}");
+}
+
 #[tokio::test]
-async fn the_environment_wins_over_the_file() {
+async fn the_environment_wins_over_the_file_and_an_empty_variable_is_unset() {
     let (origin, port) = (origin(), free_port());
     let variables = [
-        ("PROXY_PORT", port.to_string()),
+        ("PROXY_PORT", "tcp://10.0.0.1:80".into()),
+        ("GOPHERPROXY_PROXY_PORT", port.to_string()),
         ("RATE_LIMIT_BURST", "1".into()),
         ("RATE_LIMIT_PER_SECOND", "0.01".into()),
+        // The compose file sets variables that nobody has given a value.
+        ("TRUSTED_PROXIES", String::new()),
+        ("METRICS_PORT", String::new()),
+        ("REDIS_URL", String::new()),
+        ("RATE_LIMIT", String::new()),
+        ("SENTINEL_TARGETS", String::new()),
+        ("RUST_LOG", String::new()),
     ];
     let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let proxy = Process::proxy_with(&embedded(&[origin.address()]), &variables).await;
+    let file = embedded(&[origin.address()]) + "  trusted_proxies: [127.0.0.2]\n";
+    let proxy = Process::proxy_with(&file, &variables).await;
     proxy.active_backends(1).await;
     assert_eq!(proxy.address().port(), port);
     assert_eq!(get(proxy.address(), "/").await.status, 200);
     assert_eq!(get(proxy.address(), "/").await.status, 429);
+    let mut trusted = Connection::open_from(proxy.address(), [127, 0, 0, 2].into()).await;
+    for (client, status) in [("192.0.2.1", 200), ("192.0.2.2", 200), ("192.0.2.1", 429)] {
+        let line = format!("X-Forwarded-For: {client}\r\n");
+        assert_eq!(trusted.request("GET", "/", &line, "").await.status, status, "{client}");
+    }
 }
 
 #[tokio::test]

@@ -48,7 +48,7 @@ async fn members_come_and_go_and_what_is_no_member_is_skipped_counted_and_logged
         "{members:?}"
     );
     assert!(
-        members[2].starts_with("\"no\\nmember\": takes http://host:port"),
+        members[2].starts_with("\"no\\nmember\": expected http://host:port"),
         "{members:?}"
     );
 }

@@ -148,7 +148,7 @@ async fn a_wrong_url_ends_both_processes_and_nothing_of_it_is_shown() {
             let (status, _) = process.ended().await;
             assert_eq!(status.code(), Some(1), "{url}");
             let line = process.said("can't start", |_| true).await.to_string();
-            assert!(line.contains("REDIS_URL: takes host:port"), "{line}");
+            assert!(line.contains("REDIS_URL: expected host:port"), "{line}");
             let log = process.log();
             assert!(!format!("{log:?}").contains("cret"), "{log:#?}");
         }

@@ -96,6 +96,44 @@ async fn a_bad_file_and_a_change_that_takes_a_restart_are_refused_whole() {
 }
 
 #[tokio::test]
+async fn the_limit_can_be_turned_off_and_on_again() {
+    let origin = origin();
+    let off = embedded(&[origin.address()]).replace("limit: {burst: 1000000, per_second: 1000000}", "limit: off");
+    let strict = off.replace("limit: off", "limit: {burst: 1, per_second: 0.001}");
+    let proxy = Process::proxy(&off).await;
+    proxy.active_backends(1).await;
+    for (reloads, file, expected) in [(0, &off, 200), (1, &strict, 429), (2, &off, 200)] {
+        if reloads > 0 {
+            proxy.reconfigure(file);
+            proxy.signal("HUP");
+            eventually("it is reloaded", async || proxy.lines(RELOADED).len() == reloads).await;
+            assert_eq!(get(proxy.address(), "/").await.status, 200, "a full bucket, or none");
+        }
+        for _ in 0..20 {
+            assert_eq!(get(proxy.address(), "/").await.status, expected, "{file}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reload_tells_which_keys_a_variable_overrides() {
+    const NO_EFFECT: &str = "a key in the configuration has no effect";
+    let origin = origin();
+    let before = embedded(&[origin.address()]);
+    let proxy = Process::proxy_with(&before, &[("RATE_LIMIT_BURST", "1000000")]).await;
+    proxy.active_backends(1).await;
+    assert_eq!(proxy.lines(NO_EFFECT).len(), 0, "both say the same");
+    proxy.reconfigure(&before.replace("burst: 1000000", "burst: 7"));
+    proxy.signal("HUP");
+    proxy.said(RELOADED, |_| true).await;
+    let lines = proxy.lines(NO_EFFECT);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!(lines[0]["level"], "INFO");
+    assert_eq!(lines[0]["key"], "gopherproxy.limit.burst");
+    assert_eq!(lines[0]["why"], "the variable RATE_LIMIT_BURST is set and wins");
+}
+
+#[tokio::test]
 async fn a_new_redis_password_is_taken() {
     let redis = Redis::start().await;
     let (first, second) = (origin(), origin());
@@ -110,7 +148,7 @@ async fn a_new_redis_password_is_taken() {
     let url = |credentials: &str| format!("redis://{credentials}@{}/0", redis.address());
     let with = |url: &str| with_redis(&redis).replace(&redis.address().to_string(), url);
     let proxy = Process::proxy(&with(&url("first:hunter2"))).await;
-    proxy.said("waiting for the first backends", |_| true).await;
+    proxy.said("registry gives no usable set", |_| true).await;
     // From a wrong password to a right one, and on to the next user before the first is removed.
     for credentials in ["first:old", "second:new"] {
         let before = proxy.lines(RELOADED).len();

@@ -1,0 +1,342 @@
+//! A group of keys in the file.
+
+use std::collections::BTreeMap;
+
+use log::Level;
+
+use super::{Expected, Place, Settings, Unknown, Variable, entries, given, given_node, join, truth};
+use crate::yaml::{Mapping, Node, Value};
+
+/// A group of keys in the file. Each reading method takes its key out; what is left at [`Section::finish`] is unknown.
+pub struct Section<'s> {
+    settings: &'s Settings,
+    path: String,
+    entries: Mapping,
+    known: Vec<String>,
+    /// Where each value that was read stands.
+    places: BTreeMap<&'static str, Place>,
+    /// The keys in the file whose values are not the defaults.
+    changed: Vec<(&'static str, Place)>,
+}
+
+/// What the environment and the file say of a key.
+struct Found<'s> {
+    variable: Option<Variable<'s>>,
+    file: Option<(Place, Node)>,
+}
+
+impl<'s> Section<'s> {
+    pub(super) fn new(settings: &'s Settings, path: String, node: Option<Node>) -> Self {
+        Self {
+            settings,
+            entries: entries(settings, &path, node),
+            path,
+            known: Vec::new(),
+            places: BTreeMap::new(),
+            changed: Vec::new(),
+        }
+    }
+
+    /// Where mistakes go.
+    pub fn settings(&self) -> &'s Settings {
+        self.settings
+    }
+
+    /// The section `key` inside this one. When it has no keys, all its values come from the environment and the defaults.
+    pub fn section(&mut self, key: &'static str) -> Section<'s> {
+        let node = self.entry(key).map(|(_, node)| node);
+        Section::new(self.settings, join(&self.path, key), node)
+    }
+
+    /// The section `key` inside this one and whether it is on: it is, unless `off` stands in its place in the file or in `variable`.
+    pub fn switchable(&mut self, key: &'static str, variable: &'static str) -> (bool, Section<'s>) {
+        let settings = self.settings;
+        let file = self.entry(key);
+        let (mut in_file, mut keys) = (true, None);
+        if let Some((place, node)) = &file {
+            match &node.value {
+                Value::Scalar { text, .. } if !node.is_null() => match on_or_off(text) {
+                    Ok(on) => in_file = on,
+                    Err(_) => settings.wrong(place, "keys and values, or off", node),
+                },
+                _ => keys = Some(node.clone()),
+            }
+        }
+        let section = Section::new(settings, join(&self.path, key), keys);
+        let Some(variable) = settings.find(variable) else {
+            return (in_file, section);
+        };
+        let on = settings.parse_variable(&variable, false, on_or_off).unwrap_or(in_file);
+        if let Some((place, _)) = &file
+            && on != in_file
+        {
+            settings.hidden(place, &variable.place());
+        }
+        (on, section)
+    }
+
+    /// One value: from `variable` if it is set, else from `key`, else `default`.
+    pub fn value<T: PartialEq>(
+        &mut self,
+        key: &'static str,
+        variable: Option<&'static str>,
+        default: T,
+        parse: impl Fn(&str) -> Result<T, Expected>,
+    ) -> T {
+        self.read(key, variable, false, default, parse)
+    }
+
+    /// The same for a value that can hold a secret: no message quotes it.
+    pub fn secret<T: PartialEq>(
+        &mut self,
+        key: &'static str,
+        variable: Option<&'static str>,
+        default: T,
+        parse: impl Fn(&str) -> Result<T, Expected>,
+    ) -> T {
+        self.read(key, variable, true, default, parse)
+    }
+
+    fn read<T: PartialEq>(
+        &mut self,
+        key: &'static str,
+        variable: Option<&'static str>,
+        secret: bool,
+        default: T,
+        parse: impl Fn(&str) -> Result<T, Expected>,
+    ) -> T {
+        let from_node = |node: &Node| match &node.value {
+            Value::Scalar { .. } if node.is_null() => parse(""),
+            Value::Scalar { text, .. } => parse(text.trim()),
+            Value::List(_) | Value::Mapping(_) => Err("one value".into()),
+        };
+        let settings = self.settings;
+        match self.find(key, variable) {
+            Found {
+                variable: Some(variable),
+                file,
+            } => {
+                let value = settings.parse_variable(&variable, secret, &parse);
+                if let Some((place, node)) = file
+                    && value.is_some()
+                    && from_node(&node).ok() != value
+                {
+                    settings.hidden(&place, &variable.place());
+                }
+                value.unwrap_or(default)
+            }
+            Found {
+                variable: None,
+                file: Some((place, node)),
+            } => match from_node(&node) {
+                Ok(value) => {
+                    self.note_change(key, place, value != default);
+                    value
+                }
+                Err(expected) => {
+                    settings.expected(&place, &expected, &given_node(&node, secret));
+                    default
+                }
+            },
+            Found {
+                variable: None,
+                file: None,
+            } => default,
+        }
+    }
+
+    /// A list: comma-separated in `variable`; in the file a YAML list or the same comma-separated text. Spaces around an
+    /// entry are ignored; `none` and an empty text in the file are an empty list, an empty entry is a mistake.
+    pub fn list<T: PartialEq>(
+        &mut self,
+        key: &'static str,
+        variable: Option<&'static str>,
+        default: Vec<T>,
+        parse: impl Fn(&str) -> Result<T, Expected>,
+    ) -> Vec<T> {
+        let split = |text: &str| match text.trim() {
+            "" | "none" => Vec::new(),
+            text => text.split(',').map(|entry| entry.trim().to_owned()).collect(),
+        };
+        let settings = self.settings;
+        // Each with the place that a mistake in it names, or what is there in place of a text.
+        let from_node = |place: &Place, node: &Node| -> Vec<(Place, Result<String, String>)> {
+            let at = |line| match place {
+                Place::Key { path, .. } => Place::Key {
+                    path: path.clone(),
+                    line,
+                },
+                other => other.clone(),
+            };
+            match &node.value {
+                Value::Scalar { .. } if node.is_null() => Vec::new(),
+                Value::Scalar { text, .. } => split(text)
+                    .into_iter()
+                    .map(|entry| (place.clone(), Ok(entry)))
+                    .collect(),
+                Value::List(nodes) => nodes
+                    .iter()
+                    .map(|node| match &node.value {
+                        Value::Scalar { text, .. } if !node.is_null() => (at(node.line), Ok(text.trim().to_owned())),
+                        _ => (at(node.line), Err(given_node(node, false))),
+                    })
+                    .collect(),
+                Value::Mapping(_) => vec![(place.clone(), Err(given_node(node, false)))],
+            }
+        };
+        let (entries, changes) = match self.find(key, variable) {
+            Found {
+                variable: Some(variable),
+                file,
+            } => {
+                let place = variable.place();
+                let texts = split(variable.text);
+                if let Some((in_file, node)) = file {
+                    let values =
+                        |entries: Vec<String>| entries.iter().map(|entry| parse(entry).ok()).collect::<Vec<_>>();
+                    let hidden = from_node(&in_file, &node);
+                    let hidden = hidden.into_iter().map(|(_, entry)| entry.unwrap_or_default()).collect();
+                    if values(hidden) != values(texts.clone()) {
+                        settings.hidden(&in_file, &place);
+                    }
+                }
+                let entries = texts.into_iter().map(|entry| (place.clone(), Ok(entry)));
+                (entries.collect(), None)
+            }
+            Found {
+                variable: None,
+                file: Some((place, node)),
+            } => (from_node(&place, &node), Some(place)),
+            Found {
+                variable: None,
+                file: None,
+            } => return default,
+        };
+        let mut values = Vec::with_capacity(entries.len());
+        let mut wrong = false;
+        for (number, (place, entry)) in (1..).zip(entries) {
+            let parsed = match &entry {
+                Ok(text) => parse(text).map_err(|expected| (expected, given(text, false))),
+                Err(got) => Err(("one value".into(), got.clone())),
+            };
+            match parsed {
+                Ok(value) => values.push(value),
+                Err((expected, got)) => {
+                    settings.mistake(&place, format_args!("entry {number}: expected {expected}, got {got}"));
+                    wrong = true;
+                }
+            }
+        }
+        if wrong {
+            return default;
+        }
+        if let Some(place) = changes {
+            self.note_change(key, place, values != default);
+        }
+        values
+    }
+
+    /// `value`, read from `key`, with the part of it that `variable` sets replaced by `apply`.
+    pub fn part<T: PartialEq, U>(
+        &mut self,
+        key: &'static str,
+        variable: &'static str,
+        value: T,
+        parse: impl Fn(&str) -> Result<U, Expected>,
+        apply: impl Fn(&T, U) -> T,
+    ) -> T {
+        let Some(variable) = self.settings.find(variable) else {
+            return value;
+        };
+        let Some(part) = self.settings.parse_variable(&variable, false, parse) else {
+            return value;
+        };
+        let with_part = apply(&value, part);
+        if let place @ Place::Key { .. } = self.place(key)
+            && with_part != value
+        {
+            self.settings.hidden(&place, &variable.place());
+        }
+        self.places.insert(key, variable.place());
+        with_part
+    }
+
+    /// An entry that the caller reads itself.
+    pub fn entry(&mut self, key: &str) -> Option<(Place, Node)> {
+        let path = join(&self.path, key);
+        self.known.push(key.to_owned());
+        self.settings.notes.borrow_mut().known.push(path.clone());
+        let node = self.entries.remove(key)?;
+        Some((Place::Key { path, line: node.line }, node))
+    }
+
+    /// Drops the keys that begin with `x-`. They are for the user's own anchors, as in compose files.
+    pub fn ignore_extensions(&mut self) {
+        self.entries.retain(|key, _| !key.starts_with("x-"));
+    }
+
+    /// Where the value of a key stands that was read.
+    pub fn place(&self, key: &'static str) -> Place {
+        let unset = || Place::Unset(join(&self.path, key));
+        self.places.get(key).cloned().unwrap_or_else(unset)
+    }
+
+    /// Notes that the keys in the file whose values are not the defaults have no effect, and why.
+    pub fn has_no_effect(&self, why: &str) {
+        for (_, place) in &self.changed {
+            self.settings.remark(Level::Warn, place, why.to_owned());
+        }
+    }
+
+    /// The same of one key.
+    pub fn key_has_no_effect(&self, key: &str, why: &str) {
+        for (_, place) in self.changed.iter().filter(|(changed, _)| *changed == key) {
+            self.settings.remark(Level::Warn, place, why.to_owned());
+        }
+    }
+
+    /// Notes every key of the file that nobody asked for.
+    pub fn finish(self) {
+        let choices = self.known.join(", ");
+        self.finish_with(&choices);
+    }
+
+    /// The same, where `choices` says in words what keys there are.
+    pub fn finish_with(self, choices: &str) {
+        let mut notes = self.settings.notes.borrow_mut();
+        for (key, node) in self.entries {
+            notes.unknown.push(Unknown {
+                section: self.path.clone(),
+                key,
+                line: node.line,
+                choices: choices.to_owned(),
+            });
+        }
+    }
+
+    fn find(&mut self, key: &'static str, variable: Option<&'static str>) -> Found<'s> {
+        let file = self.entry(key);
+        let variable = variable.and_then(|name| self.settings.find(name));
+        let place = match (&variable, &file) {
+            (Some(variable), _) => variable.place(),
+            (None, Some((place, _))) => place.clone(),
+            (None, None) => Place::Unset(join(&self.path, key)),
+        };
+        self.places.insert(key, place);
+        Found { variable, file }
+    }
+
+    fn note_change(&mut self, key: &'static str, place: Place, changed: bool) {
+        if changed {
+            self.changed.push((key, place));
+        }
+    }
+}
+
+/// Whether something that can be left out is on.
+fn on_or_off(text: &str) -> Result<bool, Expected> {
+    match text.trim() {
+        "none" => Ok(false),
+        text => truth(text).map_err(|_| "on or off".into()),
+    }
+}

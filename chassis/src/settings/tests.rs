@@ -1,0 +1,264 @@
+use std::time::Duration;
+
+use super::*;
+
+fn settings(variables: &[(&str, &str)]) -> Settings {
+    Settings::new(variables.iter().map(|(name, value)| ((*name).into(), (*value).into())))
+}
+
+fn yaml(text: &str) -> Option<Node> {
+    crate::yaml::parse(text).expect("test YAML")
+}
+
+/// The remarks, or the mistakes, as lines.
+fn said(settings: Settings) -> Vec<String> {
+    match settings.finish(()) {
+        Ok(((), remarks)) => remarks
+            .into_iter()
+            .map(|Remark { key, line, why, .. }| format!("line {line}: {key}: {why}"))
+            .collect(),
+        Err(mistakes) => mistakes.texts,
+    }
+}
+
+#[test]
+fn the_environment_wins_over_the_file_and_the_file_over_the_default() {
+    let settings = settings(&[("WAIT", "1s"), ("EMPTY", ""), ("BLANK", "  ")]);
+    let mut section = settings.top(yaml("wait: 2s\nother: 3s\nempty: 5s\nblank: 6s"));
+    let mut wait = |key, variable| section.value(key, Some(variable), Duration::from_secs(4), duration);
+    assert_eq!(wait("wait", "WAIT"), Duration::from_secs(1));
+    assert_eq!(wait("other", "OTHER"), Duration::from_secs(3));
+    assert_eq!(wait("third", "THIRD"), Duration::from_secs(4));
+    assert_eq!(
+        wait("empty", "EMPTY"),
+        Duration::from_secs(5),
+        "an empty variable is unset"
+    );
+    assert_eq!(
+        wait("blank", "BLANK"),
+        Duration::from_secs(6),
+        "an empty variable is unset"
+    );
+    section.finish();
+    assert_eq!(settings.variable("EMPTY", duration), None);
+    assert_eq!(said(settings), ["line 1: wait: the variable WAIT is set and wins"]);
+}
+
+#[test]
+fn a_prefixed_variable_wins_over_the_plain_one() {
+    let settings = settings(&[
+        ("PORT", "tcp://10.0.0.1:80"),
+        ("GOPHERPROXY_PORT", "1"),
+        ("LIST", "1"),
+        ("GOPHERPROXY_LIST", "2"),
+        ("ONLY", "3"),
+        ("GOPHERPROXY_ONLY", ""),
+    ]);
+    let mut section = settings.top(None);
+    assert_eq!(section.value("port", Some("PORT"), 9, whole(0..=9)), 1);
+    assert_eq!(section.list("list", Some("LIST"), vec![], whole(0..=9)), [2]);
+    assert_eq!(settings.variable("ONLY", whole(0..=9)), Some(3));
+    assert_eq!(said(settings), [""; 0]);
+}
+
+#[test]
+fn a_kubernetes_service_link_is_called_one() {
+    for (name, advice) in [
+        ("PROXY_PORT", ", or set GOPHERPROXY_PROXY_PORT, which wins"),
+        ("GOPHERPROXY_PROXY_PORT", ""),
+    ] {
+        let settings = settings(&[(name, "tcp://10.0.0.1:80")]);
+        assert_eq!(settings.variable("PROXY_PORT", whole(0..=9)), None);
+        assert_eq!(
+            said(settings),
+            [format!(
+                "{name}: \"tcp://10.0.0.1:80\" looks like a Kubernetes service link, the address of a Service whose name gives this \
+                 variable: set enableServiceLinks: false in the pod's spec{advice}"
+            )]
+        );
+    }
+}
+
+#[test]
+fn every_mistake_names_its_line_and_key_what_was_expected_and_what_is_there() {
+    let settings = settings(&[("SIZE", "64"), ("LIST", "1, ,x")]);
+    let file = "top:\n  wait: 5\n  count: [1]\n  sub: 3\n  spelt: 1\n  nothing:\n  many: [1, [2],\n    x]";
+    let mut top = settings.top(yaml(file));
+    let mut section = top.section("top");
+    section.value("wait", None, Duration::ZERO, duration);
+    section.value("count", None, 1u8, whole(1..=9));
+    section.value("size", Some("SIZE"), 1, size);
+    section.value("nothing", None, 1, size);
+    section.list("list", Some("LIST"), vec![], whole(1..=9u8));
+    section.list("many", None, vec![], whole(1..=9u8));
+    section.section("sub").finish();
+    section.finish();
+    top.finish();
+    let mistakes = settings.finish(()).expect_err("the settings are wrong");
+    assert_eq!(
+        mistakes.texts,
+        [
+            r#"line 2: top.wait: expected a duration with a unit, such as 5s or 5ms, got "5""#,
+            "line 3: top.count: expected one value, got a list",
+            r#"line 4: top.sub: expected keys and values (each in a line of its own, with a space after the colon), got "3""#,
+            "line 5: top.spelt: unknown key; the keys here are wait, count, size, nothing, list, many, sub",
+            "line 6: top.nothing: expected a size above zero with a unit (B, KiB, MiB or GiB), such as 64KiB, got nothing",
+            "line 7: top.many: entry 2: expected one value, got a list",
+            r#"line 8: top.many: entry 3: expected a whole number from 1 to 9, got "x""#,
+            r#"SIZE: expected a size with a unit, such as 64B, 64KiB or 64MiB, got "64""#,
+            "LIST: entry 2: expected a whole number from 1 to 9, got nothing",
+            r#"LIST: entry 3: expected a whole number from 1 to 9, got "x""#,
+        ]
+    );
+    let text = mistakes.to_string();
+    assert!(
+        text.starts_with("the configuration has 10 mistakes:\n  line 2: top.wait"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_unknown_key_is_told_apart_from_the_one_that_was_meant() {
+    let file = "inner:\n  brust: 1\n  waiting: 2\n  max-size: 3\n  outer: 4\n  both: 5\nburst: 6\n'pass word': 7";
+    let settings = settings(&[]);
+    let mut top = settings.top(yaml(file));
+    top.value("outer", None, 0, whole(0..=9));
+    for (name, keys) in [
+        ("inner", &["burst", "wait", "max_size"][..]),
+        ("one", &["both"]),
+        ("two", &["both"]),
+    ] {
+        let mut section = top.section(name);
+        for key in keys {
+            section.value(key, None, 0, whole(0..=9));
+        }
+        section.finish();
+    }
+    top.finish();
+    assert_eq!(
+        said(settings),
+        [
+            "line 2: inner.brust: unknown key; did you mean burst?",
+            "line 3: inner.waiting: unknown key; the keys here are burst, wait, max_size",
+            "line 4: inner.max-size: unknown key; did you mean max_size?",
+            "line 5: inner.outer: unknown key; did you mean outer?",
+            "line 6: inner.both: unknown key; did you mean one.both or two.both?",
+            "line 7: burst: unknown key; did you mean inner.burst?",
+            r#"line 8: "pass…": unknown key; the keys here are outer, inner, one, two"#,
+        ]
+    );
+}
+
+#[test]
+fn thousands_of_mistakes_are_counted_and_not_shown() {
+    let settings = settings(&[]);
+    let file: String = (0..5_000).map(|n| format!("{n}: {n}\n")).collect();
+    settings.top(yaml(&file)).finish();
+    let text = settings.finish(()).expect_err("unknown keys").to_string();
+    assert!(
+        text.starts_with("the configuration has 5000 mistakes:\n  line 1: 0"),
+        "{text}"
+    );
+    assert!(text.ends_with("\n  and 4970 more"), "{text}");
+}
+
+#[test]
+fn what_is_hidden_by_a_variable_and_differs_is_remarked() {
+    let settings = settings(&[("WAIT", "1s"), ("LIST", "1,2"), ("OTHER", "3"), ("PORT", "4")]);
+    let mut section = settings.top(yaml("wait: 1000ms\nlist: [1, 2]\nother: 4\nport: 5"));
+    section.value("wait", Some("WAIT"), Duration::ZERO, duration);
+    section.list("list", Some("LIST"), vec![], whole(0..=9));
+    section.list("other", Some("OTHER"), vec![], whole(0..=9));
+    let port = section.value("port", None, 0, whole(0..=9));
+    assert_eq!(section.part("port", "PORT", port, whole(0..=9), |_, port| port), 4);
+    section.finish();
+    assert_eq!(
+        said(settings),
+        [
+            "line 3: other: the variable OTHER is set and wins",
+            "line 4: port: the variable PORT is set and wins",
+        ]
+    );
+}
+
+#[test]
+fn only_keys_that_differ_from_their_defaults_are_said_to_have_no_effect() {
+    let settings = settings(&[("C", "3")]);
+    let mut section = settings.top(yaml("a: 1\nb: 2\nc: 3"));
+    for (key, variable) in [("a", None), ("b", None), ("c", Some("C"))] {
+        section.value(key, variable, 1, whole(0..=9));
+    }
+    section.has_no_effect("it is off");
+    section.finish();
+    assert_eq!(said(settings), ["line 2: b: it is off"]);
+}
+
+#[test]
+fn a_section_can_be_off() {
+    for (file, variable, on, remarks) in [
+        ("", "", true, 0),
+        ("a: {b: 2}", "", true, 0),
+        ("a: off", "", false, 0),
+        ("a: none", "", false, 0),
+        ("a: false", "", false, 0),
+        ("a: on", "", true, 0),
+        ("a: off", "on", true, 1),
+        ("a: {b: 2}", "off", false, 1),
+        ("", "off", false, 0),
+    ] {
+        let settings = settings(&[("A", variable)]);
+        let mut top = settings.top(yaml(file));
+        let (is_on, mut section) = top.switchable("a", "A");
+        assert_eq!(is_on, on, "{file} {variable}");
+        section.value("b", None, 1, whole(0..=9));
+        section.finish();
+        top.finish();
+        assert_eq!(said(settings).len(), remarks, "{file} {variable}");
+    }
+    let settings = settings(&[("A", "100")]);
+    settings.top(yaml("a: 100")).switchable("a", "A").1.finish();
+    assert_eq!(
+        said(settings),
+        [
+            r#"line 1: a: expected keys and values, or off, got "100""#,
+            r#"A: expected on or off, got "100""#
+        ]
+    );
+}
+
+#[test]
+fn no_mistake_repeats_a_secret() {
+    let url = "redis://user:hunter2@host/x";
+    let settings = settings(&[("URL", "hunter2"), ("LIST", url), ("ONLY", "hunter2"), ("OTHER", url)]);
+    let mut section = settings.top(yaml(&format!("file: hunter2\nsub: {url}\nplain: {url}\n{url}: 1")));
+    section.secret("url", Some("URL"), 0, whole(1..=9));
+    section.secret("file", None, 0, whole(1..=9));
+    section.list("list", Some("LIST"), vec![], whole(1..=9));
+    section.value("plain", None, 0, whole(1..=9));
+    section.section("sub").finish();
+    section.finish();
+    assert_eq!(settings.secret_variable("ONLY", whole(1..=9)), None);
+    assert_eq!(settings.variable("OTHER", whole(1..=9)), None);
+    let mistakes = said(settings);
+    assert_eq!(mistakes.len(), 8, "{mistakes:#?}");
+    for mistake in mistakes {
+        assert!(!mistake.contains("hunter2"), "{mistake}");
+    }
+}
+
+#[test]
+fn a_list_is_the_same_from_a_file_and_from_a_variable() {
+    let settings = settings(&[("LIST", " 1 ,2"), ("NONE", "none")]);
+    let parse = whole(1..=9u8);
+    let mut section = settings.top(yaml("b: [1, 2]\nc: 1,2\nd: ''\ne:\nf: none"));
+    assert_eq!(section.list("a", Some("LIST"), vec![], &parse), [1, 2]);
+    for key in ["b", "c"] {
+        assert_eq!(section.list(key, None, vec![], &parse), [1, 2]);
+    }
+    for key in ["d", "e", "f"] {
+        assert_eq!(section.list(key, None, vec![7], &parse), [0u8; 0]);
+    }
+    assert_eq!(section.list("g", Some("NONE"), vec![7], &parse), [0u8; 0]);
+    section.finish();
+    assert_eq!(said(settings), [""; 0]);
+}
