@@ -15,12 +15,12 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use log::{error, info, warn};
 use pingora::prelude::{Error, ErrorType};
-use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
+use pingora_load_balancing::Backend;
 use pingora_load_balancing::discovery::ServiceDiscovery;
-use pingora_load_balancing::{Backend, Extensions};
 use registry::{Malformed, Member, Registry, Resolver, Snapshot};
 use tokio::time::{sleep, timeout};
 
+use crate::health_check::backend_at;
 use crate::members::Members;
 use crate::metrics::Metrics;
 use crate::state_store::StateStore;
@@ -146,12 +146,7 @@ impl RegistryDiscovery {
     /// Makes `members` the set, and Pingora's backends from it: one for each address, because it is addresses that are checked.
     fn take(&self, members: &Arc<Members>) -> BTreeSet<Backend> {
         let addresses = members.iter().flat_map(|(_, addresses)| addresses);
-        let backends = addresses.map(|address| Backend {
-            addr: PingoraAddr::Inet(*address),
-            weight: 1,
-            ext: Extensions::new(),
-        });
-        let backends = backends.collect();
+        let backends = addresses.copied().map(backend_at).collect();
         self.0.members.store(Arc::clone(members));
         backends
     }

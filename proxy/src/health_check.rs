@@ -1,7 +1,8 @@
 //! The proxy's own check of every address: does it take a TCP connection?
 //!
-//! Pingora runs the checks and calls back when an address has become healthy or unhealthy. What each check found is kept here,
-//! because Pingora takes an address that was never checked for healthy, and the pool must know the difference.
+//! Pingora checks all addresses in rounds. What each check found is kept here, because Pingora takes an address that was never
+//! checked for healthy, and the pool must know the difference; and because a new address is checked at once, whatever holds up
+//! the round under way.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,14 +14,15 @@ use async_trait::async_trait;
 use chassis::shortage::is_shortage;
 use log::{info, warn};
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
-use pingora_load_balancing::Backend;
 use pingora_load_balancing::health_check::{HealthCheck, TcpHealthCheck};
+use pingora_load_balancing::{Backend, Extensions};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::discovery::RegistryDiscovery;
 
-/// How many addresses are checked at the same time.
+/// How many addresses are checked at the same time, by a round and because they are new.
 const CHECKS_AT_ONCE: usize = 256;
+const NEW_AT_ONCE: usize = 256;
 
 /// Whether the last check of each address passed. One that is missing was not checked yet.
 pub type Findings = HashMap<SocketAddr, bool>;
@@ -30,6 +32,7 @@ pub struct Check {
     current: ArcSwap<TcpHealthCheck>,
     /// Limits the descriptors that checks take.
     at_once: Semaphore,
+    new_at_once: Semaphore,
     found: Mutex<Findings>,
     discovery: RegistryDiscovery,
     /// Notified when a finding has changed.
@@ -42,6 +45,7 @@ impl Check {
         Self {
             current: ArcSwap::from_pointee(tcp_check(timeout)),
             at_once: Semaphore::new(CHECKS_AT_ONCE),
+            new_at_once: Semaphore::new(NEW_AT_ONCE),
             found: Mutex::default(),
             discovery,
             changed,
@@ -58,11 +62,29 @@ impl Check {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn run(&self, backend: &Backend) -> pingora::Result<()> {
+    /// The addresses that were never checked.
+    pub fn unchecked(&self) -> Vec<SocketAddr> {
+        let members = self.discovery.members();
+        let found = self.found();
+        let addresses = members.iter().flat_map(|(_, addresses)| addresses);
+        addresses
+            .filter(|address| !found.contains_key(address))
+            .copied()
+            .collect()
+    }
+
+    /// Checks a new address, beside the round under way, and returns it.
+    pub async fn run_first(&self, address: SocketAddr) -> SocketAddr {
+        // What it found is kept; the error is for Pingora's rounds.
+        let _ = self.run(&backend_at(address), &self.new_at_once).await;
+        address
+    }
+
+    async fn run(&self, backend: &Backend, at_once: &Semaphore) -> pingora::Result<()> {
         // The semaphore is never closed.
-        let _permit = self.at_once.acquire().await;
+        let _permit = at_once.acquire().await;
         let result = self.current.load_full().check(backend).await;
-        let Some(address) = address_of(backend) else {
+        let PingoraAddr::Inet(address) = backend.addr else {
             return result;
         };
         let mut found = self.found();
@@ -73,23 +95,44 @@ impl Check {
                 Some(true) | None => Ok(()),
             },
             result => {
-                if found.insert(address, result.is_ok()) != Some(result.is_ok()) {
+                let good = result.is_ok();
+                let before = found.insert(address, good);
+                if before != Some(good) {
                     self.changed.notify_one();
+                }
+                // The first check that passes is not worth a line.
+                if before.unwrap_or(true) != good {
+                    self.log(address, good, &found);
                 }
                 result
             }
         }
     }
 
-    /// The member that has `address`, and whether another address of it is healthy.
-    fn member_of(&self, address: SocketAddr) -> (Arc<str>, bool) {
+    fn log(&self, address: SocketAddr, good: bool, found: &Findings) {
         let members = self.discovery.members();
-        let Some(name) = members.owner(&address) else {
-            return (address.to_string().into(), false);
-        };
-        let found = self.found();
+        let address_text = address.to_string();
+        let name = members.owner(&address).map_or(address_text.as_str(), |name| name);
         let mut others = members.addresses_of(name).iter().filter(|other| **other != address);
-        (Arc::clone(name), others.any(|other| found.get(other) == Some(&true)))
+        let others = others.any(|other| found.get(other) == Some(&true));
+        let address = address_text.as_str();
+        match (good, others) {
+            (true, false) => info!(backend = name, address = address; "backend recovered"),
+            (true, true) => info!(backend = name, address = address; "address of a backend recovered"),
+            (false, false) => warn!(backend = name, address = address; "backend went down"),
+            (false, true) => {
+                warn!(backend = name, address = address; "address of a backend went down; its others serve on");
+            }
+        }
+    }
+}
+
+/// An address as Pingora knows it.
+pub fn backend_at(address: SocketAddr) -> Backend {
+    Backend {
+        addr: PingoraAddr::Inet(address),
+        weight: 1,
+        ext: Extensions::new(),
     }
 }
 
@@ -105,31 +148,10 @@ pub struct SharedCheck(pub Arc<Check>);
 #[async_trait]
 impl HealthCheck for SharedCheck {
     async fn check(&self, target: &Backend) -> pingora::Result<()> {
-        self.0.run(target).await
-    }
-
-    async fn health_status_change(&self, backend: &Backend, healthy: bool) {
-        let Some(address) = address_of(backend) else { return };
-        let (name, others) = self.0.member_of(address);
-        let (name, address) = (&*name, address.to_string());
-        match (healthy, others) {
-            (true, false) => info!(backend = name, address = address.as_str(); "backend recovered"),
-            (true, true) => info!(backend = name, address = address.as_str(); "address of a backend recovered"),
-            (false, false) => warn!(backend = name, address = address.as_str(); "backend went down"),
-            (false, true) => {
-                warn!(backend = name, address = address.as_str(); "address of a backend went down; its others serve on");
-            }
-        }
+        self.0.run(target, &self.0.at_once).await
     }
 
     fn health_threshold(&self, _success: bool) -> usize {
         1
-    }
-}
-
-fn address_of(backend: &Backend) -> Option<SocketAddr> {
-    match &backend.addr {
-        PingoraAddr::Inet(address) => Some(*address),
-        PingoraAddr::Unix(_) => None,
     }
 }

@@ -1,10 +1,13 @@
 //! The loops that keep a pool up to date, and how long they wait.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chassis::supervisor::supervise;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::sync::watch;
@@ -46,14 +49,35 @@ impl Pool {
         }
     }
 
-    /// Checks every address each interval, and at once when there are new ones.
+    /// Checks every address each interval, and new ones at once.
     async fn run_health_checks(self: Arc<Self>) {
         let mut intervals = self.intervals.subscribe();
         loop {
-            self.backends.run_health_check(true).await;
+            let round = async {
+                self.backends.run_health_check(true).await;
+                wait(&mut intervals, |intervals| intervals.health).await;
+            };
             tokio::select! {
-                () = wait(&mut intervals, |intervals| intervals.health) => {}
-                () = self.unchecked.notified() => {}
+                () = round => {}
+                () = self.check_new() => {}
+            }
+        }
+    }
+
+    /// Checks addresses that were never checked as soon as there are any. It never ends; what has not ended when it is dropped
+    /// is part of the next round.
+    async fn check_new(&self) {
+        let mut under_way = HashSet::new();
+        let mut checks = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                () = self.unchecked.notified() => {
+                    let new = self.check.unchecked().into_iter().filter(|address| under_way.insert(*address));
+                    checks.extend(new.map(|address| self.check.run_first(address)));
+                }
+                Some(address) = checks.next() => {
+                    under_way.remove(&address);
+                }
             }
         }
     }

@@ -299,3 +299,20 @@ async fn a_backend_that_swallows_packets_costs_the_connect_timeout_and_no_reques
     let response = get(proxy.address(), "/alone").await;
     assert!(matches!(response.status, 502 | 504), "{}", response.status);
 }
+
+#[tokio::test]
+async fn a_check_that_hangs_keeps_no_other_backend_waiting() {
+    let (redis, first, hole, second) = (Redis::start().await, origin(), BlackHole::new(), origin());
+    for member in [first.address(), hole.address] {
+        redis.command(&format!("SADD gopher_backends http://{member}")).await;
+    }
+    let patient = with_redis(&redis).replace("health: {interval: 100ms}", "health: {interval: 100ms, timeout: 1h}");
+    let proxy = Process::proxy(&patient).await;
+    proxy.active_backends(1).await;
+    // The round that checks these two does not end any more.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    redis
+        .command(&format!("SADD gopher_backends http://{}", second.address()))
+        .await;
+    proxy.active_backends(2).await;
+}
