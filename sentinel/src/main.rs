@@ -29,7 +29,7 @@ const READY_CYCLES: u32 = 5;
 /// Probes origins over TCP and keeps the Redis set gopher_backends true.
 ///
 /// It is configured by the environment: SENTINEL_TARGETS, SENTINEL_INTERVAL, SENTINEL_TIMEOUT, SENTINEL_RISE,
-/// SENTINEL_FALL, SENTINEL_CONCURRENCY, SENTINEL_METRICS_PORT, REDIS_URL and RUST_LOG.
+/// SENTINEL_FALL, SENTINEL_CONCURRENCY, SENTINEL_METRICS_PORT, REDIS_URL and RUST_LOG. Each can have the prefix GOPHERPROXY_.
 #[derive(Parser)]
 #[command(name = "sentinel", version = build_info::describe())]
 struct Arguments {

@@ -95,7 +95,7 @@ fn each_bad_value_is_named_with_its_line_and_what_was_expected() {
         ),
         (
             "gopherproxy: {readiness: always}",
-            "readiness: got \"always\", takes once-alive or while-alive",
+            "readiness: expected once-alive or while-alive, got \"always\"",
         ),
         (
             "gopherproxy: {registry: {kind: etcd}}",
