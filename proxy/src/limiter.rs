@@ -13,6 +13,9 @@
 //!
 //! [`ClientLimiter::check`] is told the time, so that its tests need no clock.
 
+mod note;
+mod windows;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,9 +23,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ahash::RandomState;
-use pingora_limits::estimator::Estimator;
 
 use crate::config::Limit;
+use windows::Windows;
 
 /// The table is split so that threads seldom wait for one another.
 const SHARDS: usize = 64;
@@ -31,10 +34,6 @@ const SWEEP_PAUSE: u64 = 50_000_000;
 /// A window of the estimator is at least this long, in nanoseconds, because each turn of it empties all its counts, which
 /// takes a tenth of a millisecond or so; and not longer, because a client without a bucket gets no more than a burst in it.
 const SHORTEST_WINDOW: u64 = 100_000_000;
-/// The estimator's rows and columns: 4 MiB for both windows. With 100,000 clients in a window a count is too high by one
-/// or so.
-const ROWS: usize = 4;
-const COLUMNS: usize = 1 << 16;
 
 /// What the limiter decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,78 +216,6 @@ impl Shard {
 /// A panic while holding the lock leaves a table that is as good as before it.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// How many requests each client without a bucket sent in this window of time and the one before, estimated.
-///
-/// `pingora_limits::rate::Rate` does the same with a clock of its own, which its callers can't set; and two threads at the end of
-/// a window can wipe both of its counts.
-struct Windows {
-    /// How long a window is.
-    length: u64,
-    /// The number of the current window; its counts are in `counts[number % 2]`.
-    current: AtomicU64,
-    counts: [Estimator; 2],
-    turning: Mutex<()>,
-}
-
-impl Windows {
-    fn new(length: u64) -> Self {
-        Self {
-            length,
-            current: AtomicU64::new(0),
-            counts: [Estimator::new(ROWS, COLUMNS), Estimator::new(ROWS, COLUMNS)],
-            turning: Mutex::new(()),
-        }
-    }
-
-    /// Counts one request of `client` and returns how many there were in this window and the one before.
-    fn observe(&self, client: u128, now: u64) -> u64 {
-        let [this, before] = self.at(now);
-        let seen = this.incr(client, 1).saturating_add(before.get(client));
-        u64::try_from(seen).unwrap_or(u64::MAX).max(1)
-    }
-
-    /// How many requests of `client` were counted in this window and the one before.
-    fn count(&self, client: u128, now: u64) -> u64 {
-        let [this, before] = self.at(now);
-        let seen = this.get(client).saturating_add(before.get(client));
-        u64::try_from(seen).unwrap_or(u64::MAX)
-    }
-
-    /// The counts of this window and of the one before.
-    fn at(&self, now: u64) -> [&Estimator; 2] {
-        let window = now / self.length;
-        if self.current.load(Ordering::Acquire) < window {
-            self.turn(window);
-        }
-        let [even, odd] = &self.counts;
-        if window.is_multiple_of(2) {
-            [even, odd]
-        } else {
-            [odd, even]
-        }
-    }
-
-    /// Empties the counts that `window` will use before anybody is told that it has begun.
-    fn turn(&self, window: u64) {
-        let _turning = lock(&self.turning);
-        let current = self.current.load(Ordering::Acquire);
-        if current >= window {
-            return;
-        }
-        if window - current > 1 {
-            self.counts.iter().for_each(Estimator::reset);
-        } else {
-            self.counts[usize::from(!window.is_multiple_of(2))].reset();
-        }
-        self.current.store(window, Ordering::Release);
-    }
-
-    /// How long until what is counted at `now` is counted no more: the rest of this window and the next.
-    fn forgotten_in(&self, now: u64) -> u64 {
-        2 * self.length - now % self.length
-    }
 }
 
 #[cfg(test)]

@@ -90,11 +90,13 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         return healthcheck::ready(config.admin_listen);
     }
     // Both ports are this process's before anything is started, so that a taken one is an error and nothing else.
-    let (sockets, predecessor) = if arguments.upgrade {
-        let (sockets, predecessor) = startup::inherit(&config)?;
-        (sockets, Some(predecessor))
+    let (sockets, predecessor, signals) = if arguments.upgrade {
+        match startup::inherit(&config)? {
+            Some(inherited) => (inherited.sockets, Some(inherited.predecessor), Some(inherited.signals)),
+            None => return Ok(()),
+        }
     } else {
-        (startup::bind(&config)?, None)
+        (startup::bind(&config)?, None, None)
     };
     let (client_socket, admin_socket) = (sockets.client.try_clone()?, sockets.admin.try_clone()?);
     info!(version = build_info::VERSION, commit = build_info::COMMIT; "starting");
@@ -131,7 +133,14 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     }
     server.add_service(background_service("pool", PoolService(Arc::clone(&pool))));
     let doors = Doors::default();
-    let startup = Startup::new(predecessor, discovery.clone(), Arc::clone(&pool), doors.clone());
+    let startup = Startup::new(
+        predecessor,
+        discovery.clone(),
+        Arc::clone(&pool),
+        Arc::clone(&live),
+        doors.clone(),
+    );
+    let stage = startup.stage();
     server.add_service(background_service("startup", startup));
     let status = Status {
         discovery,
@@ -187,6 +196,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             sockets,
             upgrade_socket,
             reload: Arc::new(reload),
+            stage,
+            signals: Mutex::new(signals),
         }),
     });
     Ok(())

@@ -10,7 +10,7 @@ use chassis::settings::Remark;
 use log::{error, info};
 use pingora::server::configuration::ServerConf;
 use registry::{RedisStore, Replaceable};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::config::{Config, RegistryKind};
 use crate::metrics::Metrics;
@@ -82,5 +82,60 @@ impl Reload {
         config.remarks.iter().for_each(Remark::log);
         *running = config;
         Ok(())
+    }
+}
+
+/// Does `work` when notified, beside the caller: whoever waits for signals must not wait for a disk. Once at a time; any number of
+/// notifications while it is being done become one more.
+pub fn one_at_a_time(work: impl Fn() + Send + Sync + 'static) -> Arc<Notify> {
+    let asked = Arc::new(Notify::new());
+    let (notified, work) = (Arc::clone(&asked), Arc::new(work));
+    tokio::spawn(async move {
+        loop {
+            notified.notified().await;
+            let work = Arc::clone(&work);
+            // A panic has been logged, and ends this work alone.
+            let _ = tokio::task::spawn_blocking(move || work()).await;
+        }
+    });
+    asked
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_asked_for_during_work_becomes_one_more_and_a_panic_ends_nothing() {
+        let (begun, begins) = mpsc::channel();
+        let (end, ends) = mpsc::channel();
+        let ends = Mutex::new(ends);
+        let done = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&done);
+        let asked = one_at_a_time(move || {
+            begun.send(()).unwrap();
+            ends.lock().unwrap_or_else(PoisonError::into_inner).recv().unwrap();
+            assert_ne!(count.fetch_add(1, Ordering::SeqCst), 0, "the first panics");
+        });
+        let begins = Arc::new(Mutex::new(begins));
+        let begin = |patience: Duration| {
+            let begins = Arc::clone(&begins);
+            async move {
+                let wait = move || begins.lock().unwrap().recv_timeout(patience).is_ok();
+                tokio::task::spawn_blocking(wait).await.unwrap()
+            }
+        };
+        asked.notify_one();
+        assert!(begin(Duration::from_secs(20)).await);
+        (0..5).for_each(|_| asked.notify_one());
+        end.send(()).unwrap();
+        assert!(begin(Duration::from_secs(20)).await, "one more");
+        end.send(()).unwrap();
+        assert!(!begin(Duration::from_millis(100)).await, "and no others");
+        assert_eq!(done.load(Ordering::SeqCst), 2);
     }
 }

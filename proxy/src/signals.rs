@@ -10,11 +10,16 @@
 //! A shutdown: `/readyz` says no, requests are still taken for the lame duck's time, then the port closes and the
 //! requests in flight may finish. A second SIGTERM or SIGINT ends the process at once. A handover that fails leaves this
 //! process serving, whatever signal asked for it: somebody has to.
+//!
+//! No signal waits for the work of another. SIGTERM or SIGINT during a handover calls it off, and this process shuts down;
+//! once the successor has been told to serve, this process hands over without waiting for it. SIGQUIT during a handover asks for
+//! what is being done. A reload runs beside this, one at a time, and any number of SIGHUPs during one ask for one more. A
+//! successor that does not serve yet leaves on SIGTERM or SIGINT without touching the sockets, which are the running process's.
 
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::exit;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,15 +28,20 @@ use chassis::{graceful_close, service_manager};
 use log::{error, info, warn};
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::sleep;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
 
 use crate::lifecycle::Lifecycle;
-use crate::reload::Reload;
+use crate::reload::{Reload, one_at_a_time};
+use crate::startup::Stage;
 
 /// How long a successor may take to find its backends.
 const SUCCESSOR_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a process that has the ports may take until it accepts connections.
+const START: Duration = Duration::from_secs(1);
 /// How long the log may take at the end.
 const FLUSH: Duration = Duration::from_millis(500);
+
 /// The sockets that clients and Prometheus connect to, or clones of them.
 pub struct Sockets {
     /// Clients'.
@@ -54,19 +64,26 @@ pub struct OnSignal {
     pub upgrade_socket: PathBuf,
     /// What SIGHUP does.
     pub reload: Arc<Reload>,
+    /// How far the start is.
+    pub stage: watch::Sender<Stage>,
+    /// Those that have been listened for since before the runtime began, if any.
+    pub signals: Mutex<Option<Signals>>,
 }
 
 #[async_trait]
 impl ShutdownSignalWatch for OnSignal {
     async fn recv(&self) -> ShutdownSignal {
-        let mut signals = match Signals::new() {
+        let listened_for = self.signals.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut signals = match listened_for.map_or_else(Signals::new, Ok) {
             Ok(signals) => signals,
             Err(problem) => {
                 error!(error = problem.to_string().as_str(); "can't listen for signals; SIGKILL will end this process");
                 return std::future::pending().await;
             }
         };
-        while !self.ends(&mut signals).await {}
+        let reload = Arc::clone(&self.reload);
+        let reloads = one_at_a_time(move || reload.run());
+        while !self.ends(&mut signals, &reloads).await {}
         let (lifecycle, drain_timeout) = (Arc::clone(&self.lifecycle), self.drain_timeout);
         let metrics = self.reload.metrics.clone();
         // The runtime of this task lives through the sleep in which Pingora spends its grace period.
@@ -89,16 +106,18 @@ impl ShutdownSignalWatch for OnSignal {
 
 impl OnSignal {
     /// Does what the next signal asks for; returns whether this process takes no more connections.
-    async fn ends(&self, signals: &mut Signals) -> bool {
+    async fn ends(&self, signals: &mut Signals, reloads: &Notify) -> bool {
         let asked = signals.next().await;
         if asked == Asked::Reload {
-            self.reload.run();
+            reloads.notify_one();
+            return false;
+        }
+        if !self.serves(asked).await {
             return false;
         }
         let may_hand_over = matches!(asked, Asked::HandOver | Asked::Terminate);
-        if may_hand_over && let Some(successor) = self.successor() {
-            signals.excused = asked == Asked::HandOver;
-            return self.hand_over(successor, asked.name()).await;
+        if may_hand_over && let Some(successor) = self.successor().await {
+            return self.hand_over(successor, asked, signals, reloads).await;
         }
         if asked == Asked::HandOver {
             warn!("SIGQUIT refused: there is no successor to hand over to; serving on");
@@ -108,36 +127,62 @@ impl OnSignal {
         true
     }
 
-    fn successor(&self) -> Option<Successor> {
-        Successor::waiting_at(&self.upgrade_socket).unwrap_or_else(|problem| {
-            error!(error = problem.to_string().as_str(); "no handover to what waits at upgrade_sock");
-            None
-        })
+    /// Whether this process serves, perhaps after waiting for the moment until it does. One whose predecessor serves leaves when
+    /// it is asked to end.
+    async fn serves(&self, asked: Asked) -> bool {
+        if *self.stage.borrow() == Stage::Standby {
+            if asked == Asked::HandOver {
+                warn!("SIGQUIT refused: this process does not serve yet");
+                return false;
+            }
+            if Stage::advance(&self.stage, Stage::Standby, Stage::Leaving) {
+                info!(signal = asked.name(); "leaving without having taken over; the running proxy serves on");
+                leave(0);
+            }
+        }
+        let mut stage = self.stage.subscribe();
+        // One that can't get there ends by itself.
+        let _ = timeout(START, stage.wait_for(|stage| *stage == Stage::Serving)).await;
+        true
     }
 
-    /// Whether the successor serves.
-    async fn hand_over(&self, successor: Successor, signal: &str) -> bool {
-        info!(signal = signal; "a successor waits; handing the sockets over");
-        let sockets = self.sockets.client.try_clone().and_then(|client| {
-            let admin = self.sockets.admin.try_clone()?;
-            Ok([client, admin])
-        });
-        let handed_over = match sockets {
-            Ok(sockets) => {
-                tokio::task::spawn_blocking(move || successor.hand_over(&sockets.each_ref(), SUCCESSOR_PATIENCE))
-                    .await
-                    .unwrap_or_else(|ended| Err(std::io::Error::other(ended)))
-            }
-            Err(problem) => Err(problem),
-        };
-        match handed_over {
-            Ok(()) => {
+    async fn successor(&self) -> Option<Successor> {
+        Successor::waiting_at(&self.upgrade_socket)
+            .await
+            .unwrap_or_else(|problem| {
+                error!(error = problem.to_string().as_str(); "no handover to what waits at upgrade_sock");
+                None
+            })
+    }
+
+    /// Whether this process takes no more connections: the successor serves, or this process has been asked to end.
+    async fn hand_over(&self, successor: Successor, asked: Asked, signals: &mut Signals, reloads: &Notify) -> bool {
+        info!(
+            signal = asked.name(), pid = successor.pid().unwrap_or_default();
+            "a successor waits; handing the sockets over"
+        );
+        let mut end = None;
+        let sockets = [&self.sockets.client, &self.sockets.admin];
+        let note = || self.reload.live.policy().limiter.export(std::time::Instant::now());
+        let called_off = async { end = Some(signals.end(reloads).await) };
+        let handed_over = successor
+            .hand_over(&sockets, SUCCESSOR_PATIENCE, note, called_off)
+            .await;
+        match (handed_over, end) {
+            (Ok(()), end) => {
+                // Whoever asked for a handover has not asked this process to end.
+                signals.excused = asked == Asked::HandOver && end.is_none();
                 self.lifecycle.hand_over();
                 info!(in_flight = self.lifecycle.in_flight(); "the successor serves; requests in flight may finish here");
                 true
             }
-            Err(problem) => {
-                error!(error = problem.to_string().as_str(); "the successor did not get to serve; serving on");
+            (Err(_), Some(end)) => {
+                info!(signal = end.name(); "the handover is called off");
+                self.stop_listening(signals, end.name()).await;
+                true
+            }
+            (Err(problem), None) => {
+                error!(error = problem.as_str(); "the successor did not get to serve; serving on");
                 false
             }
         }
@@ -209,8 +254,8 @@ impl Asked {
     }
 }
 
-/// The signals that mean something to this process.
-struct Signals {
+/// The signals that mean something to this process. What arrives is kept until it is asked for.
+pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
     quit: Signal,
@@ -220,7 +265,11 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// When the kernel does not allow it.
+    pub fn new() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -236,6 +285,22 @@ impl Signals {
             _ = self.interrupt.recv() => Asked::Interrupt,
             _ = self.quit.recv() => Asked::HandOver,
             _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+
+    /// Waits until the process is asked to end, and returns by which signal. Can be dropped at any time.
+    pub async fn asked_to_end(&mut self) -> &'static str {
+        self.end(&Notify::new()).await.name()
+    }
+
+    /// The same, and asks `reloads` for what else arrives.
+    async fn end(&mut self, reloads: &Notify) -> Asked {
+        loop {
+            match self.next().await {
+                asked @ (Asked::Terminate | Asked::Interrupt) => return asked,
+                Asked::Reload => reloads.notify_one(),
+                Asked::HandOver => {}
+            }
         }
     }
 }

@@ -3,13 +3,14 @@
 //! A successor that serves before a backend has passed a check would answer 503 in place of a process that answers well. So it
 //! waits for one first, and then takes over. If it finds no backends at all, it leaves the running process alone. If it has
 //! found some and none has passed a check in that time, it takes over all the same: the running process has nobody to send requests to
-//! either, and an outage must not make an upgrade, which may be what ends it, impossible.
+//! either, and an outage must not make an upgrade, which may be what ends it, impossible. A running process that is dead is replaced
+//! in any case: 503 is better than nobody.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::exit;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chassis::handover::{Predecessor, Waiting};
@@ -18,14 +19,16 @@ use chassis::{json_log, service_manager};
 use log::{error, info, warn};
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::config::Config;
 use crate::discovery::RegistryDiscovery;
+use crate::policy::Live;
 use crate::pool::Pool;
-use crate::signals::Sockets;
+use crate::signals::{Signals, Sockets};
 
-/// How long a successor waits for the running process to be told.
+/// How long a successor waits for the running process to get a signal.
 const SIGNAL_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a successor looks for backends. The running process waits a little longer.
 const BACKENDS_PATIENCE: Duration = Duration::from_secs(20);
@@ -47,15 +50,72 @@ pub fn bind(config: &Config) -> Result<Sockets, listener::BindError> {
     })
 }
 
-/// Waits for the running process to hand its ports over.
+/// How far a process has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The ports are the running process's.
+    Standby,
+    /// It has been asked to end before the ports were its own.
+    Leaving,
+    /// The ports are its own, and it does not accept connections yet.
+    Starting,
+    /// It accepts connections.
+    Serving,
+}
+
+impl Stage {
+    /// Goes `from` one stage `to` another; returns whether it was there. Of two that go from the same stage one gets on.
+    pub fn advance(stage: &watch::Sender<Self>, from: Self, to: Self) -> bool {
+        stage.send_if_modified(|stage| {
+            let there = *stage == from;
+            if there {
+                *stage = to;
+            }
+            there
+        })
+    }
+}
+
+/// What a successor starts with.
+pub struct Inherited {
+    /// The ports of the running process.
+    pub sockets: Sockets,
+    /// The running process.
+    pub predecessor: Predecessor,
+    /// Signals that came since.
+    pub signals: Signals,
+}
+
+/// Waits for the running process to hand its ports over. `None` when this process is asked to end before that.
 ///
 /// # Errors
 /// When it does not, or has other ports than this configuration says.
-pub fn inherit(config: &Config) -> Result<(Sockets, Predecessor), Box<dyn std::error::Error>> {
-    let path = config.server.upgrade_sock.as_str();
-    let waiting = Waiting::at(Path::new(path))?;
-    info!(upgrade_sock = path; "waiting for the running proxy to hand over: send it SIGQUIT or SIGTERM");
-    let (sockets, predecessor) = waiting.receive(SIGNAL_PATIENCE)?;
+pub fn inherit(config: &Config) -> Result<Option<Inherited>, Box<dyn std::error::Error>> {
+    // The services' runtimes begin when there is something to serve.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let path = config.server.upgrade_sock.as_str();
+        let waiting = Waiting::at(Path::new(path))?;
+        info!(upgrade_sock = path; "waiting for the running proxy to hand over: send it SIGQUIT or SIGTERM");
+        let (sockets, predecessor) = tokio::select! {
+            received = waiting.receive(SIGNAL_PATIENCE) => received?,
+            signal = signals.asked_to_end() => {
+                info!(signal = signal; "leaving without having taken over; no running proxy has been asked to hand over");
+                return Ok(None);
+            }
+        };
+        let sockets = expected(config, sockets)?;
+        Ok(Some(Inherited {
+            sockets,
+            predecessor,
+            signals,
+        }))
+    })
+}
+
+/// The sockets by their names, if they have the addresses of this configuration.
+fn expected(config: &Config, sockets: Vec<TcpListener>) -> Result<Sockets, Box<dyn std::error::Error>> {
     let [client, admin] = <[_; SERVICES]>::try_from(sockets).map_err(|sockets| {
         format!(
             "the running process handed {} sockets over, not {SERVICES}",
@@ -75,7 +135,7 @@ pub fn inherit(config: &Config) -> Result<(Sockets, Predecessor), Box<dyn std::e
             .into());
         }
     }
-    Ok((Sockets { client, admin }, predecessor))
+    Ok(Sockets { client, admin })
 }
 
 /// Opens the doors when it is time, and says so.
@@ -83,21 +143,37 @@ pub struct Startup {
     predecessor: Mutex<Option<Predecessor>>,
     discovery: RegistryDiscovery,
     pool: Arc<Pool>,
+    live: Arc<Live>,
     doors: Doors,
+    stage: watch::Sender<Stage>,
 }
 
 impl Startup {
     /// Opens `doors`: at once, or when `predecessor` hands over to a process that has backends.
-    pub fn new(predecessor: Option<Predecessor>, discovery: RegistryDiscovery, pool: Arc<Pool>, doors: Doors) -> Self {
+    pub fn new(
+        predecessor: Option<Predecessor>,
+        discovery: RegistryDiscovery,
+        pool: Arc<Pool>,
+        live: Arc<Live>,
+        doors: Doors,
+    ) -> Self {
+        let stage = predecessor.as_ref().map_or(Stage::Starting, |_| Stage::Standby);
         Self {
             predecessor: Mutex::new(predecessor),
             discovery,
             pool,
+            live,
             doors,
+            stage: watch::Sender::new(stage),
         }
     }
 
-    async fn take_over(&self, mut predecessor: Predecessor) -> Result<Predecessor, String> {
+    /// How far it has come.
+    pub fn stage(&self) -> watch::Sender<Stage> {
+        self.stage.clone()
+    }
+
+    async fn backends(&self) -> Result<(), String> {
         let found = timeout(BACKENDS_PATIENCE, async {
             while !self.pool.is_alive() {
                 sleep(POLL).await;
@@ -107,11 +183,13 @@ impl Startup {
             self.discovery.has_set()?;
             warn!("no backend passes its health check; taking over all the same");
         }
-        // The running process answers within seconds.
-        tokio::task::spawn_blocking(move || predecessor.ready().map(|()| predecessor))
-            .await
-            .map_err(|ended| ended.to_string())?
-            .map_err(|problem| problem.to_string())
+        Ok(())
+    }
+
+    async fn serve(&self) {
+        self.doors.open();
+        self.doors.serving(SERVICES).await;
+        service_manager::serving();
     }
 }
 
@@ -119,25 +197,29 @@ impl Startup {
 impl BackgroundService for Startup {
     async fn start(&self, _shutdown: ShutdownWatch) {
         let predecessor = self.predecessor.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(predecessor) = predecessor else {
-            self.doors.open();
-            self.doors.serving(SERVICES).await;
-            service_manager::serving();
-            return;
-        };
-        match self.take_over(predecessor).await {
-            Ok(predecessor) => {
-                self.doors.open();
-                self.doors.serving(SERVICES).await;
-                service_manager::serving();
-                predecessor.serving();
-                info!("took over from the running proxy");
+        if let Some(predecessor) = predecessor {
+            let taken = match predecessor.take_over(self.backends()).await {
+                Ok(taken) => taken,
+                Err(why) => {
+                    error!(error = why.as_str(); "can't take over; the running proxy serves on");
+                    json_log::flush(FLUSH);
+                    exit(1);
+                }
+            };
+            if !Stage::advance(&self.stage, Stage::Standby, Stage::Starting) {
+                // The process is about to end, which the running one will see. It has not heard that this one serves.
+                return std::future::pending().await;
             }
-            Err(why) => {
-                error!(error = why.as_str(); "can't take over; the running proxy serves on");
-                json_log::flush(FLUSH);
-                exit(1);
+            let throttled = self.live.policy().limiter.import(&taken.note, Instant::now());
+            self.serve().await;
+            if taken.alone {
+                warn!("the running proxy died during the handover; serving in its place");
             }
+            taken.serving();
+            info!(throttled_clients = throttled; "took over from the running proxy");
+        } else {
+            self.serve().await;
         }
+        Stage::advance(&self.stage, Stage::Starting, Stage::Serving);
     }
 }

@@ -10,6 +10,7 @@ mod discovery;
 mod failing_backends;
 mod faulty_origins;
 mod forwarding;
+mod handover;
 mod hostile;
 mod lifecycle;
 mod limit;

@@ -38,7 +38,7 @@ struct Stack {
     left: (u64, u64),
 }
 
-const FAULTS: [&str; 14] = [
+const FAULTS: [&str; 15] = [
     "an origin is killed",
     "Redis is killed",
     "Redis hangs",
@@ -47,6 +47,7 @@ const FAULTS: [&str; 14] = [
     "the sentinel is killed",
     "an upgrade by SIGTERM",
     "an upgrade by SIGQUIT",
+    "a paused successor",
     "SIGQUIT without a successor",
     "a reload",
     "a reload of a bad file",
@@ -122,8 +123,18 @@ impl Stack {
                 tokio::time::sleep(moment).await;
                 self.sentinel = Self::sentinel(&self.redis, &self.addresses).await;
             }
-            "an upgrade by SIGTERM" => self.upgrade("TERM").await,
-            "an upgrade by SIGQUIT" => self.upgrade("QUIT").await,
+            "an upgrade by SIGTERM" => self.upgrade("TERM", async |_| {}).await,
+            "an upgrade by SIGQUIT" => self.upgrade("QUIT", async |_| {}).await,
+            "a paused successor" => {
+                let after = Duration::from_millis(random.u64(0..400));
+                let pause = async |successor: &Process| {
+                    tokio::time::sleep(after).await;
+                    successor.signal("STOP");
+                    tokio::time::sleep(moment).await;
+                    successor.signal("CONT");
+                };
+                self.upgrade("QUIT", pause).await;
+            }
             "SIGQUIT without a successor" => self.proxy.signal("QUIT"),
             "a reload" => self.proxy.signal("HUP"),
             "a reload of a bad file" => {
@@ -181,7 +192,8 @@ impl Stack {
         self.proxy.active_backends(3).await;
     }
 
-    async fn upgrade(&mut self, signal: &str) {
+    /// An upgrade whose successor is disturbed on the way, and takes over all the same.
+    async fn upgrade(&mut self, signal: &str, disturb: impl AsyncFnOnce(&Process)) {
         let successor = Process::successor(&self.configuration);
         successor
             .said(
@@ -190,6 +202,7 @@ impl Stack {
             )
             .await;
         self.proxy.signal(signal);
+        disturb(&successor).await;
         successor.said("took over from the running proxy", |_| true).await;
         let old = std::mem::replace(&mut self.proxy, successor);
         old.ended().await;

@@ -5,11 +5,11 @@ use std::path::Path;
 use crate::support::{Connection, Load, Process, Redis, embedded, eventually, get, origin, thorough, with_redis};
 
 /// What a running proxy's successor says when it waits.
-const WAITING: &str = "waiting for the running proxy to hand over: send it SIGQUIT or SIGTERM";
-const TOOK_OVER: &str = "took over from the running proxy";
+pub const WAITING: &str = "waiting for the running proxy to hand over: send it SIGQUIT or SIGTERM";
+pub const TOOK_OVER: &str = "took over from the running proxy";
 
 /// `configuration` with a place of its own for the handover.
-fn upgradable(configuration: &str, directory: &Path) -> String {
+pub fn upgradable(configuration: &str, directory: &Path) -> String {
     format!(
         "upgrade_sock: {}/private/upgrade.sock\n{configuration}",
         directory.display()

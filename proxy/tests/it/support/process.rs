@@ -65,6 +65,20 @@ impl Process {
         std::fs::write(self.files.path().join(CONFIGURATION), configuration).expect("the configuration is written");
     }
 
+    /// Puts a FIFO that nobody writes to where the process has its configuration.
+    pub fn reconfigure_as_fifo(&self) {
+        let path = self.files.path().join(CONFIGURATION);
+        std::fs::remove_file(&path).expect("it is there");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR,
+            0,
+        )
+        .expect("made");
+    }
+
     /// Starts `binary` with nothing of this process's environment but `variables`.
     pub fn start(binary: PathBuf, configuration: Option<&str>, variables: &[(&str, &str)]) -> Self {
         Self::start_with(binary, configuration, variables, &[])
@@ -258,6 +272,11 @@ impl Process {
 
     pub fn pid(&self) -> u32 {
         self.child.lock().expect("no test panics with it").id()
+    }
+
+    pub fn has_ended(&self) -> bool {
+        let mut child = self.child.lock().expect("no test panics with it");
+        child.try_wait().expect("it is our child").is_some()
     }
 
     /// Waits until the process has ended by itself; returns how, and how long that took.
