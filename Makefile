@@ -45,10 +45,11 @@ mock-backends: rust ## the three demo origins alone, on all addresses (ports 808
 build: rust ## the binaries as they are shipped (link-time optimisation: takes minutes)
 	$(OPTIMISED) $(CARGO) build --release --bin gopherproxy --bin sentinel
 
+install: BUILT = $(or $(BIN),target/release)
 install: ## what `make build` built, a systemd unit, and a configuration where there is none (PREFIX, DESTDIR)
-	@[ -x target/release/gopherproxy ] && [ -x target/release/sentinel ] || { echo "Nothing is built yet. Run: make build" >&2; exit 1; }
+	@[ -x $(BUILT)/gopherproxy ] && [ -x $(BUILT)/sentinel ] || { echo "Nothing is built yet. Run: make build" >&2; exit 1; }
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(CONFDIR)"
-	install -m 755 target/release/gopherproxy target/release/sentinel "$(DESTDIR)$(PREFIX)/bin"
+	install -m 755 $(BUILT)/gopherproxy $(BUILT)/sentinel "$(DESTDIR)$(PREFIX)/bin"
 	sed -e 's|/usr/local/bin/|$(PREFIX)/bin/|g' -e 's|/etc/gopherproxy/|$(CONFDIR)/|g' conf/gopherproxy.service >"$(DESTDIR)$(UNITDIR)/gopherproxy.service"
 	@if [ -e "$(DESTDIR)$(CONFDIR)/gopherproxy.yaml" ]; then echo "$(DESTDIR)$(CONFDIR)/gopherproxy.yaml is there and stays as it is"; \
 	else set -x; install -m 644 conf/gopherproxy.yaml "$(DESTDIR)$(CONFDIR)/gopherproxy.yaml"; fi
@@ -157,8 +158,8 @@ lint: rust ## formatting, clippy, docs, dependencies
 	@if python3 --version >/dev/null 2>&1; then $(MAKE) --no-print-directory check-bench; \
 	else echo "Python is not installed: the tables of the bench not checked (make check-bench)"; fi
 
-fresh: ## `make run` and `make test` as a newcomer has them: in a minimal Debian, of a fresh clone (needs root, or sudo)
-	@$(if $(filter 0,$(shell id -u)),,sudo --preserve-env) sh loadtest/fresh.sh
+fresh: rust ## `make run` and `make test` as a newcomer has them: from nothing, in a minimal Debian (takes debootstrap, root or sudo)
+	@exec sh loadtest/fresh.sh
 
 tools:
 	@sh loadtest/tools.sh redis-server prometheus

@@ -1,13 +1,16 @@
 //! The admin port, and that the two ports are two.
 
-use crate::support::{Connection, Process, free_port, get, proxy_over};
+use crate::support::{Connection, Process, eventually, free_port, get, proxy_over};
 
 #[tokio::test]
 async fn the_admin_port_has_three_pages_and_nothing_else() {
     let (proxy, origins) = proxy_over(1).await;
     let health = get(proxy.admin(), "/healthz").await;
     assert_eq!((health.status, health.text().as_str()), (200, "ok\n"));
-    assert_eq!(get(proxy.admin(), "/readyz").await.text(), "ready\n");
+    eventually("a check has passed", async || {
+        get(proxy.admin(), "/readyz").await.text() == "ready\n"
+    })
+    .await;
     let metrics = get(proxy.admin(), "/metrics").await;
     assert_eq!(metrics.header("content-type"), Some("text/plain; version=0.0.4"));
     assert!(metrics.text().contains("\n# TYPE gopherproxy_active_backends gauge\n"));

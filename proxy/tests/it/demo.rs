@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-use crate::support::{Started, child, eventually, free_port, get, origin};
+use crate::support::{Process, Started, child, eventually, free_port, get, origin};
 
 /// These words as a command, in the checkout, with nothing of the tests' own output.
 fn in_workspace(mut command: Command, words: &[&str]) -> Command {
@@ -26,7 +26,7 @@ fn in_workspace(mut command: Command, words: &[&str]) -> Command {
 }
 
 /// As from a terminal: tests in the background ignore SIGINT, and a shell that was started so can't catch it.
-const MAKE: [&str; 4] = ["--default-signal=INT", "make", "run", "CARGO=true"];
+const MAKE: [&str; 5] = ["--default-signal=INT", "make", "run", "CARGO=true", "NEEDS=true"];
 
 /// The demo on free ports: the proxy's, the admin's, and those of three origins.
 fn demo(ports: [u16; 5]) -> Demo {
@@ -267,4 +267,80 @@ fn what_is_missing_or_too_old_is_said_before_anything_is_built() {
         assert_eq!(code, Some(1), "{need}");
         assert!(said.starts_with(missing) && said.contains("nstall"), "{said}");
     }
+}
+
+/// The block of the README that an operator pastes, with the ports of a test, with what was built for tests, and with origins that run
+/// already.
+#[tokio::test]
+async fn the_readmes_upgrade_can_be_pasted_by_any_user() {
+    let readme =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).expect("it is there");
+    let block = readme
+        .split("```sh\n")
+        .find(|block| block.contains("-u &"))
+        .and_then(|block| block.split("```").next())
+        .expect("the README has it");
+    let (application, ports, files) = (origin(), [free_port(), free_port()], child::unprivileged_directory());
+    for program in ["gopherproxy", "origin"] {
+        std::fs::copy(Process::binary(program), files.path().join(program)).expect("a copy");
+    }
+    let directory = files.path().to_str().expect("a path");
+    let block = block
+        .replace("make build", ":")
+        .replace("make mock-backends", ":")
+        .replace("target/release", directory)
+        .replace("$PWD/target", directory)
+        .replace("target/upgrade.yaml", &format!("{directory}/upgrade.yaml"));
+    let embedded = include_str!("../../../conf/embedded.yaml");
+    std::fs::create_dir(files.path().join("conf")).expect("a directory");
+    std::fs::write(files.path().join("conf/embedded.yaml"), embedded).expect("written");
+    let mut command = in_workspace(child::unprivileged_command("sh"), &["-c", &format!("{block}\nwait")]);
+    command
+        .current_dir(files.path())
+        .process_group(0)
+        .env("SENTINEL_TARGETS", application.address().to_string())
+        .env("PROXY_PORT", ports[0].to_string())
+        .env("METRICS_PORT", ports[1].to_string());
+    let mut shell = Demo(child::start(command));
+    let said = BufReader::new(shell.0.stdout.take().expect("it is piped"));
+    let mut lines = said.lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("took over from the running proxy")));
+    let answer = get(SocketAddr::from(([127, 0, 0, 1], ports[0])), "/").await;
+    assert_eq!(answer.status, 200);
+}
+
+#[test]
+fn an_installation_runs_and_keeps_the_configuration_that_is_there() {
+    let files = tempfile::tempdir().expect("a directory");
+    let at = |path: &str| files.path().join(path);
+    let install = || {
+        let binaries = Process::binary("sentinel");
+        let binaries = binaries.parent().expect("a directory").display().to_string();
+        let arguments = [
+            "install".to_owned(),
+            format!("BIN={binaries}"),
+            format!("DESTDIR={}", files.path().display()),
+            "PREFIX=/opt/proxy".to_owned(),
+        ];
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let output = in_workspace(Command::new("make"), &arguments)
+            .output()
+            .expect("make runs");
+        assert!(output.status.success(), "{output:?}");
+    };
+    install();
+    let configuration = at("etc/gopherproxy/gopherproxy.yaml");
+    let mut proxy = Command::new(at("opt/proxy/bin/gopherproxy"));
+    let checked = proxy.arg("-t").arg("-c").arg(&configuration).env_clear().output();
+    assert!(checked.expect("it runs").status.success());
+    assert!(at("opt/proxy/bin/sentinel").exists());
+    let unit = std::fs::read_to_string(at("opt/proxy/lib/systemd/system/gopherproxy.service")).expect("it is there");
+    let start = "ExecStart=/opt/proxy/bin/gopherproxy --conf /etc/gopherproxy/gopherproxy.yaml\n";
+    assert!(unit.contains(start) && !unit.contains("/usr/local"), "{unit}");
+    std::fs::write(&configuration, "# mine\n").expect("written");
+    install();
+    assert_eq!(
+        std::fs::read_to_string(&configuration).expect("it is there"),
+        "# mine\n"
+    );
 }

@@ -114,8 +114,10 @@ async fn started_without_redis_it_waits_says_so_once_and_serves_when_redis_comes
     redis
         .command(&format!("SADD gopher_backends http://{}", origin.address()))
         .await;
-    proxy.active_backends(1).await;
-    assert_eq!(readyz(&proxy).await, (200, "ready\n".into()));
+    eventually("a check has passed", async || {
+        readyz(&proxy).await == (200, "ready\n".into())
+    })
+    .await;
     assert_eq!(get(proxy.address(), "/").await.status, 200);
     assert_eq!(proxy.lines("waiting for the first backends").len(), 1);
     assert_eq!(proxy.lines("first backends discovered").len(), 1);
