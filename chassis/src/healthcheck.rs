@@ -52,3 +52,46 @@ fn ask(mut stream: TcpStream, address: SocketAddr) -> Result<(), Box<dyn Error>>
     let reason = answer.split("\r\n\r\n").nth(1).unwrap_or(&answer).trim();
     Err(format!("{address} says: {reason}").into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    fn answering(answer: &'static str) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        port
+    }
+
+    #[test]
+    fn every_address_is_asked_where_it_is_reached() {
+        for ip in ["127.0.0.1", "0.0.0.0", "::"] {
+            let port = answering("HTTP/1.1 200 OK\r\n\r\nready\n");
+            let asked = ready(SocketAddr::new(ip.parse().unwrap(), port));
+            assert!(asked.is_ok(), "{ip}: {asked:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_not_ready_says_why_and_who_is_not_there_is_named() {
+        let port = answering("HTTP/1.1 503 Service Unavailable\r\n\r\nno backend is alive\n");
+        let error = ready(SocketAddr::from(([127, 0, 0, 1], port))).unwrap_err().to_string();
+        assert_eq!(error, format!("127.0.0.1:{port} says: no backend is alive"));
+        // It took one question.
+        let error = ready(SocketAddr::new("::".parse().unwrap(), port))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with(&format!("nobody answers at 127.0.0.1:{port}: ")),
+            "{error}"
+        );
+    }
+}

@@ -7,9 +7,10 @@
 //! | SIGQUIT | a handover; refused when no successor waits |
 //! | SIGHUP | the configuration is read again |
 //!
-//! A shutdown: `/readyz` says no, requests are still taken for the lame duck's time, then the port closes and the
-//! requests in flight may finish. A second SIGTERM or SIGINT ends the process at once. A handover that fails leaves this
-//! process serving, whatever signal asked for it: somebody has to.
+//! A shutdown: `/readyz` says no, and requests are still taken for the lame duck's time. Then the port refuses new
+//! connections and closes when the others are accepted, and the requests in flight may finish. A second SIGTERM or SIGINT
+//! ends the process at once. A handover that fails leaves this process serving, whatever signal asked for it: somebody has
+//! to.
 //!
 //! No signal waits for the work of another. SIGTERM or SIGINT during a handover calls it off, and this process shuts down;
 //! once the successor has been told to serve, this process hands over without waiting for it. SIGQUIT during a handover asks for
