@@ -15,7 +15,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use log::Level;
+use log::{info, warn};
 
 use crate::yaml::{Mapping, Node, Value, shown_key};
 pub use quote::quoted;
@@ -92,24 +92,40 @@ impl fmt::Display for Mistakes {
 
 impl std::error::Error for Mistakes {}
 
-/// What a user should know about a key in the file that is not wrong: that it has no effect as the other settings are.
+/// What a user should know about a key in the file that is not wrong. Keys are paths such as `gopherproxy.limit.burst`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Remark {
-    /// `Warn`, or `Info` where the reason is a variable: that is how the environment is meant to be used.
-    pub level: Level,
-    /// The key, such as `gopherproxy.limit.burst`.
-    pub key: String,
-    /// Its line.
-    pub line: usize,
-    /// Why it has no effect.
-    pub why: String,
+pub enum Remark {
+    /// A variable has another value, and wins: that is how the environment is meant to be used.
+    Overridden {
+        /// The key.
+        key: String,
+        /// Its line.
+        line: usize,
+        /// The name of the variable.
+        variable: String,
+    },
+    /// The key has no effect as the other settings are.
+    NoEffect {
+        /// The key.
+        key: String,
+        /// Its line.
+        line: usize,
+        /// Why not.
+        why: String,
+    },
 }
 
 impl Remark {
     /// Logs it.
     pub fn log(&self) {
-        let Self { level, key, line, why } = self;
-        log::log!(*level, key = key.as_str(), line = *line, why = why.as_str(); "a key in the configuration has no effect");
+        match self {
+            Self::Overridden { key, line, variable } => {
+                info!(key = key.as_str(), line = *line, variable = variable.as_str(); "a variable overrides a key in the configuration");
+            }
+            Self::NoEffect { key, line, why } => {
+                warn!(key = key.as_str(), line = *line, why = why.as_str(); "a key in the configuration has no effect");
+            }
+        }
     }
 }
 
@@ -178,18 +194,24 @@ impl Settings {
         self.notes.borrow_mut().mistakes.push((line, text));
     }
 
-    /// Notes a key in the file that is not used because `variable` is set.
-    fn hidden(&self, place: &Place, variable: &Place) {
-        self.remark(Level::Info, place, format!("the variable {variable} is set and wins"));
-    }
-
-    fn remark(&self, level: Level, place: &Place, why: String) {
+    /// Notes that `variable` overrides a key in the file.
+    fn overridden(&self, place: &Place, variable: &Variable<'_>) {
         if let Place::Key { path, line } = place {
-            self.notes.borrow_mut().remarks.push(Remark {
-                level,
+            self.notes.borrow_mut().remarks.push(Remark::Overridden {
                 key: path.clone(),
                 line: *line,
-                why,
+                variable: variable.name.clone(),
+            });
+        }
+    }
+
+    /// Notes that a key in the file has no effect.
+    fn no_effect(&self, place: &Place, why: &str) {
+        if let Place::Key { path, line } = place {
+            self.notes.borrow_mut().remarks.push(Remark::NoEffect {
+                key: path.clone(),
+                line: *line,
+                why: why.to_owned(),
             });
         }
     }
@@ -235,18 +257,18 @@ impl Settings {
                 .iter()
                 .any(|scheme| text.starts_with(scheme));
         if is_link {
-            let plain = name.strip_prefix(PREFIX).unwrap_or(name);
-            let instead = if plain == name {
-                format!(", or set {PREFIX}{plain}, which wins")
-            } else {
+            let service = name.trim_end_matches("_PORT").to_ascii_lowercase().replace('_', "-");
+            let or = if name.starts_with(PREFIX) {
                 String::new()
+            } else {
+                format!(", or set {PREFIX}{name}, which wins")
             };
             let text = quoted(text);
             self.note(
                 None,
                 format!(
-                    "{name}: {text} looks like a Kubernetes service link, the address of a Service whose name gives this variable: \
-                     set enableServiceLinks: false in the pod's spec{instead}"
+                    "{name}: {text} looks like a service link, which Kubernetes sets for a Service named \"{service}\"; \
+                     set enableServiceLinks: false in the pod's spec{or}"
                 ),
             );
             return;

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use log::Level;
-
 use super::{Expected, Place, Settings, Unknown, Variable, entries, given, given_node, join, truth};
 use crate::yaml::{Mapping, Node, Value};
 
@@ -70,7 +68,7 @@ impl<'s> Section<'s> {
         if let Some((place, _)) = &file
             && on != in_file
         {
-            settings.hidden(place, &variable.place());
+            settings.overridden(place, &variable);
         }
         (on, section)
     }
@@ -121,7 +119,7 @@ impl<'s> Section<'s> {
                     && value.is_some()
                     && from_node(&node).ok() != value
                 {
-                    settings.hidden(&place, &variable.place());
+                    settings.overridden(&place, &variable);
                 }
                 value.unwrap_or(default)
             }
@@ -197,7 +195,7 @@ impl<'s> Section<'s> {
                     let hidden = from_node(&in_file, &node);
                     let hidden = hidden.into_iter().map(|(_, entry)| entry.unwrap_or_default()).collect();
                     if values(hidden) != values(texts.clone()) {
-                        settings.hidden(&in_file, &place);
+                        settings.overridden(&in_file, &variable);
                     }
                 }
                 let entries = texts.into_iter().map(|entry| (place.clone(), Ok(entry)));
@@ -255,7 +253,7 @@ impl<'s> Section<'s> {
         if let place @ Place::Key { .. } = self.place(key)
             && with_part != value
         {
-            self.settings.hidden(&place, &variable.place());
+            self.settings.overridden(&place, &variable);
         }
         self.places.insert(key, variable.place());
         with_part
@@ -284,14 +282,14 @@ impl<'s> Section<'s> {
     /// Notes that the keys in the file whose values are not the defaults have no effect, and why.
     pub fn has_no_effect(&self, why: &str) {
         for (_, place) in &self.changed {
-            self.settings.remark(Level::Warn, place, why.to_owned());
+            self.settings.no_effect(place, why);
         }
     }
 
     /// The same of one key.
     pub fn key_has_no_effect(&self, key: &str, why: &str) {
         for (_, place) in self.changed.iter().filter(|(changed, _)| *changed == key) {
-            self.settings.remark(Level::Warn, place, why.to_owned());
+            self.settings.no_effect(place, why);
         }
     }
 

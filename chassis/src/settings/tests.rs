@@ -15,7 +15,10 @@ fn said(settings: Settings) -> Vec<String> {
     match settings.finish(()) {
         Ok(((), remarks)) => remarks
             .into_iter()
-            .map(|Remark { key, line, why, .. }| format!("line {line}: {key}: {why}"))
+            .map(|remark| match remark {
+                Remark::Overridden { key, line, variable } => format!("line {line}: {key} < {variable}"),
+                Remark::NoEffect { key, line, why } => format!("line {line}: {key}: {why}"),
+            })
             .collect(),
         Err(mistakes) => mistakes.texts,
     }
@@ -41,7 +44,7 @@ fn the_environment_wins_over_the_file_and_the_file_over_the_default() {
     );
     section.finish();
     assert_eq!(settings.variable("EMPTY", duration), None);
-    assert_eq!(said(settings), ["line 1: wait: the variable WAIT is set and wins"]);
+    assert_eq!(said(settings), ["line 1: wait < WAIT"]);
 }
 
 #[test]
@@ -63,17 +66,17 @@ fn a_prefixed_variable_wins_over_the_plain_one() {
 
 #[test]
 fn a_kubernetes_service_link_is_called_one() {
-    for (name, advice) in [
-        ("PROXY_PORT", ", or set GOPHERPROXY_PROXY_PORT, which wins"),
-        ("GOPHERPROXY_PROXY_PORT", ""),
+    for (name, service, advice) in [
+        ("PROXY_PORT", "proxy", ", or set GOPHERPROXY_PROXY_PORT, which wins"),
+        ("GOPHERPROXY_PROXY_PORT", "gopherproxy-proxy", ""),
     ] {
         let settings = settings(&[(name, "tcp://10.0.0.1:80")]);
         assert_eq!(settings.variable("PROXY_PORT", whole(0..=9)), None);
         assert_eq!(
             said(settings),
             [format!(
-                "{name}: \"tcp://10.0.0.1:80\" looks like a Kubernetes service link, the address of a Service whose name gives this \
-                 variable: set enableServiceLinks: false in the pod's spec{advice}"
+                "{name}: \"tcp://10.0.0.1:80\" looks like a service link, which Kubernetes sets for a Service named \"{service}\"; \
+                 set enableServiceLinks: false in the pod's spec{advice}"
             )]
         );
     }
@@ -172,13 +175,7 @@ fn what_is_hidden_by_a_variable_and_differs_is_remarked() {
     let port = section.value("port", None, 0, whole(0..=9));
     assert_eq!(section.part("port", "PORT", port, whole(0..=9), |_, port| port), 4);
     section.finish();
-    assert_eq!(
-        said(settings),
-        [
-            "line 3: other: the variable OTHER is set and wins",
-            "line 4: port: the variable PORT is set and wins",
-        ]
-    );
+    assert_eq!(said(settings), ["line 3: other < OTHER", "line 4: port < PORT",]);
 }
 
 #[test]

@@ -136,23 +136,23 @@ pub fn parse(text: &str) -> Result<Option<Node>, Error> {
     Ok(tree.root.filter(|root| !root.is_null()))
 }
 
-/// Turns the parser's error into one with the reasons that people mostly have.
+/// Turns the parser's error into one that says what people mostly did. The parser's own words quote nothing but single characters.
 fn explain(text: &str, error: &ScanError) -> Error {
     let line = error.marker().line().max(1);
     let written = text.lines().nth(line - 1).unwrap_or_default();
     let indentation = written.len() - written.trim_start().len();
     let value = written.split_once(": ").map_or("", |(_, value)| value.trim_start());
-    let problem = if error.info() == "recursion limit exceeded" {
-        TOO_DEEP.to_owned()
-    } else if written[..indentation].contains('\t') {
-        "YAML is indented with spaces, and there is a tab".into()
-    } else if value.starts_with(['*', '&', '!', '[', '{', '@', '`', '%', '|', '>']) {
-        format!(
-            "not YAML; put quotes around a value that begins like this ({})",
-            error.info()
-        )
-    } else {
-        format!("not YAML: {}", error.info())
+    let special = value.chars().next().filter(|first| "*&![{@`%|>".contains(*first));
+    let problem = match (error.info(), special) {
+        ("recursion limit exceeded", _) => TOO_DEEP.to_owned(),
+        _ if written[..indentation].contains('\t') => "YAML is indented with spaces, and there is a tab".into(),
+        (_, Some(first)) => {
+            format!("not YAML: a value that begins with {first} needs quotes if it is meant as text")
+        }
+        ("mapping values are not allowed in this context", None) => {
+            "not YAML: the line is indented more than the one before it, or a value with a colon needs quotes".into()
+        }
+        (info, None) => format!("not YAML: {info}"),
     };
     Error { line, problem }
 }

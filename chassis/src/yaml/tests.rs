@@ -75,10 +75,20 @@ fn what_is_not_taken_is_named_with_its_line() {
         ("a: 1\nb: [1\n", "line "),
         (
             "a: 1\nlisten: *:8080\n",
-            "line 2: not YAML; put quotes around a value that begins like this",
+            "line 2: not YAML: a value that begins with * needs quotes",
         ),
-        ("a: 1\nlisten: [::]:8080\n", "line 2: not YAML; put quotes around"),
-        ("a: 1\nb: *nothing\n", "line 2: not YAML; put quotes around"),
+        (
+            "a: 1\nlisten: [::]:8080\n",
+            "line 2: not YAML: a value that begins with [ needs",
+        ),
+        (
+            "a: 1\nb: *nothing\n",
+            "line 2: not YAML: a value that begins with * needs",
+        ),
+        (
+            "a: 1\n  b: 2\n",
+            "line 2: not YAML: the line is indented more than the one before it",
+        ),
         ("a: 1\n---\na: 2\n", "line 2: a second document begins"),
         ("a: 1\nb: 1\na: 2\n", "line 3: a is there twice, first in line 1"),
         ("'to ken': 1\n'to ken': 2\n", "line 2: \"to…\" is there twice"),

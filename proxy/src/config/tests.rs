@@ -10,7 +10,10 @@ fn read(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
 /// The remarks as lines.
 fn remarks(text: &str, variables: &[(&str, &str)]) -> Vec<String> {
     let remarks = read(text, variables).unwrap().remarks;
-    let line = |Remark { key, line, why, .. }| format!("{line} {key}: {why}");
+    let line = |remark| match remark {
+        Remark::Overridden { key, line, variable } => format!("{line} {key} < {variable}"),
+        Remark::NoEffect { key, line, why } => format!("{line} {key}: {why}"),
+    };
     remarks.into_iter().map(line).collect()
 }
 
@@ -356,22 +359,22 @@ fn a_key_without_effect_is_remarked() {
         (
             "gopherproxy:\n  limit: {burst: 7}",
             &[("RATE_LIMIT_BURST", "5")],
-            "2 gopherproxy.limit.burst: the variable RATE_LIMIT_BURST is set and wins",
+            "2 gopherproxy.limit.burst < RATE_LIMIT_BURST",
         ),
         (
             "gopherproxy:\n  limit: {burst: 7}",
             &[("RATE_LIMIT", "off")],
-            "2 gopherproxy.limit: the variable RATE_LIMIT is set and wins",
+            "2 gopherproxy.limit < RATE_LIMIT",
         ),
         (
             "gopherproxy:\n  listen: 127.0.0.1:1",
             &[("GOPHERPROXY_PROXY_PORT", "2")],
-            "2 gopherproxy.listen: the variable GOPHERPROXY_PROXY_PORT is set and wins",
+            "2 gopherproxy.listen < GOPHERPROXY_PROXY_PORT",
         ),
         (
             "gopherproxy: {registry: {redis: 'redis://:hunter2@a:1'}}",
             &[("REDIS_URL", "a:1")],
-            "1 gopherproxy.registry.redis: the variable REDIS_URL is set and wins",
+            "1 gopherproxy.registry.redis < REDIS_URL",
         ),
     ] {
         let remarks = remarks(text, variables);

@@ -112,7 +112,7 @@ fn a_kubernetes_service_link_is_called_one_and_the_prefixed_variable_wins() {
     let (output, said) = run(&["-t"], &[link]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        said.contains("a Kubernetes service link") && said.contains("enableServiceLinks: false"),
+        said.contains("a service link, which Kubernetes sets") && said.contains("enableServiceLinks: false"),
         "{said}"
     );
     let (output, said) = run(&["-t"], &[link, ("GOPHERPROXY_PROXY_PORT", "8080")]);
