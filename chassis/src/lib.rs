@@ -5,8 +5,10 @@
 //! - [`build_info`]: the version and commit a binary was built from.
 //! - [`settings`]: a file and the environment read into values, with every mistake reported at once.
 //! - [`yaml`]: YAML as a tree whose nodes know their lines.
+//! - [`clock`]: the time of day, as something that can be written down.
 //! - [`json_log`]: everything a process says, one JSON object a line, off the caller's path.
 //! - [`process`]: from `main` to an exit code.
+//! - [`process_metrics`]: the CPU time, memory and descriptors of this process, for Prometheus.
 //! - [`descriptors`]: how many files and connections a process may have.
 //! - [`listener`]: ports bound before anything starts, so that a taken one is an error and not a silent process.
 //! - [`graceful_close`]: closing a listening port without resetting a connection.
@@ -19,6 +21,7 @@
 
 pub mod admin;
 pub mod build_info;
+pub mod clock;
 pub mod descriptors;
 pub mod graceful_close;
 pub mod handover;
@@ -26,6 +29,7 @@ pub mod healthcheck;
 pub mod json_log;
 pub mod listener;
 pub mod process;
+pub mod process_metrics;
 pub mod service_manager;
 pub mod settings;
 pub mod shortage;

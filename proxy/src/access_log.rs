@@ -1,15 +1,11 @@
 //! One line a request.
 //!
 //! [`chassis::json_log`] escapes every string and writes off the request's path. To `RUST_LOG` the line has the target `access`, so
-//! that `RUST_LOG=info,access=off` silences it.
+//! that `RUST_LOG=access=off` silences it.
 
 use std::time::Duration;
 
 use chassis::json_log;
-use log::Level;
-
-/// The target that `RUST_LOG` knows the access log by.
-const TARGET: &str = "access";
 
 /// A longer path is cut: a line is for reading.
 const MAX_PATH: usize = 2048;
@@ -44,10 +40,7 @@ pub struct Line<'r> {
 impl Line<'_> {
     /// Writes the line, unless `RUST_LOG` turns the access log off.
     pub fn write(&self) {
-        if !log::log_enabled!(target: TARGET, Level::Info) {
-            return;
-        }
-        json_log::info_line("request", |line| {
+        json_log::access("request", |line| {
             line.text("method", self.method);
             line.text("path", self.path());
             line.plain("remote_addr", self.remote_addr);

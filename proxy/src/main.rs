@@ -9,7 +9,7 @@ use std::time::Instant;
 use chassis::admin::Admin;
 use chassis::listener::{Doors, Listening};
 use chassis::settings::Remark;
-use chassis::{build_info, descriptors, healthcheck, process};
+use chassis::{build_info, clock, descriptors, healthcheck, process};
 use clap::Parser;
 use gopherproxy::admission::Admission;
 use gopherproxy::config::{Config, RegistryKind};
@@ -69,25 +69,28 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let failure = if arguments.healthcheck {
-        "not ready"
-    } else {
-        "can't start"
-    };
-    process::run(LOG_FILTER, failure, || run(&arguments))
-}
-
-fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    let mut config = Config::load(arguments.conf.as_deref())?;
-    if !arguments.healthcheck {
-        config.remarks.iter().for_each(Remark::log);
-    }
+    let load = || Config::load(arguments.conf.as_deref());
     if arguments.test {
-        info!("the configuration is good");
-        return Ok(());
+        return process::answer(LOG_FILTER, "the configuration is bad", || {
+            load()?.remarks.iter().for_each(Remark::log);
+            Ok("the configuration is good".into())
+        });
     }
     if arguments.healthcheck {
-        return healthcheck::ready(config.admin_listen);
+        return process::answer(LOG_FILTER, "not ready", || {
+            healthcheck::ready(load()?.admin_listen)?;
+            Ok(String::new())
+        });
+    }
+    process::run(LOG_FILTER, "can't start", || run(&arguments, load()?))
+}
+
+fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> {
+    config.remarks.iter().for_each(Remark::log);
+    if clock::is_before_1970() {
+        return Err(
+            "the clock shows a time before 1970, for which Pingora can't write a Date field; set the clock".into(),
+        );
     }
     // Both ports are this process's before anything is started, so that a taken one is an error and nothing else.
     let (sockets, predecessor, signals) = if arguments.upgrade {

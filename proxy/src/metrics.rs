@@ -4,8 +4,6 @@
 //! have go on working. Labels are bounded everywhere: a client's address or a path is never one, and a backend's
 //! series leaves with the backend. Handles are made once, because looking a label up hashes it under a lock.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use prometheus::core::Collector;
 use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
@@ -171,7 +169,7 @@ impl Metrics {
         collectors
             .into_iter()
             .try_for_each(|collector| registry.register(collector))?;
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        chassis::process_metrics::register(registry)?;
         chassis::build_info::register(registry, "gopherproxy_build_info")?;
         Ok(metrics)
     }
@@ -204,8 +202,8 @@ impl Metrics {
 
     /// Notes that the registry has just given a usable set of so many backends.
     pub fn discovered(&self, backends: usize) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        self.discovery_last_success.set(now.as_secs_f64());
+        self.discovery_last_success
+            .set(chassis::clock::since_1970().as_secs_f64());
         self.discovery_backends.set(i64::try_from(backends).unwrap_or(i64::MAX));
     }
 

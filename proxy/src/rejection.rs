@@ -6,11 +6,11 @@
 
 use std::time::Duration;
 
+use chassis::clock::HttpDate;
 use http::{HeaderValue, header};
 use pingora::ErrorSource;
 use pingora::http::ResponseHeader;
 use pingora::prelude::{Error, ErrorType};
-use pingora::protocols::http::date::get_cached_date;
 
 use crate::http1::gate::{Fault, fault};
 
@@ -158,7 +158,7 @@ impl Rejection {
     fn answer_with(self, fields: &str, delivery: Delivery) -> Vec<u8> {
         let (status, _, body) = self.parts();
         let (mut digits, mut length) = (itoa::Buffer::new(), itoa::Buffer::new());
-        let date = get_cached_date();
+        let date = HttpDate::now();
         let parts: [&[u8]; 12] = [
             b"HTTP/1.1 ",
             digits.format(status).as_bytes(),

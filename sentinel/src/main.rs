@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use chassis::admin::{Admin, Probed};
 use chassis::listener::Doors;
 use chassis::settings::{Settings, whole};
-use chassis::{build_info, descriptors, healthcheck, listener, process, service_manager};
+use chassis::{build_info, descriptors, healthcheck, listener, process, process_metrics, service_manager};
 use clap::Parser;
 use log::{error, info};
 use pingora::server::configuration::ServerConf;
@@ -40,12 +40,10 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let failure = if arguments.healthcheck {
-        "not ready"
-    } else {
-        "can't start"
-    };
-    process::run(LOG_FILTER, failure, || run(&arguments))
+    if arguments.healthcheck {
+        return process::answer(LOG_FILTER, "not ready", || run(&arguments).map(|()| String::new()));
+    }
+    process::run(LOG_FILTER, "can't start", || run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
@@ -67,7 +65,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     }
     let socket = listener::bind(address)?;
     let registry = prometheus::Registry::new();
-    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+    process_metrics::register(&registry)?;
     build_info::register(&registry, "gopherproxy_build_info")?;
     let metrics = Metrics::register(&registry)?;
     let recently = Recently {

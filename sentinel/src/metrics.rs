@@ -1,9 +1,9 @@
 //! What the sentinel tells Prometheus.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use chassis::clock;
 use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use crate::target::State;
@@ -16,8 +16,8 @@ pub struct Metrics {
     probes: IntCounterVec,
     probe_duration: Histogram,
     last_success: Gauge,
-    /// When the last good cycle ended, in milliseconds since 1970; 0 before the first.
-    last_success_ms: Arc<AtomicU64>,
+    /// The same by a clock that nobody sets; none before the first.
+    last_success_at: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Metrics {
@@ -55,7 +55,7 @@ impl Metrics {
                 "gopherproxy_sentinel_last_success_timestamp_seconds",
                 "When the last cycle ended that probed all targets and reached the registry, in seconds since 1970.",
             )?,
-            last_success_ms: Arc::default(),
+            last_success_at: Arc::default(),
         };
         registry.register(Box::new(metrics.registry_errors.clone()))?;
         registry.register(Box::new(metrics.targets.clone()))?;
@@ -71,10 +71,8 @@ impl Metrics {
 
     /// How long ago the last good cycle ended; `None` before the first.
     pub fn since_last_success(&self) -> Option<Duration> {
-        match self.last_success_ms.load(Ordering::Relaxed) {
-            0 => None,
-            then => Some(since_1970().saturating_sub(Duration::from_millis(then))),
-        }
+        let at = *self.last_success_at.lock().unwrap_or_else(PoisonError::into_inner);
+        at.map(|at| at.elapsed())
     }
 
     pub(crate) fn probed(&self, took: Duration, success: bool) {
@@ -98,13 +96,7 @@ impl Metrics {
     }
 
     pub(crate) fn cycle_succeeded(&self) {
-        let now = since_1970();
-        self.last_success.set(now.as_secs_f64());
-        let ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        self.last_success_ms.store(ms, Ordering::Relaxed);
+        self.last_success.set(clock::since_1970().as_secs_f64());
+        *self.last_success_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
-}
-
-fn since_1970() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

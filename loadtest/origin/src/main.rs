@@ -25,10 +25,13 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.healthcheck {
+        return process::answer("info", "not ready", || {
+            arguments.addresses.iter().copied().try_for_each(healthcheck::ready)?;
+            Ok(String::new())
+        });
+    }
     process::run("info", "origin failed", || {
-        if arguments.healthcheck {
-            return arguments.addresses.iter().copied().try_for_each(healthcheck::ready);
-        }
         let runtime = tokio::runtime::Runtime::new()?;
         runtime.block_on(run(&arguments.addresses))
     })

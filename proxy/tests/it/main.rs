@@ -14,6 +14,7 @@ mod handover;
 mod hostile;
 mod lifecycle;
 mod limit;
+mod log;
 mod observability;
 mod pool;
 mod processes;

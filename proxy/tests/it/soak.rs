@@ -38,7 +38,7 @@ struct Stack {
     left: (u64, u64),
 }
 
-const FAULTS: [&str; 15] = [
+const FAULTS: [&str; 16] = [
     "an origin is killed",
     "Redis is killed",
     "Redis hangs",
@@ -54,6 +54,7 @@ const FAULTS: [&str; 15] = [
     "slow and garbled clients",
     "a broken backend in the set",
     "no descriptor left",
+    "a log reader that is non-blocking and stuck",
 ];
 
 impl Stack {
@@ -182,6 +183,13 @@ impl Stack {
                 limit(&open.to_string());
                 tokio::time::sleep(moment).await;
                 limit("4096");
+            }
+            // It stays non-blocking, and no line may be lost: the test counts them.
+            "a log reader that is non-blocking and stuck" => {
+                self.proxy.unblock_stdout();
+                self.proxy.stop_reading(true);
+                tokio::time::sleep(moment).await;
+                self.proxy.stop_reading(false);
             }
             other => panic!("{other} is no fault"),
         }

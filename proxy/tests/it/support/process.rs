@@ -1,10 +1,11 @@
 //! A binary of this project in a process of its own, and what it says.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, PipeWriter};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,11 @@ fn proxy_binary() -> PathBuf {
 /// A running process. Dropping it kills it.
 pub struct Process {
     child: Mutex<Started>,
+    /// The process's own end of the pipe that is its standard output.
+    stdout: PipeWriter,
     lines: Arc<Mutex<Vec<String>>>,
+    /// Nobody reads the pipe.
+    stuck: Arc<AtomicBool>,
     files: TempDir,
 }
 
@@ -138,25 +143,43 @@ impl Process {
             std::fs::write(&path, configuration).expect("the configuration is written");
             command.arg("-c").arg(path);
         }
-        command
-            .env_clear()
-            .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        let mut child = child::start(command);
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let (heard, out) = (Arc::clone(&lines), child.stdout.take().expect("it is piped"));
+        command.env_clear().envs(variables.iter().copied()).stdin(Stdio::null());
+        let (out, stdout) = std::io::pipe().expect("a pipe");
+        command.stdout(stdout.try_clone().expect("a descriptor"));
+        let child = child::start(command);
+        let (lines, stuck) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (heard, stops) = (Arc::clone(&lines), Arc::clone(&stuck));
         std::thread::spawn(move || {
             for line in BufReader::new(out).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).into_owned();
                 heard.lock().expect("no test panics with it").push(line);
+                while stops.load(Ordering::Relaxed) {
+                    std::thread::park_timeout(Duration::from_millis(5));
+                }
             }
         });
         Self {
             child: Mutex::new(child),
+            stdout,
             lines,
+            stuck,
             files,
         }
+    }
+
+    /// Makes standard output non-blocking, as whoever reads it can do.
+    pub fn unblock_stdout(&self) {
+        rustix::io::ioctl_fionbio(&self.stdout, true).expect("it is a pipe");
+    }
+
+    /// Reads standard output no more, or again.
+    pub fn stop_reading(&self, stop: bool) {
+        self.stuck.store(stop, Ordering::Relaxed);
+    }
+
+    /// All that the process has said so far, as it came.
+    pub fn text(&self) -> String {
+        self.lines.lock().expect("no test panics with it").join("\n")
     }
 
     /// Every line so far, each of which must be a JSON object.

@@ -1,0 +1,189 @@
+//! Which lines are written: what `RUST_LOG` says, over the program's default.
+//!
+//! The syntax is `env_logger`'s. The meaning differs in three ways:
+//!
+//! - The default stays where `RUST_LOG` says nothing: `access=off` turns one target off and leaves the others.
+//! - A level without a target is for this project's own targets. Others get no more than `info` of it, and no more than the
+//!   default has for them, because at `debug` Pingora logs heads with all that is secret in them. Who names a target gets it.
+//! - A word that is neither a level nor a target is a mistake. `env_logger` takes `inof` for a target, and is silent.
+
+use env_filter::{Builder, Filter};
+use log::LevelFilter;
+
+use crate::settings::Expected;
+
+/// The target of the access log.
+pub(super) const ACCESS: &str = "access";
+
+/// The targets of this project: its crates, and the access log.
+const OURS: [&str; 6] = [ACCESS, "chassis", "gopherproxy", "origin", "registry", "sentinel"];
+
+/// The targets of all dependencies that log.
+const LIBRARIES: [&str; 8] = [
+    "pingora",
+    "pingora_cache",
+    "pingora_core",
+    "pingora_load_balancing",
+    "pingora_lru",
+    "pingora_pool",
+    "pingora_proxy",
+    "pingora_runtime",
+];
+
+const LEVELS: &str = "off, error, warn, info, debug, trace";
+
+/// What `RUST_LOG` says, one of its words after the other.
+struct Directives<'s> {
+    /// The level without a target.
+    global: Option<LevelFilter>,
+    targets: Vec<(&'s str, LevelFilter)>,
+}
+
+impl<'s> Directives<'s> {
+    fn parse(text: &'s str) -> Result<Self, Expected> {
+        let mut directives = Self {
+            global: None,
+            targets: Vec::new(),
+        };
+        // What follows a slash is a text that every message must contain.
+        let words = text.split('/').next().unwrap_or_default();
+        for word in words.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+            match word.split_once('=') {
+                Some((target, level)) => match level.trim().parse() {
+                    Ok(level) => directives.targets.push((target.trim(), level)),
+                    Err(_) => return Err(format!("a level ({LEVELS}) behind {target:?}")),
+                },
+                None => match word.parse() {
+                    Ok(level) => directives.global = Some(level),
+                    Err(_) if is_known(word) => directives.targets.push((word, LevelFilter::Trace)),
+                    Err(_) => {
+                        return Err(format!(
+                            "a level ({LEVELS}) or a target ({}, {}) in place of {word:?}",
+                            OURS.join(", "),
+                            LIBRARIES.join(", ")
+                        ));
+                    }
+                },
+            }
+        }
+        Ok(directives)
+    }
+
+    /// Whether one of them is for `target`. A target is for all that begin with it.
+    fn name(&self, target: &str) -> bool {
+        self.targets.iter().any(|(name, _)| target.starts_with(name))
+    }
+}
+
+fn is_known(target: &str) -> bool {
+    let krate = target.split("::").next().unwrap_or(target);
+    OURS.contains(&krate) || LIBRARIES.contains(&krate)
+}
+
+/// The filter that `rust_log` makes of `default`, and the targets in it that nothing here has.
+///
+/// # Errors
+/// What `rust_log` should be instead.
+pub(super) fn parse(rust_log: &str, default: &str) -> Result<(Filter, Vec<String>), Expected> {
+    let users = Directives::parse(rust_log)?;
+    let ours = Directives::parse(default)?;
+    let mut builder = Builder::new();
+    // For what follows a slash, too.
+    builder
+        .try_parse(rust_log)
+        .map_err(|error| format!("levels and targets, such as info,access=off ({error})"))?;
+    if let Some(global) = users.global.or(ours.global) {
+        builder.filter(None, global.min(LevelFilter::Info));
+        if global > LevelFilter::Info {
+            for target in OURS.into_iter().filter(|target| !users.name(target)) {
+                builder.filter(Some(target), global);
+            }
+        }
+    }
+    for (target, level) in ours.targets {
+        if !users.name(target) {
+            let level = users.global.map_or(level, |global| global.min(level));
+            builder.filter(Some(target), level);
+        }
+    }
+    let targets = users.targets.iter().map(|(target, _)| *target);
+    let strangers = targets.filter(|target| !is_known(target)).map(str::to_owned);
+    Ok((builder.build(), strangers.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use log::{Level, Metadata};
+
+    use super::*;
+
+    const DEFAULT: &str = "info,pingora=warn,pingora_core=warn,pingora_proxy=off";
+
+    /// The most that `target` logs.
+    fn level(rust_log: &str, target: &str) -> LevelFilter {
+        let (filter, _) = parse(rust_log, DEFAULT).unwrap();
+        let enabled = |level: &Level| filter.enabled(&Metadata::builder().level(*level).target(target).build());
+        Level::iter()
+            .filter(enabled)
+            .max()
+            .map_or(LevelFilter::Off, |level| level.to_level_filter())
+    }
+
+    #[test]
+    fn what_rust_log_does_not_name_stays_as_it_was() {
+        use LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
+        for (rust_log, ours, access, core, proxy, stranger) in [
+            ("", Info, Info, Warn, Off, Info),
+            ("info", Info, Info, Warn, Off, Info),
+            ("INFO", Info, Info, Warn, Off, Info),
+            ("warn", Warn, Warn, Warn, Off, Warn),
+            ("error", Error, Error, Error, Off, Error),
+            ("off", Off, Off, Off, Off, Off),
+            ("debug", Debug, Debug, Warn, Off, Info),
+            ("trace", Trace, Trace, Warn, Off, Info),
+            ("access=off", Info, Off, Warn, Off, Info),
+            ("info,access=off", Info, Off, Warn, Off, Info),
+            ("debug,access=off", Debug, Off, Warn, Off, Info),
+            ("gopherproxy", Trace, Info, Warn, Off, Info),
+            ("gopherproxy::reload=debug", Info, Info, Warn, Off, Info),
+            ("pingora_core=debug", Info, Info, Debug, Off, Info),
+            ("pingora=debug", Info, Info, Debug, Debug, Info),
+            ("debug,pingora_proxy=trace", Debug, Debug, Warn, Trace, Info),
+            ("redis=debug", Info, Info, Warn, Off, Debug),
+        ] {
+            let got = [
+                "gopherproxy::startup",
+                "access",
+                "pingora_core::server",
+                "pingora_proxy",
+                "redis",
+            ]
+            .map(|target| level(rust_log, target));
+            assert_eq!(got, [ours, access, core, proxy, stranger], "{rust_log:?}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_is_named_and_a_stranger_is_reported() {
+        let mistake = |rust_log| parse(rust_log, DEFAULT).map(drop).unwrap_err();
+        for rust_log in ["inof", "info,acces", "warning", "debug trace"] {
+            let mistake = mistake(rust_log);
+            assert!(mistake.contains("a level (off, error,"), "{mistake}");
+            assert!(mistake.contains(" or a target (access, "), "{mistake}");
+            let word = rust_log.trim_start_matches("info,");
+            assert!(mistake.ends_with(&format!(" in place of {word:?}")), "{mistake}");
+        }
+        assert_eq!(
+            mistake("access=of"),
+            "a level (off, error, warn, info, debug, trace) behind \"access\""
+        );
+        assert!(mistake("access=").contains("behind \"access\""));
+        assert!(mistake("info/a/b").contains("such as info,access=off ("));
+        let strangers = |rust_log| parse(rust_log, DEFAULT).unwrap().1;
+        assert_eq!(
+            strangers("acess=off,info,hyper::client=debug"),
+            ["acess", "hyper::client"]
+        );
+        assert_eq!(strangers("gopherproxy::pool=debug,pingora_core=off"), [""; 0]);
+    }
+}
