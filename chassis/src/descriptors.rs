@@ -16,6 +16,15 @@ pub fn raise_limit() -> usize {
         )
         .is_ok();
     let limit = if raised { maximum } else { current };
-    // None stands for no limit.
+    count(limit)
+}
+
+/// The limit on open descriptors as it is.
+pub fn limit() -> usize {
+    count(getrlimit(Resource::Nofile).current)
+}
+
+/// None stands for no limit.
+fn count(limit: Option<u64>) -> usize {
     limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }

@@ -168,8 +168,14 @@ impl Doors {
             .await;
     }
 
-    async fn opened(&self) {
+    /// Waits until the services may begin.
+    pub(crate) async fn opened(&self) {
         let _ = self.0.open.subscribe().wait_for(|open| *open).await;
+    }
+
+    /// Counts one more service that accepts connections.
+    pub(crate) fn serves(&self) {
+        self.0.serving.send_modify(|serving| *serving += 1);
     }
 }
 
@@ -179,7 +185,6 @@ pub struct Listening<S> {
     key: String,
     socket: Option<TcpListener>,
     doors: Doors,
-    until: Option<ShutdownWatch>,
 }
 
 impl<S> Listening<S> {
@@ -195,15 +200,7 @@ impl<S> Listening<S> {
             key,
             socket: Some(socket),
             doors,
-            until: None,
         })
-    }
-
-    /// Goes on serving through the shutdown, until `end`: for the port that tells how the shutdown goes.
-    #[must_use]
-    pub fn until(mut self, end: ShutdownWatch) -> Self {
-        self.until = Some(end);
-        self
     }
 }
 
@@ -214,7 +211,6 @@ impl<S: Service> Service for Listening<S> {
         if let (Some(fds), Some(socket)) = (&fds, self.socket.take()) {
             fds.lock().add(self.key.clone(), socket.into_raw_fd());
         }
-        let shutdown = self.until.take().unwrap_or(shutdown);
         let name = self.inner.name().to_owned();
         let served = self.inner.start_service(fds, shutdown, listeners_per_fd);
         let served = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(served));
@@ -223,7 +219,7 @@ impl<S: Service> Service for Listening<S> {
         let mut over = futures::poll!(&mut served);
         if over.is_pending() {
             info!(service = name.as_str(), address = self.key.as_str(); "listening");
-            self.doors.0.serving.send_modify(|serving| *serving += 1);
+            self.doors.serves();
             over = std::task::Poll::Ready(served.await);
         }
         if matches!(over, std::task::Poll::Ready(Err(_))) {

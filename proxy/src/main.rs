@@ -152,7 +152,7 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
         live: Arc::clone(&live),
         metrics: metrics.clone(),
     };
-    let admin = Admin::new(prometheus, Arc::new(status));
+    let admin = Admin::new(prometheus, Arc::new(status))?;
     server.add_service(admin.listen(admin_socket, doors.clone(), lifecycle.admin_end())?);
     let retries = Arc::new(RetryBudget::new(Instant::now()));
     let proxy = EdgeProxy {

@@ -83,7 +83,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     // Neither ever changes: the environment stays what it is, and the admin port is served until the end.
     let (_never_changed, config) = watch::channel(Arc::new(config));
     let (_never_ended, end) = watch::channel(false);
-    server.add_service(Admin::new(registry, Arc::new(recently)).listen(socket, doors, end)?);
+    server.add_service(Admin::new(registry, Arc::new(recently))?.listen(socket, doors, end)?);
     server.add_service(background_service("sentinel", Sentinel::new(config, store, metrics)));
     service_manager::serving();
     server.run(RunArgs {
