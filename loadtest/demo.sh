@@ -52,8 +52,8 @@ demo() {
 
     if [ -n "$own" ]; then
         try="curl -i http://localhost:$proxy_port/"
-        expect="Your application answers. A client may send five requests at once and two a second after that, or gets a 429:
-  RATE_LIMIT_BURST and RATE_LIMIT_PER_SECOND are the variables to change that."
+        expect="Your application answers. A client may send five requests at once and two a second after that; more are answered 429.
+  RATE_LIMIT=off in front of make turns that limit off."
     else
         try="for i in 1 2 3 4 5 6 7; do curl -i http://localhost:$proxy_port/; done"
         expect="Five answers from three origins, then 429: a client may send five at once and two a second after that."

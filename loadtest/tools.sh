@@ -29,11 +29,13 @@ unpack() {
     echo "missing:$missing. Debian's packages will be unpacked into target/tools; nothing is installed on this system."
     mkdir -p "$unpacked/bin" "$unpacked/root" "$unpacked/apt/lists/partial" "$unpacked/apt/archives/partial"
     echo "Reading the lists of packages (20 MB)"
-    apt update || return 1
+    apt -q update || return 1
     # shellcheck disable=SC2086  # the words are meant to be split
     LC_ALL=C apt --assume-no --no-install-recommends install $missing | grep -E '^(Need to get|After this)' || return 1
+    # apt would also say that it installs them.
     # shellcheck disable=SC2086
-    apt --assume-yes --no-install-recommends --download-only install $missing || return 1
+    { apt -q --assume-yes --no-install-recommends --download-only install $missing && : >"$unpacked/apt/complete"; } | grep '^Get:'
+    [ -e "$unpacked/apt/complete" ] || return 1
     for package in "$unpacked"/apt/archives/*.deb; do
         dpkg-deb --extract "$package" "$unpacked/root" || return 1
     done
