@@ -83,7 +83,7 @@ fn store(members: BTreeSet<Member>) {
     let store = InProcess::default();
     let present: Vec<_> = members.iter().cloned().collect();
     let absent = &present[..present.len() / 2];
-    let publish = |present, absent| store.publish(present, absent).now_or_never();
+    let publish = |present, absent| store.publish("fuzz", present, absent).now_or_never();
     let holds = |members| {
         let malformed = Vec::new();
         let expected = Snapshot { members, malformed };

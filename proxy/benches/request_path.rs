@@ -106,7 +106,7 @@ fn pool_of(backends: u16) -> Arc<Pool> {
     thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         runtime.block_on(async {
-            registry.publish(&members, &[]).await.expect("a set in memory");
+            registry.publish("bench", &members, &[]).await.expect("a set in memory");
             let (_running, shutdown) = tokio::sync::watch::channel(false);
             service.start(shutdown).await;
         });

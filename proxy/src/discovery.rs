@@ -343,7 +343,11 @@ mod tests {
             std::future::pending().await
         }
 
-        async fn publish(&self, _: &[Member], _: &[Member]) -> Result<(), registry::Error> {
+        async fn holdings(&self, _: &str) -> Result<registry::Holdings, registry::Error> {
+            std::future::pending().await
+        }
+
+        async fn publish(&self, _: &str, _: &[Member], _: &[Member]) -> Result<(), registry::Error> {
             std::future::pending().await
         }
     }
@@ -365,13 +369,13 @@ mod tests {
     async fn the_registry_has_a_moment_before_the_saved_set_serves() {
         let member = ["192.0.2.2:80".parse().unwrap()];
         let quick = Arc::new(InProcess::default());
-        quick.publish(&member, &[]).await.unwrap();
+        quick.publish("test", &member, &[]).await.unwrap();
         assert_eq!(first_address(quick).await, "192.0.2.2:80");
 
         let filled_soon = Arc::new(InProcess::default());
         let (address, ()) = tokio::join!(first_address(Arc::clone(&filled_soon) as _), async {
             sleep(FIRST_READ_RETRY).await;
-            filled_soon.publish(&member, &[]).await.unwrap();
+            filled_soon.publish("test", &member, &[]).await.unwrap();
         });
         assert_eq!(address, "192.0.2.2:80");
 

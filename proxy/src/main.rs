@@ -131,7 +131,8 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
     let mut server = Server::new_with_opt_and_conf(None, std::mem::take(&mut config.server));
     if config.sentinel_enabled {
         let metrics = sentinel::Metrics::register(&prometheus)?;
-        let sentinel = Sentinel::new(sentinel.subscribe(), Arc::clone(&written_to) as _, metrics);
+        let id = config.sentinel.id_or_default(admin_socket.local_addr()?.port());
+        let sentinel = Sentinel::new(sentinel.subscribe(), Arc::clone(&written_to) as _, metrics, id);
         server.add_service(background_service("sentinel", sentinel));
     }
     server.add_service(background_service("pool", PoolService(Arc::clone(&pool))));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-use crate::{Error, Member, Registry, Snapshot};
+use crate::{Error, Holdings, Member, Registry, Snapshot};
 
 /// A set of members in this process's memory.
 ///
@@ -23,7 +23,16 @@ impl Registry for InProcess {
         })
     }
 
-    async fn publish(&self, present: &[Member], absent: &[Member]) -> Result<(), Error> {
+    async fn holdings(&self, _id: &str) -> Result<Holdings, Error> {
+        let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Holdings {
+            members: members.iter().map(|member| member.encode().into_bytes()).collect(),
+            // There is no other writer, and nothing outlives the process.
+            registered: members.clone(),
+        })
+    }
+
+    async fn publish(&self, _id: &str, present: &[Member], absent: &[Member]) -> Result<(), Error> {
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         members.extend(present.iter().cloned());
         for member in absent {

@@ -12,7 +12,7 @@ mod redis_url;
 mod replaceable;
 mod resolver;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 
 pub use in_process::InProcess;
@@ -24,6 +24,12 @@ pub use resolver::Resolver;
 
 /// The Redis set of the origins that are up.
 pub const KEY: &str = "gopher_backends";
+
+/// The Redis set of the members of [`KEY`] that the writer `id` has registered. The braces put it into the same slot of a
+/// Redis cluster.
+fn record_key(id: &str) -> String {
+    format!("{{{KEY}}}:registered:{id}")
+}
 
 /// What the registry holds.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -49,14 +55,33 @@ impl Snapshot {
     }
 }
 
+/// What a writer has to know before it writes.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Holdings {
+    members: HashSet<Vec<u8>>,
+    /// The members that this writer has registered and not removed since.
+    pub registered: BTreeSet<Member>,
+}
+
+impl Holdings {
+    /// Whether `member` is in the set, written just as this program writes it.
+    pub fn contains(&self, member: &Member) -> bool {
+        self.members.contains(member.encode().as_bytes())
+    }
+}
+
 /// A store of members. Every call ends within the store's timeout, whatever the network does.
 #[async_trait::async_trait]
 pub trait Registry: Send + Sync + 'static {
     /// All members of the set.
     async fn members(&self) -> Result<Snapshot, Error>;
 
-    /// Makes every one of `present` a member and none of `absent`, and leaves all others as they are. Idempotent.
-    async fn publish(&self, present: &[Member], absent: &[Member]) -> Result<(), Error>;
+    /// All members of the set, and those that the writer `id` has registered.
+    async fn holdings(&self, id: &str) -> Result<Holdings, Error>;
+
+    /// Makes every one of `present` a member and none of `absent`, leaves all others as they are, and records both as the
+    /// doing of the writer `id`. Idempotent.
+    async fn publish(&self, id: &str, present: &[Member], absent: &[Member]) -> Result<(), Error>;
 }
 
 /// Why a call failed, in words for the log. It never holds the store's password.

@@ -22,7 +22,7 @@ use redis::{AsyncConnectionConfig, Client, Pipeline, RedisError, RedisResult, Se
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use crate::{Error, RedisUrl};
+use crate::{Error, RedisUrl, Resolver};
 
 /// How long opening a connection may take.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -40,6 +40,7 @@ const MAX_SHOWN: usize = 200;
 /// A connection to one Redis. Calls wait for one another; each process has one reader or one writer.
 pub(crate) struct Link {
     client: Client,
+    resolver: Resolver,
     url: RedisUrl,
     max_age: Duration,
     state: Mutex<State>,
@@ -82,6 +83,7 @@ impl Link {
         let client = Client::open(url.connection()).map_err(|error| Error::new(error.to_string()))?;
         Ok(Self {
             client,
+            resolver: Resolver::default(),
             url: url.clone(),
             max_age: MAX_AGE,
             state: Mutex::default(),
@@ -172,7 +174,8 @@ impl Link {
             // The time limits are this module's own, so that one place has them and their errors name them.
             let config = AsyncConnectionConfig::new()
                 .set_connection_timeout(None)
-                .set_response_timeout(None);
+                .set_response_timeout(None)
+                .set_dns_resolver(self.resolver.clone());
             let opened = self.client.get_multiplexed_async_connection_with_config(&config);
             let mut connection = opened.await.map_err(|error| self.failure(&error))?;
             let is_replica = self.introduce(&mut connection).await?;

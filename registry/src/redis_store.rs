@@ -1,9 +1,14 @@
-//! The registry in Redis: the set at [`KEY`].
+//! The registry in Redis: the set at [`KEY`], and beside it a record of what each writer has registered.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::link::Link;
-use crate::{Error, KEY, Member, RedisUrl, Registry, Snapshot};
+use crate::{Error, Holdings, KEY, Member, RedisUrl, Registry, Snapshot, record_key};
+
+/// How long the record of what a writer has registered outlives its last write, in seconds: 30 days, so that the records
+/// of writers that are gone for good don't pile up.
+const RECORD_LIFE: i64 = 30 * 24 * 3600;
 
 /// The set in Redis. Calls wait for one another; each process has one reader or one writer.
 pub struct RedisStore(Link);
@@ -34,19 +39,34 @@ impl Registry for RedisStore {
         Ok(Snapshot::parse(members.iter().map(Vec::as_slice)))
     }
 
-    async fn publish(&self, present: &[Member], absent: &[Member]) -> Result<(), Error> {
+    async fn holdings(&self, id: &str) -> Result<Holdings, Error> {
+        let mut commands = redis::pipe();
+        commands.smembers(KEY).smembers(record_key(id));
+        let (members, registered): (HashSet<Vec<u8>>, Vec<Vec<u8>>) = self.0.call(&commands).await?;
+        Ok(Holdings {
+            members,
+            registered: Snapshot::parse(registered.iter().map(Vec::as_slice)).members,
+        })
+    }
+
+    async fn publish(&self, id: &str, present: &[Member], absent: &[Member]) -> Result<(), Error> {
         let encode = |members: &[Member]| members.iter().map(Member::encode).collect::<Vec<_>>();
-        let mut command = redis::pipe();
+        let record = record_key(id);
+        let mut commands = redis::pipe();
+        // By hand, because the client library's own transaction panics in a debug build when MULTI is refused.
+        commands.cmd("MULTI").ignore();
         // SADD and SREM without a member are errors.
         if !present.is_empty() {
-            command.sadd(KEY, encode(present)).ignore();
+            let present = encode(present);
+            commands.sadd(KEY, &present).ignore().sadd(&record, present).ignore();
         }
         if !absent.is_empty() {
-            command.srem(KEY, encode(absent)).ignore();
+            let absent = encode(absent);
+            commands.srem(KEY, &absent).ignore().srem(&record, absent).ignore();
         }
-        if present.is_empty() && absent.is_empty() {
-            return Ok(());
-        }
-        self.0.call(&command).await
+        commands.expire(&record, RECORD_LIFE).ignore();
+        commands.cmd("EXEC");
+        let (_replies,): (redis::Value,) = self.0.call(&commands).await?;
+        Ok(())
     }
 }

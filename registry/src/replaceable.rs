@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::{Error, Member, Registry, Snapshot};
+use crate::{Error, Holdings, Member, Registry, Snapshot};
 
 /// A registry in front of another that can be replaced. A call that is under way ends with the one it began with.
 pub struct Replaceable(ArcSwap<Arc<dyn Registry>>);
@@ -28,8 +28,13 @@ impl Registry for Replaceable {
         registry.members().await
     }
 
-    async fn publish(&self, present: &[Member], absent: &[Member]) -> Result<(), Error> {
+    async fn holdings(&self, id: &str) -> Result<Holdings, Error> {
         let registry = self.0.load_full();
-        registry.publish(present, absent).await
+        registry.holdings(id).await
+    }
+
+    async fn publish(&self, id: &str, present: &[Member], absent: &[Member]) -> Result<(), Error> {
+        let registry = self.0.load_full();
+        registry.publish(id, present, absent).await
     }
 }

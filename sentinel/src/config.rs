@@ -9,9 +9,11 @@ use registry::Member;
 /// What to probe and how. Every key has an environment variable, because the sentinel's own process takes no file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// In whose name targets are registered; none: see [`Config::id_or_default`].
+    pub id: Option<String>,
     /// The origins to probe: at least one, none twice.
     pub targets: Vec<Member>,
-    /// From the start of one cycle to the start of the next.
+    /// From the start of one probe of a target to the start of the next, and from one look at the registry to the next.
     pub interval: Duration,
     /// How long a connection may take, the lookup of the name included.
     pub timeout: Duration,
@@ -31,6 +33,7 @@ impl Default for Config {
                 .expect("a name and a port are a member")
         };
         Self {
+            id: None,
             targets: [8081, 8082, 8083].map(origin).into(),
             interval: Duration::from_secs(2),
             timeout: Duration::from_secs(1),
@@ -55,6 +58,7 @@ impl Config {
             settings.mistake(&place, format_args!("{twice} is there twice"));
         }
         Self {
+            id: section.value("id", Some("SENTINEL_ID"), default.id, id_or_none),
             targets,
             interval: section.value("interval", Some("SENTINEL_INTERVAL"), default.interval, duration),
             timeout: section.value("timeout", Some("SENTINEL_TIMEOUT"), default.timeout, duration),
@@ -95,6 +99,31 @@ fn target(text: &str) -> Result<Member, Expected> {
         .or_else(|why: String| with_port.parse().map_err(|_: String| expected(&why)))
 }
 
+impl Config {
+    /// The id, or else the name of this host and `port`, the admin port: two processes of one host can't have the same,
+    /// and one that is started again has the same again.
+    pub fn id_or_default(&self, port: u16) -> String {
+        self.id.clone().unwrap_or_else(|| {
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            let host = host.trim().replace(|c| !is_id_char(c), "-");
+            format!("{host}:{port}")
+        })
+    }
+}
+
+/// A name for a sentinel, which becomes part of a Redis key.
+fn id_or_none(text: &str) -> Result<Option<String>, String> {
+    match text {
+        "none" => Ok(None),
+        _ if (1..=128).contains(&text.len()) && text.chars().all(is_id_char) => Ok(Some(text.to_owned())),
+        _ => Err("a name of up to 128 letters, digits and .-_: or none for the host's name and the admin port".into()),
+    }
+}
+
+fn is_id_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':')
+}
+
 #[cfg(test)]
 mod tests {
     use chassis::settings::Settings;
@@ -108,6 +137,20 @@ mod tests {
         section.finish();
         let read = settings.finish(config).map(|(config, _)| config);
         read.map_err(|mistakes| mistakes.to_string())
+    }
+
+    #[test]
+    fn an_id_is_a_short_name_and_the_default_tells_processes_of_one_host_apart() {
+        for (text, id) in [("edge-1.example:a_b", Some("edge-1.example:a_b")), ("none", None)] {
+            assert_eq!(id_or_none(text), Ok(id.map(str::to_owned)));
+        }
+        for text in ["", "a b", "a*", "{a}", "é", &"a".repeat(129)] {
+            assert!(id_or_none(text).is_err(), "{text:?}");
+        }
+        let config = Config::default();
+        assert_eq!(config.id_or_default(1), config.id_or_default(1));
+        assert_ne!(config.id_or_default(1), config.id_or_default(2));
+        assert!(id_or_none(&config.id_or_default(1)).is_ok());
     }
 
     #[test]

@@ -13,8 +13,8 @@ use chassis::{build_info, descriptors, healthcheck, listener, process, process_m
 use clap::Parser;
 use log::{error, info};
 use pingora::server::configuration::ServerConf;
-use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
-use pingora::services::background::background_service;
+use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora::services::background::{BackgroundService, background_service};
 use registry::{RedisStore, RedisUrl};
 use sentinel::{Config, Metrics, Sentinel};
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,9 +26,9 @@ const LOG_FILTER: &str = "info,pingora=warn,pingora_core=warn";
 /// After the time of this many cycles without a good one the sentinel calls itself not ready.
 const READY_CYCLES: u32 = 5;
 
-/// Probes origins over TCP and keeps the Redis set gopher_backends true.
+/// Probes origins over TCP and keeps the Redis set gopher_backends up to date.
 ///
-/// It is configured by the environment: SENTINEL_TARGETS, SENTINEL_INTERVAL, SENTINEL_TIMEOUT, SENTINEL_RISE,
+/// It is configured by the environment: SENTINEL_TARGETS, SENTINEL_ID, SENTINEL_INTERVAL, SENTINEL_TIMEOUT, SENTINEL_RISE,
 /// SENTINEL_FALL, SENTINEL_CONCURRENCY, SENTINEL_METRICS_PORT, REDIS_URL and RUST_LOG. Each can have the prefix GOPHERPROXY_.
 #[derive(Parser)]
 #[command(name = "sentinel", version = build_info::describe())]
@@ -64,6 +64,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         return healthcheck::ready(address);
     }
     let socket = listener::bind(address)?;
+    let id = config.id_or_default(socket.local_addr()?.port());
     let registry = prometheus::Registry::new();
     process_metrics::register(&registry)?;
     build_info::register(&registry, "gopherproxy_build_info")?;
@@ -83,13 +84,36 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     // Neither ever changes: the environment stays what it is, and the admin port is served until the end.
     let (_never_changed, config) = watch::channel(Arc::new(config));
     let (_never_ended, end) = watch::channel(false);
-    server.add_service(Admin::new(registry, Arc::new(recently))?.listen(socket, doors, end)?);
-    server.add_service(background_service("sentinel", Sentinel::new(config, store, metrics)));
-    service_manager::serving();
+    server.add_service(Admin::new(registry, Arc::new(recently))?.listen(socket, doors.clone(), end)?);
+    let sentinel = Sentinel::new(config, store, metrics, id);
+    let startup = Startup {
+        doors,
+        first_cycle: sentinel.first_cycle(),
+    };
+    server.add_service(background_service("sentinel", sentinel));
+    server.add_service(background_service("startup", startup));
     server.run(RunArgs {
         shutdown_signal: Box::new(AnySignal),
     });
     Ok(())
+}
+
+/// Tells the service manager when the sentinel does its work. It does so without Redis too: then it probes, and publishes
+/// as soon as it can.
+struct Startup {
+    doors: Doors,
+    first_cycle: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl BackgroundService for Startup {
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        self.doors.serving(1).await;
+        let mut first_cycle = self.first_cycle.clone();
+        if first_cycle.wait_for(|ended| *ended).await.is_ok() {
+            service_manager::serving();
+        }
+    }
 }
 
 /// Ready while the last good cycle is not long ago.

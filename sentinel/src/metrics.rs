@@ -1,4 +1,4 @@
-//! What the sentinel tells Prometheus.
+//! The metrics of the sentinel.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,13 +29,10 @@ impl Metrics {
         let metrics = Self {
             registry_errors: IntCounter::new(
                 "gopherproxy_sentinel_registry_errors_total",
-                "Cycles whose result could not be written to the registry.",
+                "Cycles that could not read or write the registry.",
             )?,
             targets: IntGaugeVec::new(
-                Opts::new(
-                    "gopherproxy_sentinel_targets",
-                    "Targets by state, after the last cycle.",
-                ),
+                Opts::new("gopherproxy_sentinel_targets", "Targets by state."),
                 &["state"],
             )?,
             probes: IntCounterVec::new(
@@ -53,7 +50,7 @@ impl Metrics {
             )?,
             last_success: Gauge::new(
                 "gopherproxy_sentinel_last_success_timestamp_seconds",
-                "When the last cycle ended that probed all targets and reached the registry, in seconds since 1970.",
+                "When the registry was last in line with the probes of all targets, in seconds since 1970.",
             )?,
             last_success_at: Arc::default(),
         };

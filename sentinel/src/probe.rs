@@ -1,10 +1,10 @@
 //! One probe: a TCP connection that is opened and closed again.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use chassis::shortage::is_shortage;
 use futures::future::select_ok;
-use registry::{Member, Resolver};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -18,24 +18,16 @@ pub(crate) enum Finding {
     Nothing,
 }
 
-/// Connects to `target` within `limit`, its name resolved anew; any of its addresses will do.
-pub(crate) async fn probe(resolver: &Resolver, target: &Member, limit: Duration) -> Finding {
-    let connected = timeout(limit, async {
-        let addresses = match resolver.resolve(target, limit).await {
-            Ok(addresses) => addresses,
-            Err(error) => return Finding::Down(error.to_string()),
-        };
-        // All at once, so that an address that swallows packets can't use up the time of one that answers.
-        let attempts = addresses
-            .into_iter()
-            .map(|address| Box::pin(TcpStream::connect(address)));
-        match select_ok(attempts).await {
-            Ok(_) => Finding::Up,
-            Err(error) if is_shortage(&error) => Finding::Nothing,
-            Err(error) => Finding::Down(error.to_string()),
-        }
-    });
-    connected
-        .await
-        .unwrap_or_else(|_| Finding::Down(format!("no connection within {limit:?}")))
+/// Connects to one of `addresses`, at least one, within `limit`; any of them will do. `None` if none answers in time.
+pub(crate) async fn connect(addresses: Vec<SocketAddr>, limit: Duration) -> Option<Finding> {
+    // All at once, so that an address that swallows packets can't use up the time of one that answers.
+    let attempts = addresses
+        .into_iter()
+        .map(|address| Box::pin(TcpStream::connect(address)));
+    let finding = match timeout(limit, select_ok(attempts)).await.ok()? {
+        Ok(_) => Finding::Up,
+        Err(error) if is_shortage(&error) => Finding::Nothing,
+        Err(error) => Finding::Down(error.to_string()),
+    };
+    Some(finding)
 }

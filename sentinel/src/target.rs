@@ -1,7 +1,5 @@
 //! From a row of probes to "up" or "down".
 
-use registry::Member;
-
 /// How many probes in a row it takes to change a target's state.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Thresholds {
@@ -12,35 +10,26 @@ pub(crate) struct Thresholds {
 }
 
 /// What is known of a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     /// Too few probes yet: neither added to the registry nor removed from it, so that a sentinel that restarts takes away
     /// nothing on a single lost packet.
+    #[default]
     Unknown,
     Up,
     Down,
 }
 
-/// A target and what its last probes said.
-#[derive(Debug)]
+/// What the last probes of a target said.
+#[derive(Debug, Default)]
 pub(crate) struct Target {
-    pub(crate) member: Member,
-    pub(crate) state: State,
+    state: State,
     /// How many probes in a row contradicted `state`, all with the result `streak_of`.
     streak: u32,
     streak_of: State,
 }
 
 impl Target {
-    pub(crate) fn new(member: Member) -> Self {
-        Self {
-            member,
-            state: State::Unknown,
-            streak: 0,
-            streak_of: State::Unknown,
-        }
-    }
-
     /// Takes a probe's result; returns the new state when this one changed it.
     pub(crate) fn observe(&mut self, success: bool, thresholds: Thresholds) -> Option<State> {
         let (seen, needed) = if success {
@@ -67,7 +56,7 @@ mod tests {
 
     /// The state after each probe of `probes`, where `+` is a success.
     fn states(probes: &str, rise: u32, fall: u32) -> String {
-        let mut target = Target::new("127.0.0.1:1".parse().unwrap());
+        let mut target = Target::default();
         let observe = |probe| {
             let before = target.state;
             let changed = target.observe(probe == '+', Thresholds { rise, fall });

@@ -181,6 +181,7 @@ impl Config {
                 self.discovery.state_file != running.discovery.state_file,
             ),
             ("sentinel.enabled", self.sentinel_enabled != running.sentinel_enabled),
+            ("sentinel.id", self.sentinel.id != running.sentinel.id),
         ]
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))

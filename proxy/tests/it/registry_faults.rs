@@ -1,6 +1,6 @@
 //! What can happen to Redis and to DNS, under traffic: nothing of it costs a request.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -233,22 +233,38 @@ async fn started_with_redis_down_it_serves_what_the_last_process_saved() {
     .await;
 }
 
-/// A proxy that sees `hosts` as /etc/hosts, in a mount namespace of its own. `None` where this user may not have one.
-pub async fn with_hosts(configuration: &str, hosts: &Path) -> Option<Process> {
-    let script = format!("mount --bind {} /etc/hosts", hosts.display());
+/// A process of `binary` that sees each `file` where it belongs, such as at /etc/hosts, in a mount namespace of its own.
+/// `None` where this user may not have one.
+fn with_files(
+    files: &[(&Path, &str)],
+    binary: &str,
+    configuration: Option<&str>,
+    variables: &[(&str, &str)],
+) -> Option<Process> {
+    let mounts = files
+        .iter()
+        .map(|(file, place)| format!("mount --bind {} {place}", file.display()));
+    let script = mounts.collect::<Vec<_>>().join(" && ");
     let allowed = std::process::Command::new("unshare")
         .args(["-rm", "sh", "-c", &script])
         .status();
     if !allowed.is_ok_and(|status| status.success()) {
         return None;
     }
-    let script = format!("{script} && exec {} \"$@\"", Process::binary("gopherproxy").display());
-    let proxy = Process::start_with(
+    let script = format!("{script} && exec {} \"$@\"", Process::binary(binary).display());
+    let variables = [&[("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")], variables].concat();
+    let arguments = ["-rm", "sh", "-c", &script, "sh"];
+    Some(Process::start_with(
         "unshare".into(),
-        Some(configuration),
-        &[("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")],
-        &["-rm", "sh", "-c", &script, "sh"],
-    );
+        configuration,
+        &variables,
+        &arguments,
+    ))
+}
+
+/// A proxy that sees `hosts` as /etc/hosts.
+pub async fn with_hosts(configuration: &str, hosts: &Path) -> Option<Process> {
+    let proxy = with_files(&[(hosts, "/etc/hosts")], "gopherproxy", Some(configuration), &[])?;
     proxy.said("listening", |line| line["service"] == "proxy").await;
     proxy.said("listening", |line| line["service"] == "admin").await;
     Some(proxy)
@@ -298,4 +314,112 @@ async fn in_one_process_an_origin_that_moves_costs_no_request() {
     first.stop().await;
     proxy.active_backends(1).await;
     load.lost_none().await;
+}
+
+#[tokio::test]
+async fn names_whose_look_up_hangs_do_no_harm_to_others() {
+    // A name server that never answers. Only few users may have its port.
+    let server = Ipv4Addr::new(127, 0, 0, 77);
+    let Ok(_silent) = std::net::UdpSocket::bind((server, 53)) else {
+        return;
+    };
+    let (redis, files) = (Redis::start().await, tempfile::tempdir().expect("a directory"));
+    let (hosts, resolv) = (files.path().join("hosts"), files.path().join("resolv.conf"));
+    std::fs::write(&hosts, "127.0.0.1 localhost\n127.0.0.1 healthy.test\n").expect("written");
+    std::fs::write(&resolv, format!("nameserver {server}\noptions timeout:10 attempts:2\n")).expect("written");
+    let origin = origin();
+    let healthy = format!("healthy.test:{}", origin.address().port());
+    let hung: Vec<String> = (0..6).map(|number| format!("hung{number}.test:80")).collect();
+    let (url, targets) = (redis.address().to_string(), format!("{healthy},{}", hung.join(",")));
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("SENTINEL_TARGETS", &targets),
+        ("SENTINEL_INTERVAL", "100ms"),
+        ("SENTINEL_TIMEOUT", "200ms"),
+        ("SENTINEL_METRICS_PORT", "0"),
+    ];
+    let mounts = [(hosts.as_path(), "/etc/hosts"), (resolv.as_path(), "/etc/resolv.conf")];
+    let Some(sentinel) = with_files(&mounts, "sentinel", None, &variables) else {
+        return;
+    };
+    sentinel.said("listening", |line| line["service"] == "admin").await;
+    eventually("the healthy one is published", async || {
+        redis.members().await == [format!("http://{healthy}")]
+    })
+    .await;
+    // Far more look-ups than there are places for.
+    eventually("the others are probed a hundred times", async || {
+        sentinel
+            .metric("gopherproxy_sentinel_probes_total{result=\"failure\"}")
+            .await
+            > 100.0
+    })
+    .await;
+    let down = sentinel.lines("target is down");
+    assert_eq!(down.len(), hung.len(), "{down:#?}");
+    assert!(down.iter().all(|line| line["target"] != healthy), "{down:#?}");
+    assert_eq!(redis.members().await, [format!("http://{healthy}")]);
+    let threads = std::fs::read_dir(format!("/proc/{}/task", sentinel.pid()))
+        .expect("it runs")
+        .count();
+    assert!(threads < 30, "{threads} threads");
+}
+
+#[tokio::test]
+async fn two_sentinels_that_resolve_a_name_differently_say_so_and_do_not_make_it_flap() {
+    let (redis, files, origin) = (
+        Redis::start().await,
+        tempfile::tempdir().expect("a directory"),
+        origin(),
+    );
+    let target = format!("origin.test:{}", origin.address().port());
+    let url = redis.address().to_string();
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("SENTINEL_TARGETS", &target),
+        ("SENTINEL_INTERVAL", "50ms"),
+        ("SENTINEL_METRICS_PORT", "0"),
+    ];
+    let mut sentinels = Vec::new();
+    for address in ["127.0.0.1", "127.0.0.99"] {
+        let hosts = files.path().join(address);
+        std::fs::write(&hosts, format!("{address} origin.test\n")).expect("written");
+        let Some(sentinel) = with_files(&[(&hosts, "/etc/hosts")], "sentinel", None, &variables) else {
+            return;
+        };
+        sentinel.said("listening", |line| line["service"] == "admin").await;
+        sentinels.push(sentinel);
+    }
+    let message = "another writer of the registry disagrees about this target; publishing it less often";
+    for sentinel in &sentinels {
+        sentinel.said(message, |line| line["target"] == target.as_str()).await;
+    }
+    let changes = async || {
+        let statistics = redis.command("INFO commandstats").await.concat();
+        let calls = |line: &str| {
+            line.strip_prefix("cmdstat_s")?
+                .split_once(":calls=")?
+                .1
+                .split_once(',')?
+                .0
+                .parse::<u64>()
+                .ok()
+        };
+        let writes = statistics
+            .lines()
+            .filter(|line| line.contains("sadd") || line.contains("srem"));
+        writes.filter_map(calls).sum::<u64>()
+    };
+    let probes = "gopherproxy_sentinel_probes_total{result=\"success\"}";
+    let (before, probed) = (changes().await, sentinels[0].metric(probes).await);
+    eventually("a hundred cycles pass", async || {
+        sentinels[0].metric(probes).await > probed + 100.0
+    })
+    .await;
+    let changes = changes().await - before;
+    // Two commands for each change.
+    assert!(changes < 40, "{changes} writes");
+    for sentinel in &sentinels {
+        assert_eq!(sentinel.lines(message).len(), 1);
+    }
 }

@@ -172,7 +172,10 @@ async fn a_target_that_swallows_packets_is_down_after_the_dial_timeout_and_holds
         redis.members().await == [member(origin.address())]
     })
     .await;
-    assert_eq!(sentinel.lines("target is down").len(), 20);
+    eventually("the others are down", async || {
+        sentinel.lines("target is down").len() == 20
+    })
+    .await;
     let line = sentinel.said("target is down", |_| true).await;
     assert_eq!(line["error"], "no connection within 2s");
     sentinel
@@ -197,4 +200,162 @@ async fn its_port_is_reached_by_ipv4_and_by_ipv6() {
     }
     let healthcheck = Process::start_with(Process::binary("sentinel"), None, &variables, &["--healthcheck"]);
     assert_eq!(healthcheck.ended().await.0.code(), Some(0), "{:?}", healthcheck.log());
+}
+
+#[tokio::test]
+async fn started_again_with_fewer_targets_it_removes_what_it_had_registered_and_nothing_else() {
+    let (redis, origins) = (Redis::start().await, [origin(), origin(), origin(), origin()]);
+    let [a, b, c, other] = origins.each_ref().map(|origin| origin.address().to_string());
+    let url = redis.address().to_string();
+    let sentinel = async |id: (&str, &str), targets: &[&String]| {
+        let targets = targets
+            .iter()
+            .map(|target| target.as_str())
+            .collect::<Vec<_>>()
+            .join(",");
+        Process::sentinel(&[
+            ("REDIS_URL", &url),
+            ("SENTINEL_TARGETS", &targets),
+            ("SENTINEL_INTERVAL", "50ms"),
+            id,
+        ])
+        .await
+    };
+    let set_is = async |members: &[&String]| {
+        let mut expected: Vec<String> = members.iter().map(member).collect();
+        expected.push(member("10.9.9.9:80"));
+        expected.sort();
+        eventually(&format!("the set is {expected:?}"), async || {
+            redis.members().await == expected
+        })
+        .await;
+    };
+    redis.command("SADD gopher_backends http://10.9.9.9:80").await;
+    let _other = sentinel(("SENTINEL_ID", "other"), &[&other]).await;
+    set_is(&[&other]).await;
+
+    // Without an id, the host's name and the admin port are one: the same again after a restart.
+    let port = free_port().to_string();
+    for (number, id) in [("SENTINEL_ID", "one"), ("SENTINEL_METRICS_PORT", port.as_str())]
+        .into_iter()
+        .enumerate()
+    {
+        let first = sentinel(id, &[&a, &b, &c]).await;
+        set_is(&[&a, &b, &c, &other]).await;
+        first.signal(["TERM", "KILL"][number]);
+        first.ended().await;
+        set_is(&[&a, &b, &c, &other]).await;
+        let second = sentinel(id, &[&a, &b]).await;
+        set_is(&[&a, &b, &other]).await;
+        second.signal("TERM");
+        second.ended().await;
+    }
+}
+
+#[tokio::test]
+async fn a_slow_probe_holds_up_no_other_target() {
+    let (redis, origin, hole) = (Redis::start().await, origin(), BlackHole::new());
+    let (url, address) = (redis.address().to_string(), origin.address());
+    let targets = format!("{},{address}", hole.address);
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("SENTINEL_TARGETS", &targets),
+        ("SENTINEL_INTERVAL", "1s"),
+        ("SENTINEL_TIMEOUT", "60s"),
+    ];
+    let sentinel = Process::sentinel(&variables).await;
+    let unknown = "gopherproxy_sentinel_targets{state=\"unknown\"}";
+    eventually("the healthy one joins", async || {
+        redis.members().await == [member(address)]
+    })
+    .await;
+    assert_eq!(sentinel.metric(unknown).await, 1.0);
+    origin.stop().await;
+    eventually("it leaves", async || redis.members().await.is_empty()).await;
+    let _again = origin_at(address);
+    eventually("it joins again", async || redis.members().await == [member(address)]).await;
+    assert_eq!(
+        sentinel.metric(unknown).await,
+        1.0,
+        "the first probe of the black hole goes on"
+    );
+}
+
+#[tokio::test]
+async fn a_writer_that_disagrees_is_reported_once_and_its_target_moves_ever_more_seldom() {
+    let (redis, origins) = (Redis::start().await, [origin(), origin()]);
+    let [steady, disputed] = origins.each_ref().map(|origin| origin.address().to_string());
+    let (url, targets) = (redis.address().to_string(), format!("{steady},{disputed}"));
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("SENTINEL_TARGETS", &targets),
+        ("SENTINEL_INTERVAL", "50ms"),
+    ];
+    let sentinel = Process::sentinel(&variables).await;
+    eventually("both are published", async || redis.members().await.len() == 2).await;
+    let mut removals = 0;
+    let probes = "gopherproxy_sentinel_probes_total{result=\"success\"}";
+    // A hundred cycles.
+    let end = sentinel.metric(probes).await + 200.0;
+    while sentinel.metric(probes).await < end {
+        let removed = redis
+            .command(&format!("SREM gopher_backends {}", member(&disputed)))
+            .await;
+        removals += usize::from(removed == ["1"]);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!((3..20).contains(&removals), "{removals} changes in 100 cycles");
+    let message = "another writer of the registry disagrees about this target; publishing it less often";
+    let lines = sentinel.lines(message);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!(
+        (&lines[0]["target"], &lines[0]["state"]),
+        (&disputed.into(), &"up".into())
+    );
+    assert!(redis.members().await.contains(&member(steady)));
+
+    redis.command("FLUSHALL").await;
+    eventually("what was lost is no dispute", async || redis.members().await.len() == 2).await;
+}
+
+#[tokio::test]
+async fn the_service_manager_hears_that_it_is_ready_when_it_serves_and_the_first_cycle_has_ended() {
+    for redis in [Redis::start().await, Redis::stopped()] {
+        let (origin, hole, files) = (origin(), BlackHole::new(), tempfile::tempdir().expect("a directory"));
+        let path = files.path().join("notify");
+        let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("a socket");
+        socket.set_read_timeout(Some(crate::support::LIMIT)).expect("a limit");
+        let (url, targets) = (
+            redis.address().to_string(),
+            format!("{},{}", origin.address(), hole.address),
+        );
+        let variables = [
+            ("REDIS_URL", url.as_str()),
+            ("SENTINEL_TARGETS", &targets),
+            ("SENTINEL_TIMEOUT", "300ms"),
+            ("SENTINEL_METRICS_PORT", "0"),
+            ("NOTIFY_SOCKET", path.to_str().expect("text")),
+        ];
+        let sentinel = Process::start(Process::binary("sentinel"), None, &variables);
+        let heard = tokio::task::spawn_blocking(move || {
+            let mut bytes = [0; 1024];
+            let length = socket.recv(&mut bytes).expect("it says something");
+            String::from_utf8_lossy(&bytes[..length]).into_owned()
+        });
+        assert!(heard.await.expect("no panic").contains("READY=1"));
+        assert_eq!(
+            sentinel.metric("gopherproxy_sentinel_targets{state=\"unknown\"}").await,
+            0.0
+        );
+        assert_eq!(sentinel.lines("target is down").len(), 1);
+        let published = redis
+            .try_members()
+            .await
+            .is_some_and(|members| members == [member(origin.address())]);
+        let status = get(sentinel.admin(), "/readyz").await.status;
+        assert!(
+            matches!((published, status), (true, 200) | (false, 503)),
+            "{published} {status}"
+        );
+    }
 }

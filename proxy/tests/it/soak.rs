@@ -38,10 +38,11 @@ struct Stack {
     left: (u64, u64),
 }
 
-const FAULTS: [&str; 16] = [
+const FAULTS: &[&str] = &[
     "an origin is killed",
     "Redis is killed",
     "Redis hangs",
+    "Redis closes idle connections",
     "the set is flushed",
     "Redis has no memory left for writes",
     "the sentinel is killed",
@@ -111,6 +112,13 @@ impl Stack {
                 self.redis.signal("STOP");
                 tokio::time::sleep(moment).await;
                 self.redis.signal("CONT");
+            }
+            "Redis closes idle connections" => {
+                let end = Instant::now() + moment;
+                while Instant::now() < end {
+                    self.redis.command("CLIENT KILL TYPE normal SKIPME yes").await;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
             }
             "the set is flushed" => drop(self.redis.command("FLUSHALL").await),
             "Redis has no memory left for writes" => {

@@ -114,6 +114,11 @@ impl Redis {
         members
     }
 
+    /// The same; `None` when the server does not run.
+    pub async fn try_members(&self) -> Option<Vec<String>> {
+        self.try_command("SMEMBERS gopher_backends").await.ok()
+    }
+
     /// Runs a command of these words, which may be as long as they like and are taken as they are.
     pub async fn command_of(&self, words: &[&str]) -> Vec<String> {
         let mut text = format!("*{}\r\n", words.len());
