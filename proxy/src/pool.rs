@@ -446,21 +446,19 @@ mod tests {
 
     #[test]
     fn a_failure_that_ejects_nobody_waits_for_nobody() {
-        let pool = pool(&[&[1], &[2]]);
+        let pool = Arc::new(pool(&[&[1], &[2]]));
         let [one, two] = [(); 2].map(|()| pool.pick().unwrap().upstream);
         pool.failed(&one, &LIMITS);
         // What looks at all backends would have to wait for these.
         let _held = (pool.known.lock(), pool.ejected(), pool.check.found());
-        std::thread::scope(|scope| {
-            let (done, is_done) = mpsc::channel();
-            let (pool, one, two) = (&pool, &one, &two);
-            scope.spawn(move || {
-                pool.failed(one, &LIMITS);
-                pool.failed(two, &LIMITS);
-                done.send(()).unwrap();
-            });
-            is_done.recv_timeout(Duration::from_secs(30)).unwrap();
+        let (done, is_done) = mpsc::channel();
+        let failing = Arc::clone(&pool);
+        std::thread::spawn(move || {
+            failing.failed(&one, &LIMITS);
+            failing.failed(&two, &LIMITS);
+            done.send(()).unwrap();
         });
+        is_done.recv_timeout(Duration::from_secs(30)).unwrap();
         assert_eq!(pool.metrics.ejections.get(), 1);
     }
 
