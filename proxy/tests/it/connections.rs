@@ -421,7 +421,14 @@ async fn whoever_sends_or_takes_a_little_now_and_then_is_cut() {
 
 #[tokio::test]
 async fn a_panic_in_a_request_costs_that_request_and_is_counted() {
-    let (proxy, _origins) = proxy_over(1).await;
+    let (ordinary, _origins) = proxy_over(1).await;
+    let mut client = Connection::open(ordinary.address()).await;
+    let asks = client.request("GET", "/", "X-Test-Panic: yes\r\n", "").await;
+    assert_eq!(asks.status, 200, "only a proxy that a test has started for it panics");
+
+    let origin = origin();
+    let proxy = Process::proxy_with(&embedded(&[origin.address()]), &[("PANIC_FOR_TESTS", "1")]).await;
+    proxy.active_backends(1).await;
     let mut other = Connection::open(proxy.address()).await;
     assert_eq!(other.get("/").await.status, 200);
     let mut client = Connection::open(proxy.address()).await;
