@@ -102,9 +102,13 @@ impl Waiting {
                 let sockets = sockets.into_iter().map(TcpListener::from).collect();
                 Ok((sockets, Predecessor(peer.suspend()?)))
             }
-            _ => Err(io::Error::new(
+            Some(_) => Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "what came is no handover: is the running process of another kind?",
+            )),
+            None => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the running process ended before it had sent its sockets",
             )),
         }
     }
@@ -251,12 +255,11 @@ impl Successor {
         let mut impatient = Some(Instant::now() + patience);
         tokio::pin!(called_off);
         loop {
-            let silence = impatient;
             let mut event = tokio::select! {
                 biased;
                 heard = peer.hear() => peer.running_event(heard),
                 () = &mut called_off => RunningEvent::CalledOff,
-                () = async { sleep_until(silence.unwrap_or_else(Instant::now)).await }, if silence.is_some() => RunningEvent::Timeout,
+                () = sleep_until(impatient.unwrap_or_else(Instant::now)), if impatient.is_some() => RunningEvent::Timeout,
             };
             if event == RunningEvent::Timeout && peer.is_readable() {
                 event = peer.running_event(peer.hear().await);

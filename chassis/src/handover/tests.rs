@@ -192,7 +192,9 @@ async fn a_queue_that_is_full_and_a_wait_for_nobody_end() {
         assert!(queue.len() < 100_000, "the kernel bounds it");
     };
     assert!(error.contains("its queue is full"), "{error}");
-    drop((waiting, queue));
+    drop(queue);
+    let error = waiting.receive(SOON).await.unwrap_err().to_string();
+    assert_eq!(error, "the running process ended before it had sent its sockets");
     let error = Waiting::at(&path).unwrap().receive(SOON).await.unwrap_err();
     assert_eq!(
         error.to_string(),
