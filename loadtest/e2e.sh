@@ -6,11 +6,13 @@ set -eu
 export COMPOSE_PROJECT_NAME=gopherproxy-e2e
 limit=120
 loader=
+results=
 
 end() {
     status=$?
-    trap '' EXIT INT TERM
+    trap '' EXIT HUP INT TERM
     [ -z "$loader" ] || kill "$loader" 2>/dev/null || true
+    [ -z "$results" ] || rm -f "$results"
     if [ "$status" -ne 0 ]; then
         docker compose ps -a || true
         docker compose logs --tail 20 || true
@@ -18,7 +20,10 @@ end() {
     docker compose down --volumes --timeout 5 >/dev/null 2>&1 || true
     exit "$status"
 }
-trap end EXIT INT TERM
+trap end EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 fail() {
     echo "FAILED: $*" >&2
@@ -131,6 +136,5 @@ taken=$(($(logged) - before))
 [ "$taken" = "$answered" ] && [ "$taken" -gt 0 ] || fail "the proxy took $taken requests and $answered were answered"
 echo "ok: stopping under load lost none of $taken requests"
 [ "$(docker inspect --format '{{.State.ExitCode}}' "$(docker compose ps -aq proxy)")" = 0 ] || fail "the proxy did not leave with 0"
-rm -f "$results"
 
 echo "all is well"

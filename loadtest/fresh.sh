@@ -40,13 +40,15 @@ as_the_user() {
 as_root() {
     root=$(mktemp -d /var/tmp/gopherproxy-fresh.XXXXXX)
     chmod 755 "$root"
-    trap 'rm -rf --one-file-system "$root"' EXIT
+    namespaces=
+    # The kernel ends whoever is in the namespaces together with the process that made them.
+    trap '[ -z "$namespaces" ] || kill -KILL $namespaces 2>/dev/null || true; wait; rm -rf --one-file-system "$root"' EXIT
     trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
-    # The kernel ends all of it with unshare.
     setpriv --pdeathsig=KILL unshare --mount --pid --fork --kill-child --mount-proc sh "$0" inside "$root" "$1" &
-    wait $!
+    namespaces=$!
+    wait "$namespaces"
 }
 
 inside() {

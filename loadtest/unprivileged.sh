@@ -12,25 +12,29 @@ trap 'rm -rf "$home"' EXIT
 chown 65534:65534 "$home"
 as_nobody="setpriv --reuid=65534 --regid=65534 --clear-groups --bounding-set=-all --inh-caps=-all --no-new-privs"
 
-# The checkout may be in a directory that others can't enter. In a mount namespace of their own they see an empty one there, with the
-# checkout in it.
 closed=
 directory=$PWD
 while [ "$directory" != / ]; do
     directory=$(dirname "$directory")
     $as_nobody test -x "$directory" || closed=$directory
 done
+if [ -z "$closed" ]; then
+    cd proxy
+    $as_nobody env HOME="$home" TMPDIR="$home" "$tests" "$@"
+    exit
+fi
+
+# The checkout is in a directory that others can't enter. In a mount namespace of their own the tests see an empty one there, with the
+# checkout in it.
 # shellcheck disable=SC2016  # the inner shell's variables
 unshare --mount sh -euc '
     checkout=$PWD closed=$1 home=$2
     shift 2
-    if [ -n "$closed" ]; then
-        mkdir "$home/checkout"
-        mount --bind "$checkout" "$home/checkout"
-        mount -t tmpfs -o mode=755 none "$closed"
-        mkdir -p "$checkout"
-        mount --move "$home/checkout" "$checkout"
-    fi
+    mkdir "$home/checkout"
+    mount --bind "$checkout" "$home/checkout"
+    mount -t tmpfs -o mode=755 none "$closed"
+    mkdir -p "$checkout"
+    mount --move "$home/checkout" "$checkout"
     cd "$checkout/proxy"
     exec env HOME="$home" TMPDIR="$home" "$@"
 ' sh "$closed" "$home" $as_nobody "$tests" "$@"

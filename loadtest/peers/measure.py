@@ -212,9 +212,11 @@ def wrk(address: str, path: str, connections: int, seconds: float, core: int, sc
     command += ["--timeout", "10s", "-s", str(HERE / "wrk.lua"), f"http://{address}{path}", "--", *script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
         assert child.stdout is not None
-        output = child.stdout.readline()
-        time.sleep(seconds)
-        child.send_signal(signal.SIGINT)
+        try:
+            output = child.stdout.readline()
+            time.sleep(seconds)
+        finally:
+            child.send_signal(signal.SIGINT)
         output += child.stdout.read()
     for line in output.splitlines():
         if line.startswith("RESULT "):
