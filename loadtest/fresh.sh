@@ -102,12 +102,12 @@ system() {
     mount -t proc proc "$root/proc"
 }
 
-# Runs a line of shell as the newcomer, who has just logged in.
+# Runs a line of shell as the newcomer, who has just logged in: nothing is ignored, as signals are in the background of a script.
 as_newcomer() {
     kept=$(env | grep -iE "$variables" || true)
     # shellcheck disable=SC2086  # the words are meant to be split
     chroot "$root" setpriv --reuid=newcomer --regid=newcomer --init-groups \
-        env --ignore-environment --chdir=/home/newcomer $kept HOME=/home/newcomer USER=newcomer TERM=xterm LANG=C.UTF-8 \
+        env --default-signal --ignore-environment --chdir=/home/newcomer $kept HOME=/home/newcomer USER=newcomer TERM=xterm LANG=C.UTF-8 \
         PATH=/opt/rust/bin:/usr/local/bin:/usr/bin:/bin sh -c "$1"
 }
 
