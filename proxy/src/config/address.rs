@@ -25,13 +25,11 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-/// A port number. With 0 the kernel picks a free one.
+/// A port number, or `:8080` as Go programs have it. With 0 the kernel picks a free one.
 pub(super) fn port(text: &str) -> Result<u16, String> {
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse()
-        .ok()
-        .filter(|_| digits)
-        .ok_or_else(|| "a port from 1 to 65535, or 0 for any free one".into())
+    let digits = text.strip_prefix(':').unwrap_or(text);
+    let number = digits.parse().ok().filter(|_| !digits.starts_with('+'));
+    number.ok_or_else(|| "a port from 1 to 65535, or 0 for any free one".into())
 }
 
 /// A network in CIDR notation; a bare address is a network of one.

@@ -26,6 +26,7 @@ use address::{any, network, port, socket_address};
 pub use client::{ClientLimits, DEFAULT_MAX_CONNECTIONS};
 pub use discovery::{Discovery, Health, Readiness, RegistryKind};
 pub use limit::Limit;
+use upstream::MOST_RETRIES;
 pub use upstream::{Ejection, UpstreamLimits};
 
 /// Our section in the file.
@@ -161,8 +162,9 @@ impl Config {
         // Pingora sleeps this long after SIGTERM whatever happens; `lifecycle` leaves as soon as it can, so this only has
         // to be longer than the drain.
         config.server.grace_period_seconds = Some(config.drain_timeout.as_secs() + 10);
-        // The total number of tries. `service` decides each one; Pingora's own limit must not be lower.
-        config.server.max_retries = config.upstream.retries + 1;
+        // The total number of tries. `service` decides each one by `upstream.retries`, which a reload can change; Pingora's own limit,
+        // which it can't, must not be lower.
+        config.server.max_retries = MOST_RETRIES + 1;
         config
     }
 
@@ -170,7 +172,11 @@ impl Config {
     pub fn needs_restart(&self, running: &Self, server: &ServerConf) -> Vec<&'static str> {
         let kind = |config: &Self| std::mem::discriminant(&config.registry);
         [
-            ("Pingora's own keys", self.server != *server),
+            // Pingora's grace period follows from the drain timeout, which is named below.
+            (
+                "Pingora's own keys",
+                self.server != *server && self.drain_timeout == running.drain_timeout,
+            ),
             ("listen", self.listen != running.listen),
             ("admin_listen", self.admin_listen != running.admin_listen),
             ("lame_duck", self.lame_duck != running.lame_duck),

@@ -391,3 +391,35 @@ fn a_key_without_effect_is_remarked() {
     let text = "gopherproxy: {listen: '127.0.0.1:1', limit: {burst: 7}}";
     assert_eq!(remarks(text, &variables), [""; 0]);
 }
+
+#[test]
+fn only_what_a_running_process_cannot_change_needs_a_restart() {
+    let running = read("", &[]).unwrap();
+    for (text, expected) in [
+        ("threads: 3", &["Pingora's own keys"][..]),
+        ("gopherproxy: {listen: 81}", &["listen"]),
+        ("gopherproxy: {admin_listen: 81}", &["admin_listen"]),
+        ("gopherproxy: {lame_duck: 1s}", &["lame_duck"]),
+        ("gopherproxy: {drain_timeout: 1s}", &["drain_timeout"]),
+        (
+            "gopherproxy: {registry: {kind: in-process}, sentinel: {enabled: true}}",
+            &["registry.kind", "sentinel.enabled"],
+        ),
+        ("gopherproxy: {discovery: {state_file: /x}}", &["discovery.state_file"]),
+        ("gopherproxy: {registry: {redis: 'redis://:secret@a:1'}}", &[]),
+        ("gopherproxy: {trusted_proxies: ['::1'], readiness: while-alive}", &[]),
+        (
+            "gopherproxy: {discovery: {interval: 1s}, health: {interval: 1s, timeout: 1s}}",
+            &[],
+        ),
+        ("gopherproxy: {limit: off}", &[]),
+        (
+            "gopherproxy: {client: {max_connections: 9000}, upstream: {retries: 10, retry_budget: 1}}",
+            &[],
+        ),
+        ("gopherproxy: {sentinel: {targets: ['a:1']}}", &[]),
+    ] {
+        let config = read(text, &[]).unwrap();
+        assert_eq!(config.needs_restart(&running, &running.server), expected, "{text}");
+    }
+}

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use chassis::settings::{Section, duration, whole};
 
+/// The most tries after the first.
+pub(super) const MOST_RETRIES: usize = 10;
+
 /// What a backend may take.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpstreamLimits {
@@ -47,7 +50,7 @@ impl UpstreamLimits {
             write_timeout: section.value("write_timeout", None, seconds(60), duration),
             idle_timeout: section.value("idle_timeout", None, seconds(60), duration),
             tunnel_idle_timeout: section.value("tunnel_idle_timeout", None, seconds(3600), duration),
-            retries: section.value("retries", None, 2, whole(0..=10)),
+            retries: section.value("retries", None, 2, whole(0..=MOST_RETRIES)),
             retry_budget: section.value("retry_budget", None, 0.2, share),
             ejection: Ejection::read(section.section("ejection")),
         };
