@@ -12,8 +12,10 @@ use crate::support::unprivileged::{Unprivileged, listening_at};
 use crate::support::{Connection, Process, embedded, eventually, free_port, origin, thorough};
 
 const CLIENTS: usize = 48;
+/// To a client that is far away. Its kernel finishes the handshake by itself after 200 ms.
+const ROUND_TRIP: Duration = Duration::from_millis(120);
 
-/// Clients with a connection for each request, who come back when they are refused.
+/// Clients with a connection for each request, who come back when they are refused. A quarter of them is far away.
 struct Clients {
     all: Vec<JoinHandle<Vec<String>>>,
     answered: Arc<AtomicU64>,
@@ -23,15 +25,24 @@ struct Clients {
 impl Clients {
     fn start(to: SocketAddr) -> Self {
         let (answered, end) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let client = |_| {
+        let client = |number| {
+            let far = number % 4 == 0;
             let (answered, end) = (Arc::clone(&answered), Arc::clone(&end));
             tokio::spawn(async move {
                 let mut lost = Vec::new();
                 while !end.load(Ordering::Relaxed) {
-                    let Ok(mut connection) = Connection::try_open(to, [127, 0, 0, 1].into()).await else {
+                    let opened = if far {
+                        Connection::try_open_from_afar(to).await
+                    } else {
+                        Connection::try_open(to, [127, 0, 0, 1].into()).await
+                    };
+                    let Ok(mut connection) = opened else {
                         tokio::time::sleep(Duration::from_millis(5)).await;
                         continue;
                     };
+                    if far {
+                        tokio::time::sleep(ROUND_TRIP).await;
+                    }
                     match connection.try_request("GET", "/delay/3", "", "").await {
                         Ok(response) if response.status == 200 => {
                             answered.fetch_add(1, Ordering::Relaxed);

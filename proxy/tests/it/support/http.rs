@@ -73,6 +73,18 @@ impl Connection {
         })
     }
 
+    /// A connection as over a long way: its client is connected, and its server sees the end of the handshake with the first
+    /// bytes that are sent, or 200 ms later.
+    pub async fn try_open_from_afar(to: SocketAddr) -> std::io::Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        socket2::SockRef::from(&socket).set_tcp_quickack(false)?;
+        let stream = timeout(LIMIT, socket.connect(to)).await??;
+        Ok(Self {
+            stream,
+            received: Vec::new(),
+        })
+    }
+
     /// A connection whose client lets so many bytes lie unread, or what the system takes for that.
     pub async fn open_with_window(to: SocketAddr, bytes: u32) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
