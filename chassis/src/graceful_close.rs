@@ -20,17 +20,19 @@ use std::time::Duration;
 
 use procfs::net::{TcpNetEntry, TcpState};
 use socket2::SockRef;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 /// The index of an interface that does not exist: the greatest there can be, and the kernel counts from 1.
 const NO_INTERFACE: Option<NonZeroU32> = NonZeroU32::new(i32::MAX.cast_unsigned());
-/// How long a handshake may take: a round trip, or the second after which a lost packet is sent again.
-const HANDSHAKE: Duration = Duration::from_millis(1500);
 /// How often the queue is looked at.
 const POLL: Duration = Duration::from_millis(10);
+/// How long a handshake may take: a round trip, or the second after which a lost packet is sent again.
+const HANDSHAKE: Duration = Duration::from_millis(1500);
+/// The fewest looks before connections are given up: time in which this process does not run is no time to accept any.
+const FEWEST_LOOKS: u32 = 20;
 
-/// Refuses new connections at `socket` and waits until those that were there are accepted, 1.5 s at most. Returns how many
-/// are left, which closing the socket resets.
+/// Refuses new connections at `socket` and waits until those that were there are accepted, for about 1.5 s at most. Returns how
+/// many are left, which closing the socket resets.
 ///
 /// # Errors
 /// When the kernel can't refuse them, or does not show its queue: closing the socket may reset connections.
@@ -39,25 +41,20 @@ pub async fn refuse_and_drain(socket: &TcpListener) -> io::Result<usize> {
     let refused = SockRef::from(socket)
         .bind_device_by_index_v4(NO_INTERFACE)
         .map_err(|error| io::Error::new(error.kind(), format!("can't refuse new connections: {error}")));
-    let end = Instant::now() + HANDSHAKE;
-    // A connection that moves from one of the kernel's lists to the other may be seen in neither.
-    let mut looks_empty = 0;
-    loop {
+    let start = Instant::now();
+    let (mut looks, mut looks_empty) = (0, 0);
+    let left = loop {
         sleep(POLL).await;
-        let left = match tokio::task::spawn_blocking(move || unaccepted(address)).await? {
-            Ok(left) => left,
-            Err(error) => {
-                sleep_until(end).await;
-                return Err(io::Error::other(format!(
-                    "can't read the accept queue from /proc/net: {error}"
-                )));
-            }
-        };
-        looks_empty = if left == 0 { looks_empty + 1 } else { 0 };
-        if looks_empty == 2 || Instant::now() >= end {
-            return refused.map(|()| left);
+        let left = tokio::task::spawn_blocking(move || unaccepted(address)).await?;
+        looks += 1;
+        looks_empty = if matches!(left, Ok(0)) { looks_empty + 1 } else { 0 };
+        // A connection that moves from one of the kernel's lists to the other may be seen in neither, so one look is not enough.
+        if looks_empty == 2 || looks >= FEWEST_LOOKS && start.elapsed() >= HANDSHAKE {
+            break left;
         }
-    }
+    };
+    refused?;
+    left.map_err(|error| io::Error::other(format!("can't read the accept queue from /proc/net: {error}")))
 }
 
 /// How many connections to `address` wait to be accepted, and how many handshakes are under way.
