@@ -21,14 +21,14 @@
 //!   connection and a pidfd. When the running process has died without saying `NO`, nobody but the successor has the sockets, so
 //!   it serves, with backends or without.
 //!
-//! [`protocol`] has both sides as state machines, which this code drives and whose tests search all interleavings.
+//! `protocol` has both sides as state machines, which this code drives and whose tests search all interleavings.
 //!
 //! With `GO` comes a **note** of bytes that mean something to the caller, in an unnamed file. A version that knows of no note
 //! ignores the file, and one that gets none has an empty note. (Version 0.1.0 also never says `NO`: it closes. So a connection
 //! that closes while the process lives is a `NO`.)
 //!
 //! Whoever can connect to the socket, or put one in its place, gets the ports or can take them. So it lies in a directory
-//! that belongs to this user alone, and both sides check that ([`place`]).
+//! that belongs to this user alone, and both sides check that (`place`).
 
 mod place;
 mod protocol;
