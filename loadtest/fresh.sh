@@ -33,7 +33,7 @@ as_the_user() {
     if [ "$(id -u)" = 0 ]; then
         as_root "$rust"
     else
-        exec sudo --preserve-env sh "$0" as_root "$rust"
+        exec sudo --preserve-env sh loadtest/fresh.sh as_root "$rust"
     fi
 }
 
@@ -46,7 +46,7 @@ as_root() {
     trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
-    setpriv --pdeathsig=KILL unshare --mount --pid --fork --kill-child --mount-proc sh "$0" inside "$root" "$1" &
+    setpriv --pdeathsig=KILL unshare --mount --pid --fork --kill-child --mount-proc sh loadtest/fresh.sh inside "$root" "$1" &
     namespaces=$!
     wait "$namespaces"
 }

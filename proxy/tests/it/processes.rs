@@ -1,9 +1,9 @@
-//! What the tests start never outlives them, and can be started as a user of no privileges.
+//! What the tests start never outlives them.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
-use crate::support::{Process, child, embedded, eventually, get, origin};
+use crate::support::{child, eventually};
 
 /// Whether the process runs: one that has ended may still wait for its parent to ask how.
 fn runs(pid: u32) -> bool {
@@ -40,32 +40,4 @@ async fn what_the_tests_start_dies_with_them_even_when_they_are_killed() {
     tests.kill().expect("it runs");
     tests.wait().expect("it has ended");
     eventually("its child has ended", async || !runs(sleep)).await;
-}
-
-#[tokio::test]
-async fn a_proxy_of_no_privileges_serves() {
-    let origin = origin();
-    let proxy = Process::unprivileged_proxy(&embedded(&[origin.address()])).await;
-    proxy.active_backends(1).await;
-    assert_eq!(get(proxy.address(), "/").await.status, 200);
-    let status = std::fs::read_to_string(format!("/proc/{}/status", proxy.pid())).expect("it runs");
-    let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
-    assert_eq!(value("CapEff:"), Some("0000000000000000"), "{status}");
-    assert_eq!(value("NoNewPrivs:"), Some("1"), "{status}");
-}
-
-#[tokio::test]
-async fn a_proxy_of_no_privileges_hands_over_to_another() {
-    let (origin, directory) = (origin(), child::unprivileged_directory());
-    let socket = directory.path().join("upgrade.sock");
-    let configuration = format!("upgrade_sock: {}\n{}", socket.display(), embedded(&[origin.address()]));
-    let proxy = Process::unprivileged_proxy(&configuration).await;
-    proxy.active_backends(1).await;
-    let successor = Process::unprivileged_successor(&configuration);
-    successor
-        .said_somehow("waiting for the running proxy to hand over", |_| true)
-        .await;
-    proxy.signal("QUIT");
-    successor.said("took over from the running proxy", |_| true).await;
-    assert_eq!(get(successor.address(), "/").await.status, 200);
 }

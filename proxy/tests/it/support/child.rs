@@ -1,19 +1,13 @@
 //! Child processes: started so that they never outlive the tests, signalled without help from another program.
 
 use std::ffi::OsStr;
-use std::fs::Permissions;
 use std::io;
 use std::ops::{Deref, DerefMut};
-use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{LazyLock, Mutex, mpsc};
 
-use rustix::process::{Pid, Signal, geteuid, kill_process, kill_process_group};
-use tempfile::TempDir;
-
-/// The user and group that own nothing.
-const NOBODY: u32 = 65534;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 /// A child process. Dropping it kills it.
 pub struct Started(Child);
@@ -63,19 +57,6 @@ pub fn tool(name: &str) -> PathBuf {
         .map(|directory| directory.join(name))
         .find(|program| program.exists())
         .unwrap_or_else(|| panic!("{name} is not installed; `make test` gets it"))
-}
-
-/// The same, as a user who owns nothing and may do nothing that any user may not. Where the tests don't run as root they are such a
-/// user already, and this only makes sure that nothing gains privileges.
-pub fn unprivileged_command(program: impl AsRef<OsStr>) -> Command {
-    let mut command = setpriv();
-    command.args(["--no-new-privs", "--inh-caps=-all"]);
-    if geteuid().is_root() {
-        command.args([&format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}")]);
-        command.args(["--clear-groups", "--bounding-set=-all"]);
-    }
-    command.arg("--").arg(program);
-    command
 }
 
 /// Starts it.
@@ -129,26 +110,4 @@ fn signal_named(name: &str) -> Signal {
         "TERM" => Signal::TERM,
         other => panic!("add SIG{other} to this list"),
     }
-}
-
-/// A directory that an [`unprivileged_command`] owns and that nobody else can enter.
-pub fn unprivileged_directory() -> TempDir {
-    let directory = tempfile::tempdir().expect("a directory");
-    permit(&directory, 0o700);
-    if geteuid().is_root() {
-        chown(directory.path(), Some(NOBODY), Some(NOBODY)).expect("root may give a directory away");
-    }
-    directory
-}
-
-/// A path to this program that an [`unprivileged_command`] can reach: the build may be under the home directory of root.
-pub fn reachable(program: &Path, directory: &TempDir) -> PathBuf {
-    permit(directory, 0o755);
-    let copy = directory.path().join(program.file_name().expect("a program"));
-    std::fs::copy(program, &copy).expect("a copy of the program");
-    copy
-}
-
-fn permit(directory: &TempDir, mode: u32) {
-    std::fs::set_permissions(directory.path(), Permissions::from_mode(mode)).expect("it is ours");
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, PipeWriter};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -97,46 +97,7 @@ impl Process {
         arguments: &[&str],
     ) -> Self {
         let files = tempfile::tempdir().expect("a directory for the configuration");
-        Self::run(child::command(binary), files, configuration, variables, arguments)
-    }
-
-    /// The same as a user of no privileges, even where the tests run as root. Files that it writes go into an
-    /// [`unprivileged_directory`](child::unprivileged_directory).
-    pub fn start_unprivileged(
-        binary: &Path,
-        configuration: Option<&str>,
-        variables: &[(&str, &str)],
-        arguments: &[&str],
-    ) -> Self {
-        let files = tempfile::tempdir().expect("a directory for the configuration");
-        let command = child::unprivileged_command(child::reachable(binary, &files));
-        Self::run(command, files, configuration, variables, arguments)
-    }
-
-    /// A proxy of no privileges with this configuration, listening on both its ports.
-    pub async fn unprivileged_proxy(configuration: &str) -> Self {
-        let proxy = Self::start_unprivileged(&proxy_binary(), Some(configuration), &[], &[]);
-        proxy.listens().await;
-        proxy
-    }
-
-    /// An unprivileged proxy that waits for the running one with this configuration to hand over.
-    pub fn unprivileged_successor(configuration: &str) -> Self {
-        Self::start_unprivileged(&proxy_binary(), Some(configuration), &[], &["-u"])
-    }
-
-    async fn listens(&self) {
-        self.said("listening", |line| line["service"] == "proxy").await;
-        self.said("listening", |line| line["service"] == "admin").await;
-    }
-
-    fn run(
-        mut command: Command,
-        files: TempDir,
-        configuration: Option<&str>,
-        variables: &[(&str, &str)],
-        arguments: &[&str],
-    ) -> Self {
+        let mut command = child::command(binary);
         command.args(arguments);
         if let Some(configuration) = configuration {
             let path = files.path().join(CONFIGURATION);
@@ -180,6 +141,11 @@ impl Process {
     /// All that the process has said so far, as it came.
     pub fn text(&self) -> String {
         self.lines.lock().expect("no test panics with it").join("\n")
+    }
+
+    async fn listens(&self) {
+        self.said("listening", |line| line["service"] == "proxy").await;
+        self.said("listening", |line| line["service"] == "admin").await;
     }
 
     /// Every line so far, each of which must be a JSON object.
