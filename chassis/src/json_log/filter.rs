@@ -7,7 +7,6 @@
 //!   default has for them, because at `debug` Pingora logs heads with all that is secret in them. Who names a target gets it.
 //! - A word that is neither a level nor a target is a mistake. `env_logger` takes `inof` for a target, and is silent.
 
-use env_filter::{Builder, Filter};
 use log::LevelFilter;
 
 use crate::settings::Expected;
@@ -80,40 +79,65 @@ fn is_known(target: &str) -> bool {
     OURS.contains(&krate) || LIBRARIES.contains(&krate)
 }
 
-/// The filter that `rust_log` makes of `default`, and the targets in it that nothing here has.
+/// What is written of all that is logged.
+pub(super) struct Filter {
+    rust_log: String,
+    /// The level of a target, or, without one, of all others. These count more than what `rust_log` says.
+    levels: Vec<(Option<String>, LevelFilter)>,
+    /// The targets in `rust_log` that nothing here has.
+    pub(super) strangers: Vec<String>,
+}
+
+impl Filter {
+    /// A logger with this filter.
+    pub(super) fn logger(&self) -> env_logger::Builder {
+        let mut logger = env_logger::Builder::new();
+        logger.parse_filters(&self.rust_log);
+        for (target, level) in &self.levels {
+            logger.filter(target.as_deref(), *level);
+        }
+        logger
+    }
+}
+
+/// The filter that `rust_log` makes of `default`.
 ///
 /// # Errors
 /// What `rust_log` should be instead.
-pub(super) fn parse(rust_log: &str, default: &str) -> Result<(Filter, Vec<String>), Expected> {
+pub(super) fn parse(rust_log: &str, default: &str) -> Result<Filter, Expected> {
     let users = Directives::parse(rust_log)?;
     let ours = Directives::parse(default)?;
-    let mut builder = Builder::new();
-    // For what follows a slash, too.
-    builder
+    // env_logger itself would print a complaint about what follows a slash, and go on.
+    env_filter::Builder::new()
         .try_parse(rust_log)
         .map_err(|error| format!("levels and targets, such as info,access=off ({error})"))?;
+    let mut levels = Vec::new();
     if let Some(global) = users.global.or(ours.global) {
-        builder.filter(None, global.min(LevelFilter::Info));
+        levels.push((None, global.min(LevelFilter::Info)));
         if global > LevelFilter::Info {
             for target in OURS.into_iter().filter(|target| !users.name(target)) {
-                builder.filter(Some(target), global);
+                levels.push((Some(target.to_owned()), global));
             }
         }
     }
     for (target, level) in ours.targets {
         if !users.name(target) {
             let level = users.global.map_or(level, |global| global.min(level));
-            builder.filter(Some(target), level);
+            levels.push((Some(target.to_owned()), level));
         }
     }
     let targets = users.targets.iter().map(|(target, _)| *target);
     let strangers = targets.filter(|target| !is_known(target)).map(str::to_owned);
-    Ok((builder.build(), strangers.collect()))
+    Ok(Filter {
+        rust_log: rust_log.to_owned(),
+        levels,
+        strangers: strangers.collect(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use log::{Level, Metadata};
+    use log::{Level, Log, Metadata};
 
     use super::*;
 
@@ -121,8 +145,8 @@ mod tests {
 
     /// The most that `target` logs.
     fn level(rust_log: &str, target: &str) -> LevelFilter {
-        let (filter, _) = parse(rust_log, DEFAULT).unwrap();
-        let enabled = |level: &Level| filter.enabled(&Metadata::builder().level(*level).target(target).build());
+        let logger = parse(rust_log, DEFAULT).unwrap().logger().build();
+        let enabled = |level: &Level| logger.enabled(&Metadata::builder().level(*level).target(target).build());
         Level::iter()
             .filter(enabled)
             .max()
@@ -179,7 +203,7 @@ mod tests {
         );
         assert!(mistake("access=").contains("behind \"access\""));
         assert!(mistake("info/a/b").contains("such as info,access=off ("));
-        let strangers = |rust_log| parse(rust_log, DEFAULT).unwrap().1;
+        let strangers = |rust_log| parse(rust_log, DEFAULT).unwrap().strangers;
         assert_eq!(
             strangers("acess=off,info,hyper::client=debug"),
             ["acess", "hyper::client"]

@@ -1,6 +1,6 @@
 //! Everything a process says: one JSON object a line on standard output, or text where that is a terminal.
 //!
-//! `log` macros reach the logger here, which filters them (`filter`: `RUST_LOG`) and makes a line (`line`), every string of it
+//! `log` macros reach `env_logger`, which filters them (`filter`: `RUST_LOG`) and has a line made (`line`), every string of it
 //! escaped (`escape`), so that no byte that a client sends can end a line, forge a field or move a cursor. The line goes into
 //! a queue with a bound in bytes (`queue`), and one thread of its own writes the queue out in batches (`stdout`, and `terminal`
 //! for people). So a request never waits for a slow terminal or a full pipe: when the queue is full the line is dropped and
@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use log::{Level, Log, Metadata, Record, warn};
+use log::{Level, Log, Metadata, warn};
 
 use crate::clock;
 use crate::settings::Settings;
@@ -59,8 +59,8 @@ pub fn init_to(default_filter: &str, out: impl Write + Send + 'static) -> io::Re
     let settings = Settings::from_process();
     let chosen = settings.variable("RUST_LOG", |text| filter::parse(text, default_filter));
     let (chosen, _) = settings.finish(chosen).map_err(io::Error::other)?;
-    let (filter, strangers) = match chosen {
-        Some(chosen) => chosen,
+    let filter = match chosen {
+        Some(filter) => filter,
         None => filter::parse("", default_filter).map_err(io::Error::other)?,
     };
     let queue = Arc::new(Queue::default());
@@ -69,13 +69,14 @@ pub fn init_to(default_filter: &str, out: impl Write + Send + 'static) -> io::Re
         .name("log-writer".into())
         .spawn(move || writer.write_out(out))?;
 
+    let logger = filter
+        .logger()
+        .format(|out, record| out.write_all(&line::of_record(record, clock::now())))
+        .target(env_logger::Target::Pipe(Box::new(Enqueue(Arc::clone(&queue)))))
+        .build();
     let access = Metadata::builder().level(Level::Info).target(filter::ACCESS).build();
-    let access = filter.enabled(&access);
-    log::set_max_level(filter.filter());
-    let logger = Logger {
-        filter,
-        queue: Arc::clone(&queue),
-    };
+    let access = logger.enabled(&access);
+    log::set_max_level(logger.filter());
     log::set_boxed_logger(Box::new(logger)).map_err(io::Error::other)?;
     let _ = LOG.set(Running { queue, access });
 
@@ -85,7 +86,7 @@ pub fn init_to(default_filter: &str, out: impl Write + Send + 'static) -> io::Re
         let what = panic.payload_as_str().unwrap_or("not a text");
         log::error!(place = place.as_deref().unwrap_or("unknown"), panic = what; "panicked");
     }));
-    for target in strangers {
+    for target in filter.strangers {
         warn!(target = target.as_str(); "RUST_LOG names a target that this program does not have");
     }
     Ok(())
@@ -119,23 +120,17 @@ pub fn access(message: &'static str, fields: impl FnOnce(&mut LineFields<'_>)) {
     }
 }
 
-/// What `log`'s macros reach.
-struct Logger {
-    filter: env_filter::Filter,
-    queue: Arc<Queue>,
-}
+/// The queue as `env_logger` sees it, which writes a line at once.
+struct Enqueue(Arc<Queue>);
 
-impl Log for Logger {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.filter.enabled(metadata)
-    }
-
-    fn log(&self, record: &Record<'_>) {
-        if self.filter.matches(record) {
-            self.queue.push(&line::of_record(record, clock::now()), true);
-        }
+impl Write for Enqueue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.push(line, true);
+        Ok(line.len())
     }
 
     /// [`flush`] has a limit.
-    fn flush(&self) {}
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
