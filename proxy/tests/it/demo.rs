@@ -211,11 +211,11 @@ async fn a_taken_port_is_named_with_its_owner_and_everything_ends() {
 #[test]
 fn where_it_does_not_know_how_to_install_it_says_what_to_install() {
     let empty = tempfile::tempdir().expect("a directory");
-    let mut tools = in_workspace(Command::new(child::tool("sh")), &["loadtest/tools.sh", "redis-server"]);
+    let mut tools = in_workspace(Command::new(child::tool("sh")), &["loadtest/tools.sh", "no-such-tool"]);
     let output = tools.env("PATH", empty.path()).output().expect("sh runs");
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("Install redis-server (Redis 6 or later)"), "{said}");
+    assert!(said.contains("Install no-such-tool (Redis 6 or later)"), "{said}");
 }
 
 /// What `needs.sh` says of this need where the PATH has nothing but these programs, each a script.
