@@ -316,17 +316,38 @@ async fn in_one_process_an_origin_that_moves_costs_no_request() {
     load.lost_none().await;
 }
 
-#[tokio::test]
-async fn names_whose_look_up_hangs_do_no_harm_to_others() {
-    // A name server that never answers. Only few users may have its port.
-    let server = Ipv4Addr::new(127, 0, 0, 77);
-    let Ok(_silent) = std::net::UdpSocket::bind((server, 53)) else {
-        return;
-    };
-    let (redis, files) = (Redis::start().await, tempfile::tempdir().expect("a directory"));
+/// A sentinel whose look-ups hang, except those of `healthy.test`: its name server, at `address`, never answers. `None` where this
+/// user may not have that port, or a mount namespace.
+pub async fn with_hanging_look_ups(address: Ipv4Addr, variables: &[(&str, &str)]) -> Option<HangingLookUps> {
+    let silent = std::net::UdpSocket::bind((address, 53)).ok()?;
+    let files = tempfile::tempdir().expect("a directory");
     let (hosts, resolv) = (files.path().join("hosts"), files.path().join("resolv.conf"));
     std::fs::write(&hosts, "127.0.0.1 localhost\n127.0.0.1 healthy.test\n").expect("written");
-    std::fs::write(&resolv, format!("nameserver {server}\noptions timeout:10 attempts:2\n")).expect("written");
+    std::fs::write(
+        &resolv,
+        format!("nameserver {address}\noptions timeout:10 attempts:2\n"),
+    )
+    .expect("written");
+    let mounts = [(hosts.as_path(), "/etc/hosts"), (resolv.as_path(), "/etc/resolv.conf")];
+    let sentinel = with_files(&mounts, "sentinel", None, variables)?;
+    sentinel.said("listening", |line| line["service"] == "admin").await;
+    Some(HangingLookUps {
+        sentinel,
+        _silent: silent,
+        _files: files,
+    })
+}
+
+/// A sentinel, and what keeps its look-ups hanging.
+pub struct HangingLookUps {
+    pub sentinel: Process,
+    _silent: std::net::UdpSocket,
+    _files: tempfile::TempDir,
+}
+
+#[tokio::test]
+async fn names_whose_look_up_hangs_do_no_harm_to_others() {
+    let redis = Redis::start().await;
     let origin = origin();
     let healthy = format!("healthy.test:{}", origin.address().port());
     let hung: Vec<String> = (0..6).map(|number| format!("hung{number}.test:80")).collect();
@@ -338,11 +359,10 @@ async fn names_whose_look_up_hangs_do_no_harm_to_others() {
         ("SENTINEL_TIMEOUT", "200ms"),
         ("SENTINEL_METRICS_PORT", "0"),
     ];
-    let mounts = [(hosts.as_path(), "/etc/hosts"), (resolv.as_path(), "/etc/resolv.conf")];
-    let Some(sentinel) = with_files(&mounts, "sentinel", None, &variables) else {
+    let Some(hanging) = with_hanging_look_ups(Ipv4Addr::new(127, 0, 0, 77), &variables).await else {
         return;
     };
-    sentinel.said("listening", |line| line["service"] == "admin").await;
+    let sentinel = &hanging.sentinel;
     eventually("the healthy one is published", async || {
         redis.members().await == [format!("http://{healthy}")]
     })

@@ -15,9 +15,11 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
+use crate::registry_faults::with_hanging_look_ups;
 use crate::support::{
     Connection, Load, Process, RawOrigin, Redis, eventually, free_port, get, origin_process, resident_kib, with_redis,
 };
+use crate::unprivileged::restarts_lose_nothing;
 
 /// How much more memory the proxy may have at the end than when the traffic began, whatever happened in between.
 const GROWTH_KIB: usize = 48 << 10;
@@ -56,6 +58,8 @@ const FAULTS: &[&str] = &[
     "a broken backend in the set",
     "no descriptor left",
     "a log reader that is non-blocking and stuck",
+    "names that hang",
+    "unprivileged restarts",
 ];
 
 impl Stack {
@@ -199,6 +203,25 @@ impl Stack {
                 tokio::time::sleep(moment).await;
                 self.proxy.stop_reading(false);
             }
+            "names that hang" => {
+                let hung = (0..6).map(|number| format!("hung{number}.test:80"));
+                let targets = hung.chain(self.addresses.iter().map(ToString::to_string));
+                let variables = [
+                    ("REDIS_URL", self.redis.address().to_string()),
+                    ("SENTINEL_TARGETS", targets.collect::<Vec<_>>().join(",")),
+                    ("SENTINEL_INTERVAL", "100ms".into()),
+                    ("SENTINEL_ID", "hanging".into()),
+                    ("SENTINEL_METRICS_PORT", "0".into()),
+                ];
+                let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
+                let hanging = with_hanging_look_ups([127, 0, 0, 78].into(), &variables).await;
+                tokio::time::sleep(moment).await;
+                if let Some(hanging) = hanging {
+                    let up = "gopherproxy_sentinel_targets{state=\"up\"}";
+                    hanging.sentinel.reaches(up, 3.0).await;
+                }
+            }
+            "unprivileged restarts" => restarts_lose_nothing(&with_redis(&self.redis), 2).await,
             other => panic!("{other} is no fault"),
         }
         eventually(&format!("all is well after {fault}"), async || {

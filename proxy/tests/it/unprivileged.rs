@@ -97,18 +97,24 @@ async fn stop(proxy: &Process) {
     assert!(loud.is_empty(), "{loud:#?}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn restarts_under_clients_with_new_connections_reset_none() {
-    let (user, origin) = (Unprivileged::new(), origin());
+/// Starts and stops a proxy with this configuration, on addresses of its own, so many times under clients, who may lose nothing.
+pub async fn restarts_lose_nothing(configuration: &str, times: usize) {
+    let user = Unprivileged::new();
     let [address, admin] = addresses();
-    let configuration = listening_at(&embedded(&[origin.address()]), address, admin);
+    let configuration = listening_at(configuration, address, admin);
     let clients = Clients::start(address);
-    for _ in 0..thorough(8, 100) {
+    for _ in 0..times {
         let proxy = user.proxy(&configuration).await;
         clients.get(200).await;
         stop(&proxy).await;
     }
     clients.lost_none().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarts_under_clients_with_new_connections_reset_none() {
+    let origin = origin();
+    restarts_lose_nothing(&embedded(&[origin.address()]), thorough(8, 100)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
