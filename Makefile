@@ -82,7 +82,7 @@ check-observability: rust tools ## every query of the dashboard and the alerts, 
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --package gopherproxy --test it -- prometheus::
 
-check-dashboard: ## the dashboard against Grafana's own types and the README's metrics (needs Node 20)
+check-dashboard: ## the dashboard against Grafana's own types and the documented metrics (needs Node 20)
 	@$(NEEDS) node
 	@cd observability/grafana/check && npm install --no-audit --no-fund --silent && npm run --silent check
 

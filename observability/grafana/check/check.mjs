@@ -3,7 +3,7 @@
 // - Types: the JSON, as a TypeScript literal, must be a `Dashboard` of @grafana/schema, and each panel's options, fields,
 //   queries and units must be those of its own panel type. A literal, because an imported JSON would escape TypeScript's check
 //   for properties that do not exist. Faults made on purpose must be found, so that a type of `any` can't hide one.
-// - Queries: Prometheus's own grammar reads each; its metrics are in the README's table, its legend's labels in its result.
+// - Queries: Prometheus's own grammar reads each; its metrics are in the table of docs/metrics.md, its legend's labels in its result.
 // - Layout: titles that users know, unique ids, nothing overlaps, no panel type that is deprecated.
 //
 // Grafana's major version is that of @grafana/schema: raise both together.
@@ -133,10 +133,10 @@ panels.forEach((panel, index) => {
   check(new Set(refs).size === refs.length && (refs.length > 0 || panel.type === "row"), `${panel.title}: its refIds`);
 });
 
-// Queries. In the README `…` stands for the sentinel's prefix, and `process_*` for what Prometheus's client libraries export.
+// Queries. In docs/metrics.md `…` stands for the sentinel's prefix, and `process_*` for what Prometheus's client libraries export.
 const PROCESS = ["cpu_seconds_total", "max_fds", "open_fds", "resident_memory_bytes", "start_time_seconds", "threads", "virtual_memory_bytes"];
 const metrics = new Set(PROCESS.map((name) => `process_${name}`));
-for (const [, names, types] of read("../../../README.md").matchAll(/^\| (`(?:gopherproxy_|…).*?`) \| ([a-z, ]+) \|/gm)) {
+for (const [, names, types] of read("../../../docs/metrics.md").matchAll(/^\| (`(?:gopherproxy_|…).*?`) \| ([a-z, ]+) \|/gm)) {
   const kinds = types.split(", ");
   [...names.matchAll(/`([\w…*]+)/g)].forEach(([, name], index) => {
     const metric = name.replace("…", "gopherproxy_sentinel");
@@ -144,7 +144,7 @@ for (const [, names, types] of read("../../../README.md").matchAll(/^\| (`(?:gop
     for (const suffix of suffixes) if (!name.includes("*")) metrics.add(metric + suffix);
   });
 }
-check(metrics.size > 20, `only ${metrics.size} metrics found in README.md`);
+check(metrics.size > 20, `only ${metrics.size} metrics found in docs/metrics.md`);
 
 const queries = panels.flatMap((panel) => (panel.targets ?? []).map((target) => ({ panel, ...target })));
 for (const { panel, expr, legendFormat } of queries) {
@@ -155,7 +155,7 @@ for (const { panel, expr, legendFormat } of queries) {
       const text = expr.slice(from, to);
       check(!type.isError, `${panel.title}: not PromQL at ${from}: ${expr}`);
       if (type.name === "Identifier" && node.parent.name === "VectorSelector")
-        check(metrics.has(text), `${panel.title}: ${text} is not in the README`);
+        check(metrics.has(text), `${panel.title}: ${text} is not in docs/metrics.md`);
       if (type.name === "GroupingLabels") grouped = true;
       if (type.name === "LabelName" && node.parent.name === "GroupingLabels") labels.push(text);
     },

@@ -272,17 +272,17 @@ fn what_is_missing_or_too_old_is_said_before_anything_is_built() {
     }
 }
 
-/// The block of the README that an operator pastes, with the ports of a test, with what was built for tests, and with origins that run
-/// already.
+/// The block of docs/upgrades.md that an operator pastes, with the ports of a test, the binaries built for tests, and origins that already
+/// run.
 #[tokio::test]
-async fn the_readmes_upgrade_can_be_pasted() {
-    let readme =
-        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).expect("it is there");
-    let block = readme
+async fn the_documented_upgrade_can_be_pasted() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/upgrades.md"))
+        .expect("it is there");
+    let block = page
         .split("```sh\n")
         .find(|block| block.contains("-u &"))
         .and_then(|block| block.split("```").next())
-        .expect("the README has it");
+        .expect("the page has it");
     let (application, ports) = (origin(), [free_port(), free_port()]);
     let files = tempfile::tempdir().expect("a directory");
     let directory = files.path().to_str().expect("a path");
