@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use chassis::json_log;
 
-/// A longer path is cut: a line is for reading.
+/// What is longer in the log is cut: a line is for reading, and a queue full of long lines drops others' lines.
 const MAX_PATH: usize = 2048;
+const MAX_METHOD: usize = 64;
+const MAX_ERROR: usize = 1024;
 
 /// What is told of a request.
 #[derive(Debug)]
@@ -41,7 +43,7 @@ impl Line<'_> {
     /// Writes the line, unless `RUST_LOG` turns the access log off.
     pub fn write(&self) {
         json_log::access("request", |line| {
-            line.text("method", self.method);
+            line.text("method", json_log::cut(self.method, MAX_METHOD));
             line.text("path", self.path());
             line.plain("remote_addr", self.remote_addr);
             line.number("status", self.status.into());
@@ -62,7 +64,7 @@ impl Line<'_> {
                 line.text("reason", reason);
             }
             if let Some(error) = self.error {
-                line.text("error", error);
+                line.text("error", json_log::cut(error, MAX_ERROR));
             }
         });
     }
@@ -80,11 +82,7 @@ impl Line<'_> {
             absolute().unwrap_or(self.target)
         };
         let path = memchr::memchr(b'?', path.as_bytes()).map_or(path, |query| &path[..query]);
-        let mut end = path.len().min(MAX_PATH);
-        while !path.is_char_boundary(end) {
-            end -= 1;
-        }
-        &path[..end]
+        json_log::cut(path, MAX_PATH)
     }
 }
 
@@ -117,6 +115,8 @@ mod tests {
         assert_eq!(path("http://user:secret@host"), "/");
         assert_eq!(path("/a?to=http://user@host/"), "/a");
         let long = format!("/{}", "\u{e4}".repeat(5000));
-        assert_eq!(path(&long).len(), MAX_PATH - 1);
+        // Each takes six bytes in the log.
+        assert_eq!(path(&long).len(), 1 + 2 * ((MAX_PATH - 1) / 6));
+        assert_eq!(path(&format!("/{}", "a".repeat(5000))).len(), MAX_PATH);
     }
 }

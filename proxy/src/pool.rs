@@ -5,7 +5,7 @@
 //! share, so with dead backends its turns are uneven and it can miss a live one; a list of the alive makes each turn exact, "none
 //! alive" known at once, and the cost of a pick the same for three backends and for a thousand.
 //!
-//! One loop makes that list ([`Pool::publish`]), at most every few milliseconds, however many reasons there are. So a request
+//! One loop makes that list (`publish`), at most every few milliseconds, however many reasons there are. So a request
 //! that fails never looks at more than its own backend.
 
 use std::collections::HashMap;

@@ -24,6 +24,28 @@ pub(super) fn push_escaped(out: &mut Vec<u8>, text: &str) {
     }
 }
 
+/// The most bytes that a character takes in the log: two UTF-16 units, each as `\uXXXX`.
+const LONGEST: usize = 12;
+
+/// The longest beginning of `text` that takes at most `most` bytes in the log.
+pub fn cut(text: &str, most: usize) -> &str {
+    if text.len() <= most / LONGEST {
+        return text;
+    }
+    let mut length = 0;
+    for (start, character) in text.char_indices() {
+        length += match character {
+            '"' | '\\' | '\n' | '\r' | '\t' => 2,
+            ' '..='~' => 1,
+            _ => 6 * character.len_utf16(),
+        };
+        if length > most {
+            return &text[..start];
+        }
+    }
+    text
+}
+
 #[cold]
 fn push_character_by_character(out: &mut Vec<u8>, text: &str) {
     for character in text.chars() {
@@ -59,6 +81,20 @@ mod tests {
             if character < '\u{3000}' || (character as u32).is_multiple_of(97) {
                 let decoded: String = serde_json::from_slice(&out).unwrap();
                 assert_eq!(decoded, text, "{character:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_is_cut_where_its_escaped_form_would_be_too_long() {
+        for character in ["a", "\"", "\n", "\u{1}", "\u{e4}", "\u{1f980}"] {
+            let text = character.repeat(100);
+            for most in 0..1300 {
+                let mut out = Vec::new();
+                push_escaped(&mut out, cut(&text, most));
+                assert!(out.len() <= most, "{character:?}: {} of {most}", out.len());
+                let whole = out.len() + LONGEST > most || cut(&text, most) == text;
+                assert!(whole, "{character:?}: {} of {most}", out.len());
             }
         }
     }

@@ -22,6 +22,7 @@ use log::{Level, Log, Metadata, warn};
 
 use crate::clock;
 use crate::settings::Settings;
+pub use escape::cut;
 pub use line::LineFields;
 use queue::Queue;
 use stdout::StandardOutput;

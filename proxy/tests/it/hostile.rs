@@ -183,6 +183,24 @@ async fn a_slow_head_is_cut_by_its_deadline_and_an_idle_connection_by_its_own() 
 }
 
 #[tokio::test]
+async fn no_client_can_make_a_log_line_long() {
+    let (proxy, _origins) = proxy_over(1).await;
+    let (method, path) = ("A".repeat(20_000), "\u{e4}".repeat(10_000));
+    for request in [
+        format!("{method} / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        format!("GET /{path} HTTP/1.1\r\nHost: a\r\n\r\n"),
+        format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "\u{1}".repeat(20_000)),
+    ] {
+        let mut client = Connection::open(proxy.address()).await;
+        client.send(request).await;
+        client.response().await;
+    }
+    eventually("each has its line", async || proxy.lines("request").len() == 3).await;
+    let longest = proxy.line_lengths().into_iter().max();
+    assert!(longest < Some(3000), "{longest:?} bytes");
+}
+
+#[tokio::test]
 async fn log_lines_stay_json_whatever_the_path_is() {
     let (proxy, _origins) = proxy_over(1).await;
     let paths: [&[u8]; 7] = [

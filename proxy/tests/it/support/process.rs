@@ -166,6 +166,12 @@ impl Process {
             .collect()
     }
 
+    /// How long each line so far is, in bytes.
+    pub fn line_lengths(&self) -> Vec<usize> {
+        let lines = self.lines.lock().expect("no test panics with it");
+        lines.iter().map(String::len).collect()
+    }
+
     /// Waits for a line with this message that `fits`, and returns it.
     pub async fn said(&self, message: &str, fits: impl Fn(&Value) -> bool) -> Value {
         let end = Instant::now() + LIMIT;
