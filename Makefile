@@ -1,8 +1,8 @@
-# GopherProxy: `make help` lists what there is.
+# GopherProxy: `make help` lists the targets.
 
 CARGO  ?= cargo
 CONF   ?= conf/embedded.yaml
-# What images are stamped with, as they have no repository to ask. Cargo's builds ask themselves (chassis/build.rs), and get the same.
+# The stamp of images, which have no repository to ask. Cargo's builds find the same values themselves (chassis/build.rs).
 VERSION ?= $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 STAMP    = VERSION=$(VERSION) COMMIT=$(COMMIT)
@@ -10,43 +10,43 @@ STAMP    = VERSION=$(VERSION) COMMIT=$(COMMIT)
 PREFIX  ?= /usr/local
 CONFDIR ?= /etc/gopherproxy
 UNITDIR ?= $(PREFIX)/lib/systemd/system
-# A release is optimised by a profile (loadtest/pgo/). Cargo looks at the flags and not at the file, so its checksum is among them.
+# A release is optimised with a profile (loadtest/pgo/). Cargo compares the flags and not the file, so its checksum is among them.
 PROFILE   = $(CURDIR)/loadtest/pgo/release.profdata
 OPTIMISED = RUSTFLAGS="$(RUSTFLAGS) -Cprofile-use=$(PROFILE) --cfg=profile_$(firstword $(shell cksum $(PROFILE)))"
-# How long each fuzz target runs, in seconds, and which there are.
+# How long each fuzz target runs, in seconds, and the targets.
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= member forwarded_for config head limiter
-# cargo-fuzz asks for flags that only the nightly compiler takes, unless it is told otherwise.
+# cargo-fuzz passes flags that only the nightly compiler accepts; RUSTC_BOOTSTRAP makes the stable one accept them.
 FUZZ = RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
-# One image after the other: the classic builder does not see that they share their build, and would do it for each at once.
+# One image after the other: the classic builder does not notice that they share a build stage, and would run it for each at once.
 COMPOSE_BUILD = COMPOSE_PARALLEL_LIMIT=1 docker compose build
 # The system's tools first, then those that loadtest/tools.sh has unpacked. Debian's servers are in sbin.
 export PATH := $(PATH):/usr/sbin:/sbin:$(CURDIR)/target/tools/bin
-# What a target can't do without is looked for first: nothing fails after minutes for want of it.
+# Each target checks first for the tools it needs, so that none fails after minutes for lack of one.
 NEEDS = CARGO="$(CARGO)" sh loadtest/needs.sh
 FIRST_BUILD = [ -e "$${CARGO_TARGET_DIR:-target}/debug/gopherproxy" ] || echo "First build: about 3 minutes on two cores. After that, seconds."
-# Scripts that start processes are run with exec: make passes SIGTERM on to its shell, and to nobody behind that.
+# Scripts that start processes run with exec: make passes SIGTERM to its shell, but not to the shell's children.
 
 .DEFAULT_GOAL := help
 .PHONY: help run mock-backends test lint build install up down logs clean purge check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough soak fuzz bench check-bench pgo microbench instructions fresh rust docker tools
 
-help: ## this list
+help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: rust ## the proxy over three demo origins, or over yours: TARGETS=127.0.0.1:3000 (no Redis, no Docker)
+run: rust ## runs the proxy over three demo origins, or over yours: TARGETS=127.0.0.1:3000 (no Redis, no Docker)
 	@$(FIRST_BUILD)
 	@$(CARGO) build --bin gopherproxy --bin origin
 	@CONF="$(CONF)" $(if $(TARGETS),SENTINEL_TARGETS="$(TARGETS)") exec sh loadtest/demo.sh
 
-mock-backends: rust ## the three demo origins alone, on all addresses (ports 8081 to 8083)
+mock-backends: rust ## runs the three demo origins alone, on all addresses (ports 8081 to 8083)
 	@$(CARGO) build --bin origin
 	@exec target/debug/origin 0.0.0.0:8081 0.0.0.0:8082 0.0.0.0:8083
 
-build: rust ## the binaries as they are shipped (link-time optimisation: takes minutes)
+build: rust ## builds the release binaries (link-time optimisation: takes minutes)
 	$(OPTIMISED) $(CARGO) build --release --bin gopherproxy --bin sentinel
 
 install: BUILT = $(or $(BIN),target/release)
-install: ## what `make build` built, a systemd unit, and a configuration where there is none (PREFIX, DESTDIR)
+install: ## installs the built binaries, a systemd unit, and a configuration where there is none (PREFIX, DESTDIR)
 	@[ -x $(BUILT)/gopherproxy ] && [ -x $(BUILT)/sentinel ] || { echo "Nothing is built yet. Run: make build" >&2; exit 1; }
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(CONFDIR)"
 	install -m 755 $(BUILT)/gopherproxy $(BUILT)/sentinel "$(DESTDIR)$(PREFIX)/bin"
@@ -54,20 +54,20 @@ install: ## what `make build` built, a systemd unit, and a configuration where t
 	@if [ -e "$(DESTDIR)$(CONFDIR)/gopherproxy.yaml" ]; then echo "$(DESTDIR)$(CONFDIR)/gopherproxy.yaml is there and stays as it is"; \
 	else set -x; install -m 644 conf/gopherproxy.yaml "$(DESTDIR)$(CONFDIR)/gopherproxy.yaml"; fi
 
-up: docker ## the compose stack, built and stamped; waits until all of it is healthy
+up: docker ## builds, stamps and starts the compose stack; waits until all of it is healthy
 	@grep -qs '^GRAFANA_PASSWORD=..*' .env && ! grep -qs '^GRAFANA_PASSWORD=admin$$' .env || \
 	echo "WARNING: Grafana has the default password, which everybody knows. Set GRAFANA_PASSWORD in .env." >&2
 	$(STAMP) $(COMPOSE_BUILD)
 	$(STAMP) docker compose up --detach --wait
 	@echo "proxy http://localhost:8080   prometheus http://localhost:9090   grafana http://localhost:3000"
 
-down: docker ## stops the compose stack; its volumes stay
+down: docker ## stops the compose stack; keeps its volumes
 	$(STAMP) docker compose down
 
 logs: docker ## follows the log of proxy and sentinel
 	$(STAMP) docker compose logs --follow proxy sentinel
 
-clean: ## removes what was built; data stays
+clean: ## removes what was built; keeps data
 	$(CARGO) clean
 
 purge: docker ## stops the compose stack and removes its volumes: the registry, Prometheus's history, Grafana's settings
@@ -78,55 +78,55 @@ e2e: docker ## builds and starts the compose stack, checks it from outside, and 
 	$(STAMP) $(COMPOSE_BUILD)
 	$(STAMP) exec sh loadtest/e2e.sh
 
-check-observability: rust tools ## every query of the dashboard and the alerts, asked of a real Prometheus under traffic
+check-observability: rust tools ## runs every query of the dashboard and the alerts against a real Prometheus under traffic
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --package gopherproxy --test it -- prometheus::
 
-check-dashboard: ## the dashboard against Grafana's own types and the documented metrics (needs Node 20)
+check-dashboard: ## checks the dashboard against Grafana's own types and the documented metrics (needs Node 20)
 	@$(NEEDS) node
 	@cd observability/grafana/check && npm install --no-audit --no-fund --silent && npm run --silent check
 
-k6-smoke: ## users at work, counted by k6, over a proxy and origins of its own; also k6-load, k6-spike, k6-sustained
+k6-smoke: ## a k6 load test with a proxy and origins of its own; also k6-load, k6-spike, k6-sustained
 k6-smoke k6-load k6-spike k6-sustained:
 	@sh loadtest/k6.sh install
 	@[ -n "$(PROXY_URL)" ] || $(NEEDS) rust
 	@[ -n "$(PROXY_URL)" ] || $(OPTIMISED) $(CARGO) build --release --bin gopherproxy --bin origin
 	@BIN=target/release exec sh loadtest/k6.sh $(@:k6-%=%)
 
-slow-clients: ## a thousand slow connections in each of slowhttptest's modes, and what others see meanwhile (4 minutes)
+slow-clients: ## a thousand slow connections in each of slowhttptest's modes, and what other clients see meanwhile (4 minutes)
 	@$(NEEDS) rust python
 	@sh loadtest/tools.sh slowhttptest
 	$(OPTIMISED) $(CARGO) build --release --bin gopherproxy --bin origin --bin pacer
 	@exec python3 loadtest/slow_clients.py
 
-bench: ## the proxy beside its peers, in half an hour; less with ROUNDS=1 SECONDS=1 ROWS=get,limited PEERS=gopherproxy,nginx BIN=target/release
+bench: ## benchmarks the proxy beside its peers, in half an hour; less with ROUNDS=1 SECONDS=1 ROWS=get,limited PEERS=gopherproxy,nginx BIN=target/release
 	@$(NEEDS) python $(if $(BIN),,rust)
 	@$(OPTIMISED) exec python3 loadtest/peers/bench.py $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
 	$(if $(ROWS),--rows $(ROWS)) $(if $(PEERS),--peers $(PEERS)) $(if $(BIN),--bin $(BIN))
 
-check-bench: ## that the tables and the plot of the bench are what it measured (no load; needs Python)
+check-bench: ## checks that the benchmark's tables and plot match its measurements (no load; needs Python)
 	@$(NEEDS) python
 	@cd loadtest/peers && python3 -m unittest --quiet test_results
 
-pgo: rust ## makes the profile anew that release builds are optimised by; takes llvm-profdata, and ten minutes
+pgo: rust ## makes a new profile for release builds; needs llvm-profdata, and ten minutes
 	@sh loadtest/pgo/train.sh
 
-microbench: rust ## the limiter, the pick of a backend and a line of the log, in nanoseconds
+microbench: rust ## times the limiter, the choice of a backend and a log line, in nanoseconds
 	$(CARGO) bench --package gopherproxy --bench request_path
 
-instructions: rust ## how many instructions a request takes, and whether that has grown; RECORD=1 records it
+instructions: rust ## counts the instructions of a request, and fails if they have grown; RECORD=1 records them
 	@RECORD=$(RECORD) exec sh loadtest/callgrind.sh
 
-test: rust tools ## every test, on real sockets and a real redis-server
+test: rust tools ## runs every test, with real sockets and a real redis-server
 	@$(FIRST_BUILD)
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
 
-test-thorough: rust tools ## the same with upgrades, restarts and faults as many and as long as an operator could want
+test-thorough: rust tools ## the same with many more upgrades, restarts and faults, for longer
 	$(CARGO) build --workspace --bins
 	THOROUGH=1 $(CARGO) test --workspace
 
-fuzz: ## every fuzz target for FUZZ_SECONDS (60) over its corpus; installs cargo-fuzz where it is missing
+fuzz: ## runs every fuzz target for FUZZ_SECONDS (60) over its corpus; installs cargo-fuzz where it is missing
 	@$(NEEDS) rust c++
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "missing: cargo-fuzz. Installing with: $(CARGO) install cargo-fuzz --locked"; \
 	$(CARGO) install cargo-fuzz --locked; }
@@ -137,11 +137,11 @@ fuzz: ## every fuzz target for FUZZ_SECONDS (60) over its corpus; installs cargo
 			-dict=fuzz/dictionaries/$$target -timeout=30 -max_total_time=$(FUZZ_SECONDS); \
 	done
 
-soak: rust tools ## traffic and a fault after the other, drawn at random, for SOAK_SECONDS (half an hour); SOAK_SEED draws the same again
+soak: rust tools ## traffic and random faults for SOAK_SECONDS (half an hour); SOAK_SEED repeats a run
 	$(CARGO) build --workspace --bins
 	SOAK_SECONDS=$${SOAK_SECONDS:-1800} $(CARGO) test --package gopherproxy --test it -- soak:: --nocapture
 
-lint: rust ## formatting, clippy, docs, dependencies
+lint: rust ## checks formatting, clippy, docs and dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
@@ -158,7 +158,7 @@ lint: rust ## formatting, clippy, docs, dependencies
 	@if python3 --version >/dev/null 2>&1; then $(MAKE) --no-print-directory check-bench; \
 	else echo "Python is not installed: the tables of the bench not checked (make check-bench)"; fi
 
-fresh: rust ## `make run` and `make test` as a newcomer has them: from nothing, in a minimal Debian (takes debootstrap, root or sudo)
+fresh: rust ## runs `make run` and `make test` from nothing, in a minimal Debian (needs debootstrap, root or sudo)
 	@exec sh loadtest/fresh.sh
 
 tools:
