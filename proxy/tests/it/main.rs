@@ -21,6 +21,7 @@ mod processes;
 mod prometheus;
 mod readiness;
 mod redis_connection;
+mod refusals;
 mod registry_faults;
 mod reload;
 mod sentinel;
