@@ -20,8 +20,7 @@ use pingora_load_balancing::discovery::ServiceDiscovery;
 use registry::{Malformed, Member, Registry, Resolver, Snapshot};
 use tokio::time::{sleep, timeout};
 
-use crate::health_check::backend_at;
-use crate::members::Members;
+use crate::members::{Members, backend_at};
 use crate::metrics::Metrics;
 use crate::state_store::StateStore;
 

@@ -14,11 +14,12 @@ use async_trait::async_trait;
 use chassis::shortage::is_shortage;
 use log::{info, warn};
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
+use pingora_load_balancing::Backend;
 use pingora_load_balancing::health_check::{HealthCheck, TcpHealthCheck};
-use pingora_load_balancing::{Backend, Extensions};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::discovery::RegistryDiscovery;
+use crate::members::backend_at;
 
 /// How many addresses are checked at the same time, by a round and because they are new.
 const CHECKS_AT_ONCE: usize = 256;
@@ -124,15 +125,6 @@ impl Check {
                 warn!(backend = name, address = address; "address of a backend went down; its others serve on");
             }
         }
-    }
-}
-
-/// An address as Pingora knows it.
-pub fn backend_at(address: SocketAddr) -> Backend {
-    Backend {
-        addr: PingoraAddr::Inet(address),
-        weight: 1,
-        ext: Extensions::new(),
     }
 }
 

@@ -26,6 +26,32 @@ const FIRST_CALL: Duration = Duration::from_millis(1500);
 /// awaited, and answered with "Connection: close", which leaves no race at all.
 const LAST_CALL_HANDED_OVER: Duration = Duration::from_secs(5);
 
+/// How far the start has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The ports are the running process's.
+    Standby,
+    /// It has been asked to end before the ports were its own.
+    Leaving,
+    /// The ports are its own, and it does not accept connections yet.
+    Starting,
+    /// It accepts connections.
+    Serving,
+}
+
+impl Stage {
+    /// Goes `from` one stage `to` another; returns whether it was there. Of two that go from the same stage one gets on.
+    pub fn advance(stage: &watch::Sender<Self>, from: Self, to: Self) -> bool {
+        stage.send_if_modified(|stage| {
+            let there = *stage == from;
+            if there {
+                *stage = to;
+            }
+            there
+        })
+    }
+}
+
 /// Where the process is. The order is that of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]

@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
+use pingora_load_balancing::{Backend, Extensions};
+
 /// Members by name (`host:port`, as in the registry), each with at least one address.
 ///
 /// An address belongs to one member alone, so that no origin gets two turns under two names. A member whose addresses all
@@ -54,6 +57,15 @@ impl Members {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.addresses.is_empty()
+    }
+}
+
+/// An address as Pingora knows it.
+pub fn backend_at(address: SocketAddr) -> Backend {
+    Backend {
+        addr: PingoraAddr::Inet(address),
+        weight: 1,
+        ext: Extensions::new(),
     }
 }
 

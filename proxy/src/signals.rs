@@ -32,9 +32,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Lifecycle, Stage};
 use crate::reload::{Reload, one_at_a_time};
-use crate::startup::Stage;
 
 /// How long a successor may take to find its backends.
 const SUCCESSOR_PATIENCE: Duration = Duration::from_secs(30);

@@ -24,6 +24,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::config::Config;
 use crate::discovery::RegistryDiscovery;
+use crate::lifecycle::Stage;
 use crate::policy::Live;
 use crate::pool::Pool;
 use crate::signals::{Signals, Sockets};
@@ -48,32 +49,6 @@ pub fn bind(config: &Config) -> Result<Sockets, listener::BindError> {
         client: listener::bind(config.listen)?,
         admin: listener::bind(config.admin_listen)?,
     })
-}
-
-/// How far a process has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// The ports are the running process's.
-    Standby,
-    /// It has been asked to end before the ports were its own.
-    Leaving,
-    /// The ports are its own, and it does not accept connections yet.
-    Starting,
-    /// It accepts connections.
-    Serving,
-}
-
-impl Stage {
-    /// Goes `from` one stage `to` another; returns whether it was there. Of two that go from the same stage one gets on.
-    pub fn advance(stage: &watch::Sender<Self>, from: Self, to: Self) -> bool {
-        stage.send_if_modified(|stage| {
-            let there = *stage == from;
-            if there {
-                *stage = to;
-            }
-            there
-        })
-    }
 }
 
 /// What a successor starts with.
