@@ -1,7 +1,7 @@
-//! The time of day, as something that can always be written down.
+//! The time of day, within the range that date formats can write.
 //!
-//! Dates are written in formats that have four digits for a year and begin in 1970, and the functions that write them panic
-//! outside of that. A clock that is wrong must not end a request, so everything here that writes a date takes it from [`now`].
+//! The formats have four digits for a year and begin in 1970, and the functions that write them panic outside of that range. A
+//! wrong clock must not end a request, so everything that writes a date takes the time from [`now`].
 
 use std::cell::Cell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

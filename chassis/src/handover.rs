@@ -1,4 +1,4 @@
-//! Listening sockets handed from a running process to its successor, so that an upgrade loses no connection.
+//! Hands the listening sockets from a running process to its successor, so that an upgrade loses no connection.
 //!
 //! The successor waits on a Unix socket; the running process, on a signal, connects to it and sends its listening sockets.
 //! Both then have the same sockets with the same queue of connections, and whoever accepts serves. What follows settles

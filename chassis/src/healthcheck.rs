@@ -1,4 +1,4 @@
-//! A process asking another of its kind whether it is ready: for container health checks, in images without a shell.
+//! Asks a running process of the same program whether it is ready: for container health checks, in images without a shell.
 
 use std::error::Error;
 use std::io::{Read, Write};

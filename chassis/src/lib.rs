@@ -1,22 +1,22 @@
-//! What every GopherProxy process stands on, and nothing of what it does.
+//! Shared process infrastructure; no proxy logic.
 //!
 //! In reading order:
 //!
 //! - [`build_info`]: the version and commit a binary was built from.
-//! - [`settings`]: a file and the environment read into values, with every mistake reported at once.
+//! - [`settings`]: reads a file and the environment into values, and reports every mistake at once.
 //! - [`yaml`]: YAML as a tree whose nodes know their lines.
-//! - [`clock`]: the time of day, as something that can be written down.
-//! - [`json_log`]: everything a process says, one JSON object a line, off the caller's path.
+//! - [`clock`]: the time of day, within the range that date formats can write.
+//! - [`json_log`]: the log, one JSON object per line, written off the caller's path.
 //! - [`process`]: from `main` to an exit code.
 //! - [`process_metrics`]: the CPU time, memory and descriptors of this process, for Prometheus.
 //! - [`descriptors`]: how many files and connections a process may have.
 //! - [`listener`]: ports bound before anything starts, so that a taken one is an error and not a silent process.
 //! - [`graceful_close`]: closing a listening port without resetting a connection.
 //! - [`handover`]: listening sockets passed from a running process to its successor.
-//! - [`service_manager`]: what systemd is told.
+//! - [`service_manager`]: notifications to systemd.
 //! - [`admin`]: `/metrics`, `/healthz` and `/readyz` over HTTP.
-//! - [`healthcheck`]: a process asking another of its kind whether it is ready.
-//! - [`shortage`]: errors that are this machine's and not the other's.
+//! - [`healthcheck`]: asks a running process whether it is ready.
+//! - [`shortage`]: connect errors caused by this machine, not by the peer.
 //! - [`supervisor`]: background loops that outlive their own panics.
 
 pub mod admin;

@@ -1,7 +1,7 @@
-//! Ports bound before anything starts.
+//! Binds ports before anything starts.
 //!
 //! Pingora binds inside a service's task, where a taken port panics that task and leaves a process that looks alive and
-//! serves nothing. So [`bind`] takes the port first, in `main`, where an error can still be told and end the process, and
+//! serves nothing. So [`bind`] takes the port first, in `main`, where an error can still be reported and end the process, and
 //! [`Listening`] hands the socket to the Pingora service through the table in which Pingora looks for inherited sockets. Between
 //! the two there may be a time in which the port is this process's and not yet served: [`Doors`] says when that ends.
 

@@ -1,4 +1,4 @@
-//! From `main` to an exit code.
+//! Runs a process from `main` to its exit code.
 
 use std::error::Error;
 use std::io::{self, IsTerminal};

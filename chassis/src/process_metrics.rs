@@ -1,6 +1,6 @@
-//! The CPU time, memory, threads and descriptors of this process: the `process_*` that every Prometheus client has.
+//! The CPU time, memory, threads and descriptors of this process: the `process_*` metrics of every Prometheus client.
 //!
-//! The `prometheus` crate has a collector for them, which counts CPU time in whole seconds.
+//! The `prometheus` crate's own collector counts CPU time only in whole seconds.
 
 use std::fs::File;
 use std::io::Seek;

@@ -1,4 +1,4 @@
-//! What systemd is told, for a unit of `Type=notify`. Where nothing like it runs, nothing happens.
+//! Notifications to systemd, for a unit of `Type=notify`. Without systemd, nothing happens.
 
 use log::debug;
 use sd_notify::NotifyState;

@@ -1,7 +1,7 @@
-//! Errors of connecting that are this machine's and not the other's.
+//! Connect errors that are caused by this machine, not by the peer.
 //!
-//! A process that has no descriptor left can't connect to anybody. Whoever takes that for the death of everybody it watches
-//! makes a shortage into an outage.
+//! A process that has no descriptor left can't connect to anything. If it took that for the death of all its backends, a shortage
+//! would become an outage.
 
 use std::error::Error;
 use std::io;

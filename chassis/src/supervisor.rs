@@ -1,7 +1,7 @@
 //! Background loops that outlive their own panics.
 //!
-//! Pingora swallows a panic in a background service, and the service is gone while the process looks healthy. A loop that
-//! discovery or health depends on must not be able to die like that.
+//! Pingora swallows a panic in a background service: the service is gone while the process looks healthy. A loop that discovery
+//! or health depends on must not die like that.
 
 use std::time::Duration;
 

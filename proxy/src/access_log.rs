@@ -1,4 +1,4 @@
-//! One line a request.
+//! The access log: one line per request.
 //!
 //! [`chassis::json_log`] escapes every string and writes off the request's path. To `RUST_LOG` the line has the target `access`, so
 //! that `RUST_LOG=access=off` silences it.

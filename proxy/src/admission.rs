@@ -1,8 +1,8 @@
-//! Whether a request may pass, decided from its head.
+//! Decides from its head whether a request is admitted.
 //!
-//! It is decided before Pingora gets the request: saying no is what a proxy does most in its worst hour, and to take a
-//! request in costs Pingora several times what this costs. What passes comes to [`service`](crate::service) as an
-//! [`Admitted`], with everything that was found out on the way.
+//! Pingora is not involved yet, so rejecting is cheap: in its worst hour a proxy rejects most of its requests, and accepting one
+//! costs Pingora several times as much. An admitted request reaches [`service`](crate::service) as an [`Admitted`], with everything
+//! that was learnt on the way.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};

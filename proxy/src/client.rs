@@ -1,8 +1,8 @@
-//! Whose request it is.
+//! Identifies the client of a request.
 //!
 //! The client is the peer of the connection, unless the peer is a trusted proxy: then it is the rightmost address of
-//! X-Forwarded-For that is not a trusted proxy itself. Whatever stands further left was written by
-//! somebody we have no reason to believe.
+//! X-Forwarded-For that is not a trusted proxy itself. Whatever is further left was written by
+//! somebody we have no reason to trust.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 

@@ -1,9 +1,9 @@
-//! Where the pool's backends come from: the registry, and DNS for members that are names.
+//! Finds the pool's backends: in the registry, and in DNS for members that are names.
 //!
 //! The last good set is worth more than no set. A read that fails, or finds the set empty, is an error here, because Pingora keeps
 //! the backends it has on `Err` and would drop them all on an empty `Ok`; a name that does not resolve keeps the
 //! addresses it last had; and a proxy that starts takes the set that an earlier one left in its [`state_file`](crate::state_file)
-//! when the registry has given none within a moment. Who of them is alive is the health check's business, not this module's.
+//! when the registry has given none within a moment. Which of them are alive is the health check's business, not this module's.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;

@@ -1,11 +1,11 @@
-//! When a backend that fails is ejected, and for how long.
+//! Decides when a failing backend is ejected, and for how long.
 //!
-//! The proxy's own health check looks every few seconds, and only whether a port is open. Between two checks, or behind a port
-//! that is open while nothing good comes out of it, a backend's failures themselves tell: some in a row eject it for
+//! The proxy's own health check runs every few seconds, and sees only whether a port is open. Between two checks, or behind an
+//! open port that gives no good response, the failed requests are the evidence: some in a row eject the backend for
 //! a while, each time for twice as long. It comes back on trial: one more failure ejects it again.
 //!
-//! [`Conduct`] is what is remembered of one backend. Whether there is room to eject another one is the pool's
-//! decision, because that takes all backends to know.
+//! [`Conduct`] is the record of one backend. Whether another one may be ejected is the pool's decision, because that depends on
+//! all backends.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

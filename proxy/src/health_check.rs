@@ -1,8 +1,8 @@
-//! The proxy's own check of every address: does it take a TCP connection?
+//! The proxy's own health check: whether each address accepts a TCP connection.
 //!
 //! Pingora checks all addresses in rounds. What each check found is kept here, because Pingora takes an address that was never
-//! checked for healthy, and the pool must know the difference; and because a new address is checked at once, whatever holds up
-//! the round under way.
+//! checked for healthy, and the pool must know the difference; and because a new address is checked at once, whatever delays
+//! the current round.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

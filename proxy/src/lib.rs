@@ -1,15 +1,15 @@
-//! The proxy: requests in on one port, balanced over the origins in the registry.
+//! The proxy: accepts requests on one port and balances them over the backends in the registry.
 //!
 //! In reading order:
 //!
 //! - [`config`]: the file and the environment, validated.
-//! - [`http1`]: a client's connection: its requests read, checked, and handed to Pingora one at a time.
+//! - [`http1`]: a client's connection: reads and checks its requests, and hands them to Pingora one at a time.
 //! - [`headers`]: the heads that origins and clients get; the one place where fields change.
-//! - [`admission`]: whether a request may pass.
-//! - [`policy`]: the rules that a request is served by.
-//! - [`client`]: whose request it is.
-//! - [`limiter`]: whether that client may have it.
-//! - [`service`]: what happens to a request that may pass, phase by phase.
+//! - [`admission`]: whether a request is admitted.
+//! - [`policy`]: the rules under which a request is served.
+//! - [`client`]: the client that a request is charged to.
+//! - [`limiter`]: whether that client is within its limit.
+//! - [`service`]: what happens to an admitted request, phase by phase.
 //! - [`pool`]: the backends, and which one is next.
 //! - [`upstream`]: one backend and its addresses.
 //! - [`health_check`]: whether an address takes connections.

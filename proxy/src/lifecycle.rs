@@ -1,4 +1,4 @@
-//! Where the process is between its start and its end, and what it still has to do.
+//! The state of the process between its start and its end, and the work it still has to finish.
 //!
 //! Pingora sleeps its whole grace period after SIGTERM, whatever is left to do, and then cancels what is. So the end is decided
 //! here: connections and requests are counted, and [`Lifecycle::drained`] returns as soon as the last is done.

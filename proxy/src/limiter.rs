@@ -1,4 +1,4 @@
-//! Whether a client may have its request: a token bucket for each.
+//! The rate limiter: a token bucket for each client.
 //!
 //! Two layers, each for a reason:
 //!
@@ -11,7 +11,7 @@
 //!   bucket and keeps it, however many new addresses pass by. The estimator never counts too little, so nobody gets more
 //!   than a bucket would give; it may count too much, so in such a flood a client can be refused that should not be.
 //!
-//! [`ClientLimiter::check`] is told the time, so that its tests need no clock.
+//! [`ClientLimiter::check`] takes the time as an argument, so that its tests need no clock.
 
 mod note;
 mod windows;

@@ -1,4 +1,4 @@
-//! `gopherproxy`: the configuration becomes services, and the services run until a signal.
+//! `gopherproxy`: builds the services from the configuration and runs them until a signal.
 
 use std::error::Error;
 use std::path::PathBuf;

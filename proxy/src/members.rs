@@ -1,4 +1,4 @@
-//! The members of the registry, each with the addresses that it has.
+//! The members of the registry, each with its addresses.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};

@@ -1,7 +1,7 @@
-//! What Prometheus sees.
+//! The metrics of the proxy.
 //!
-//! The first four are the Go program's, under its names and without labels where it had none, so that the queries its users
-//! have go on working. Labels are bounded everywhere: a client's address or a path is never one, and a backend's
+//! The first four are the Go program's, under its names and without labels where it had none, so that existing queries
+//! keep working. Labels are bounded everywhere: a client's address or a path is never one, and a backend's
 //! series leaves with the backend. Handles are made once, because looking a label up hashes it under a lock.
 
 use prometheus::core::Collector;

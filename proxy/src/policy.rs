@@ -1,4 +1,4 @@
-//! What a reload of the configuration can change for requests.
+//! The rules for requests that a reload can change.
 //!
 //! A request takes one [`Policy`] when it begins and keeps it to its end, so that no request is judged half by the old
 //! configuration and half by the new one.

@@ -1,4 +1,4 @@
-//! Every answer that is the proxy's own.
+//! Every response that the proxy makes itself.
 //!
 //! One place maps what went wrong to a status, a reason and a body. Two audiences are kept apart: the client gets a status and
 //! one short line that names no backend and no address; the operator gets the reason in the metrics and the log, and

@@ -1,7 +1,7 @@
-//! The configuration read again while the proxy runs (SIGHUP).
+//! Reloads the configuration while the proxy runs (SIGHUP).
 //!
-//! All of it is taken or none: a file with a mistake, or with a change of what can't change in a running process, leaves
-//! everything as it was and says why. Requests under way are served to their end by the rules that they began with.
+//! It applies all of it or none: a file with a mistake, or with a change that a running process can't make, changes nothing, and
+//! the log says why. Requests in progress finish under the rules they began with.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};

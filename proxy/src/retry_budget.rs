@@ -1,8 +1,8 @@
-//! How many requests may be tried again.
+//! The budget for retries.
 //!
-//! Another try saves one request from one bad backend; when all backends are bad, it doubles the load that may be what ails
-//! them. So tries after the first have a budget: a share of the requests of the last ten seconds, and a small number
-//! always, so that a quiet proxy can still save its few.
+//! A retry saves one request from one bad backend. When all backends are bad, it doubles the load that may be the cause. So
+//! retries have a budget: a share of the requests of the last ten seconds, and a small number always, so that a quiet proxy
+//! can still save its few requests.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;

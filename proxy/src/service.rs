@@ -1,7 +1,7 @@
-//! What happens to a request that was admitted, phase by phase.
+//! Serves an admitted request, phase by phase: Pingora's hooks.
 //!
 //! Pingora calls these hooks in order: `on_connection_reuse` (the request comes, as an [`Incoming`]) → `upstream_peer` (which
-//! backend) → `upstream_request_filter` (what that is told) → `response_filter` → `logging`. A failure goes through
+//! backend) → `upstream_request_filter` (the head it gets) → `response_filter` → `logging`. A failure goes through
 //! `fail_to_connect` or `error_while_proxy`, which decide whether another try may follow, to `fail_to_proxy`, which answers.
 //! `logging` runs exactly once whatever happens and is the one place that counts and logs such a request.
 //!

@@ -1,4 +1,4 @@
-//! What each signal does.
+//! Signal handling: what each signal does.
 //!
 //! | signal | |
 //! |---|---|
@@ -13,7 +13,7 @@
 //! to.
 //!
 //! No signal waits for the work of another. SIGTERM or SIGINT during a handover calls it off, and this process shuts down;
-//! once the successor has been told to serve, this process hands over without waiting for it. SIGQUIT during a handover asks for
+//! once the successor has the order to serve, this process hands over without waiting for it. SIGQUIT during a handover asks for
 //! what is being done. A reload runs beside this, one at a time, and any number of SIGHUPs during one ask for one more. A
 //! successor that does not serve yet leaves on SIGTERM or SIGINT without touching the sockets, which are the running process's.
 

@@ -1,7 +1,7 @@
 //! From bound ports to serving: at once, or, for a successor (`gopherproxy -u`), by a handover.
 //!
 //! A successor that serves before a backend has passed a check would answer 503 in place of a process that answers well. So it
-//! waits for one first, and then takes over. If it finds no backends at all, it leaves the running process alone. If it has
+//! waits for one first, and then takes over. If it finds no backends at all, it does not take over. If it has
 //! found some and none has passed a check in that time, it takes over all the same: the running process has nobody to send requests to
 //! either, and an outage must not make an upgrade, which may be what ends it, impossible. A running process that is dead is replaced
 //! in any case: 503 is better than nobody.

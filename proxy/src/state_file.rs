@@ -1,9 +1,9 @@
 //! The last good set of backends, kept in a file, so that a proxy that starts while its registry is down has backends.
 //!
-//! The format: a line that says what the file is and in which version, then a line for each address: the member as it stands in
-//! the registry, and an address that it has. The addresses are there because DNS may be down too.
+//! The format: a line that says what the file is and in which version, then a line for each address: the member as written in
+//! the registry, and one of its addresses. The addresses are there because DNS may be down too.
 //!
-//! The directory may be shared with others (/tmp), so nothing in it is taken on trust. A file counts only if it is a regular one
+//! The directory may be shared with others (/tmp), so nothing in it is taken on trust. A file is used only if it is a regular one
 //! of this process's own user that nobody else can write to, and it is read without following a link. A new one is written
 //! beside it, under a name that nothing had, and then moved to its place: nobody ever reads half of one, and what somebody
 //! planted there is replaced, not written through. The directory itself is not judged, for whoever can write to it can

@@ -1,8 +1,8 @@
 //! Reads the state file once and writes it from then on, in a thread of its own.
 //!
-//! A disk can hang (NFS), and then it must hold up neither discovery nor the start or the end of the process. So nothing waits
-//! for the thread but the first read, and that not for long. There is one write at a time; of the sets that come meanwhile only
-//! the last is kept.
+//! A disk can hang (NFS), and then it must delay neither discovery nor the start or the end of the process. So only the first
+//! read waits for the thread, and not for long. There is one write at a time; of the sets that arrive meanwhile only the last is
+//! kept.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What the admin port says of the process.
+//! What the admin port reports: readiness, and the metrics that are refreshed at a scrape.
 
 use std::sync::Arc;
 use std::time::Instant;

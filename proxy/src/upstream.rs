@@ -1,7 +1,7 @@
-//! A backend: one member of the registry, whatever the number of its addresses.
+//! A backend: one member of the registry, however many addresses it has.
 //!
-//! Turns, ejection and metrics are the member's. Its addresses take turns within its own: that spreads the load over a name
-//! with many addresses, and a second address (A beside AAAA) brings no second share of the traffic.
+//! Turns, ejection and metrics belong to the member. Its addresses take turns within the member's own: that spreads the load over
+//! a name with many addresses, and a second address (A beside AAAA) brings no second share of the traffic.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,4 +1,4 @@
-//! The registry of a proxy that has the sentinel inside it: a set in memory.
+//! The registry in memory, for a proxy with the sentinel inside it.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};

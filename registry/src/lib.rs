@@ -1,6 +1,6 @@
-//! The registry: the set of origins that are up, shared by the sentinel, which writes it, and the proxy, which reads it.
+//! The registry: the set of origins that are up. The sentinel writes it, and the proxy reads it.
 //!
-//! This crate alone knows the Redis key ([`KEY`]), how a [`Member`] is written, and how long a call may take. There are two
+//! Only this crate knows the Redis key ([`KEY`]), the format of a [`Member`], and how long a call may take. There are two
 //! stores behind the one interface [`Registry`]: [`RedisStore`], for processes on several machines, and [`InProcess`], for
 //! a proxy with the sentinel inside it. What is published in either is read from it as the same members.
 

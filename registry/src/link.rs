@@ -1,15 +1,15 @@
-//! The connection to Redis, and what is done when it fails.
+//! The connection to Redis, and the handling of its failures.
 //!
 //! - A connection is opened when it is first needed, and replaced at the age of [`MAX_AGE`]: after a failover by name the
 //!   old node may answer for ever, and only a new connection resolves the name again. A replica is read from, reported
 //!   once, and replaced at the age of [`REPLICA_AGE`].
-//! - Redis may close a connection that was idle (its `timeout`). A call that finds that out asks again on a new connection.
+//! - Redis may close a connection that was idle (its `timeout`). A call that finds it closed is repeated on a new connection.
 //!   Every command of this crate is idempotent, so it does not matter whether the first one arrived.
 //! - A reply that does not come in time leaves a connection in an unknown state, and on a black-holed one no error ever
 //!   comes, so that connection is dropped. An error reply leaves it in order, so it is kept; unless it says that the
 //!   node is no usable primary, because then the name may mean another node by now.
 //! - After any failure calls fail at once with the same error for a while, longer each time and with jitter, so that a
-//!   fleet does not overrun a Redis that comes back, or pester one that refuses.
+//!   fleet does not overrun a Redis that comes back, or one that refuses.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! How a member is written: `http://host:port`.
+//! The format of a member: `http://host:port`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

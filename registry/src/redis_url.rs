@@ -1,4 +1,4 @@
-//! Where Redis is and what it takes to get in, read from a URL that no message may quote: it can hold a password.
+//! The address and credentials of Redis, parsed from a URL. No message may quote it: it can hold a password.
 
 use std::fmt;
 

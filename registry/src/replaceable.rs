@@ -1,4 +1,4 @@
-//! A registry that can be exchanged while others use it, as when a reload brings a new password.
+//! A registry that can be replaced while it is in use, as when a reload brings a new password.
 
 use std::sync::Arc;
 

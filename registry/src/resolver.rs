@@ -1,9 +1,9 @@
-//! How a member becomes addresses: asynchronously, in bounded time, and without one name holding up another.
+//! Resolves members to addresses: asynchronously, in bounded time, and without one name delaying another.
 //!
 //! The system's resolver blocks a thread for as long as a name server is silent, which can be half a minute. So a name is
-//! looked up by one task at a time, however many ask for it; a look-up that takes longer than [`SLOW`] makes room for others,
-//! and the next one of that name starts among the slow ones. Who asks for a name that had an answer before, or whose
-//! look-up has been slow already, waits for only a moment ([`PATIENCE`]). The last good answer stands in for one that
+//! looked up by one task at a time, however many ask for it; a lookup that takes longer than [`SLOW`] makes room for others,
+//! and the next one of that name starts among the slow ones. A caller waits only a moment for a name that had an answer before,
+//! or whose lookup has been slow already ([`PATIENCE`]). The last good answer stands in for one that
 //! does not come in time or is an error, for [`KEPT`]: so a name server that is down takes no origin away at once, and a
 //! name that is gone does leave.
 

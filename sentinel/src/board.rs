@@ -1,4 +1,4 @@
-//! What is known of every target: written by the loops that probe, read by the one that publishes.
+//! The state of every target: written by the probing loops, read by the publisher.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,4 @@
-//! What to probe and how.
+//! The sentinel's configuration: what to probe, and how.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

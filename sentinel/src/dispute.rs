@@ -1,8 +1,8 @@
-//! Two writers that disagree about a target, and how to keep them from moving it in and out of the set all the time.
+//! Damps a dispute: two writers that disagree about a target must not move it in and out of the set all the time.
 //!
 //! Two sentinels with the same targets can see one of them differently: one resolves its name wrongly, or can't reach it.
-//! If both insist, the target flaps. So whoever finds that somebody has undone what it published waits before it
-//! publishes that again, each time twice as long. The first time it does not wait: most likely the other one is about to
+//! If both insist, the target flaps. So a sentinel that finds its publication undone waits before it
+//! publishes again, each time twice as long. The first time it does not wait: most likely the other one is about to
 //! see the same, or somebody has removed the key.
 
 use std::collections::HashMap;

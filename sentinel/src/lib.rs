@@ -1,4 +1,4 @@
-//! The sentinel: it probes the origins of its list over TCP and keeps the registry up to date.
+//! The sentinel: probes the listed origins over TCP and keeps the registry up to date.
 //!
 //! The same [`Sentinel`] runs in a process of its own (`main.rs`) and as a background service inside the proxy. In
 //! reading order: [`Config`] says what to probe and how, `target` decides from a row of probes whether a target is up,

@@ -1,4 +1,4 @@
-//! The sentinel in a process of its own: the environment in, `/metrics` and `/healthz` on port 2113.
+//! The sentinel as its own process: configured by the environment, with `/metrics` and `/healthz` on port 2113.
 
 use std::error::Error;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! One probe: a TCP connection that is opened and closed again.
+//! One probe: opens a TCP connection and closes it again.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The loops that probe, one for each target, so that a slow target holds up no other.
+//! The probing loops, one for each target, so that a slow target delays no other.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
-//! Keeps the registry as the board says.
+//! Publishes the board to the registry.
 //!
-//! A target's change is written at once. Each interval the registry is read and what differs is written, so that a set
-//! that somebody has flushed is whole again after one interval, and nothing is written while nothing changes. What this
-//! sentinel has registered is on record in the registry: after a restart with fewer targets it removes those that left.
+//! A target's change is written at once. Each interval the registry is read and what differs is written, so that a flushed
+//! set is complete again after one interval, and nothing is written while nothing changes. The registry records what this
+//! sentinel has registered: after a restart with fewer targets it removes the others.
 
 use std::collections::HashMap;
 use std::sync::Arc;

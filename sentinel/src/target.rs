@@ -1,4 +1,4 @@
-//! From a row of probes to "up" or "down".
+//! Decides from consecutive probes whether a target is up or down.
 
 /// How many probes in a row it takes to change a target's state.
 #[derive(Debug, Clone, Copy)]

@@ -1,4 +1,4 @@
-//! One request of HTTP/1 and its answer, with nothing that the admin port does not need: no request body, no second request.
+//! One HTTP/1 request and its response, reduced to what the admin port needs: no request body, no second request.
 
 use std::io;
 use std::sync::Arc;

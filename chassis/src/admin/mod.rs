@@ -1,9 +1,9 @@
 //! The admin port: `/metrics` for Prometheus, `/healthz` for "is it running", `/readyz` for "send it traffic".
 //!
-//! A small server of its own (`server`, `http1`), because whoever reaches this port must not be able to blind Prometheus or
-//! to take the memory and descriptors that clients are served with: it has one request a connection, few connections, deadlines
-//! for everything, and never writes to the log what it was sent. Pingora's server has none of that, and hyper's ends a
-//! connection whose `Date` it can't write.
+//! It has a small server of its own (`server`, `http1`), because nobody who reaches this port may be able to blind Prometheus, or
+//! use up the memory and descriptors that clients need. The server allows one request per connection and few connections, has
+//! deadlines for everything, and never logs what it was sent. Pingora's server has none of that, and hyper's ends a connection
+//! whose `Date` it can't write.
 
 mod http1;
 mod server;

@@ -1,4 +1,4 @@
-//! The connections of the admin port: few, short, and the newest always gets in.
+//! The connections of the admin port: few and short, and the newest always gets in.
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,4 @@
-//! Where the two processes meet: a Unix socket in a directory that belongs to this user alone.
+//! The Unix socket at which the two processes meet, in a directory that belongs to this user alone.
 //!
 //! One successor waits there at a time. It holds a lock on a file beside the socket, which the kernel releases when the process
 //! ends, however it ends. So whoever has the lock knows that a socket it finds is a dead one's, and may remove it. Nothing

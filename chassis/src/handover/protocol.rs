@@ -1,5 +1,5 @@
-//! Who serves after a handover, as two state machines without clocks and sockets. The code around them turns what happens into
-//! events and sends what they say; the tests run them through every interleaving.
+//! The handover protocol: two state machines, without clocks or sockets, that decide who serves. The code around them turns what
+//! happens into events and sends their messages; the tests run them through every interleaving.
 
 /// What one side says to the other: one byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

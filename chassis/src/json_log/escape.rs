@@ -1,8 +1,8 @@
-//! Strings in the log, as JSON in nothing but printable ASCII.
+//! Escapes the strings in the log: JSON in printable ASCII only.
 //!
-//! JSON itself asks for less: control characters of C1, DEL, marks that turn the direction of text, line separators and all that
-//! is invisible may stand in it as they are. A terminal, a pager or an editor that shows the log obeys them, so that a path could
-//! hide or repaint other lines. Which characters do that changes with each version of Unicode, and ASCII does not.
+//! JSON itself requires less: it allows C1 control characters, DEL, marks that change the direction of text, line separators and
+//! invisible characters unescaped. A terminal, a pager or an editor that shows the log obeys them, so a path could hide or repaint
+//! other lines. Which characters do that changes with each version of Unicode, and ASCII does not.
 
 use std::io::Write;
 

@@ -1,10 +1,10 @@
-//! Which lines are written: what `RUST_LOG` says, over the program's default.
+//! Decides which lines are written: `RUST_LOG`, over the program's default.
 //!
 //! The syntax is `env_logger`'s. The meaning differs in three ways:
 //!
 //! - The default stays where `RUST_LOG` says nothing: `access=off` turns one target off and leaves the others.
-//! - A level without a target is for this project's own targets. Others get no more than `info` of it, and no more than the
-//!   default has for them, because at `debug` Pingora logs heads with all that is secret in them. Who names a target gets it.
+//! - A level without a target applies to this project's own targets. Others get at most `info`, and at most their default, because
+//!   at `debug` Pingora logs heads with the secrets in them. A target that is named gets its level.
 //! - A word that is neither a level nor a target is a mistake. `env_logger` takes `inof` for a target, and is silent.
 
 use log::LevelFilter;

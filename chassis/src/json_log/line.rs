@@ -1,4 +1,4 @@
-//! A line: `{"time":…,"level":…,"msg":…}` and then its own fields in their order.
+//! The format of a log line: `{"time":…,"level":…,"msg":…}` and then its own fields in their order.
 
 use std::cell::RefCell;
 use std::io::Write;

@@ -1,8 +1,8 @@
-//! Everything a process says: one JSON object a line on standard output, or text where that is a terminal.
+//! The log: one JSON object per line on standard output, or text where that is a terminal.
 //!
-//! `log` macros reach `env_logger`, which filters them (`filter`: `RUST_LOG`) and has a line made (`line`), every string of it
+//! `log` macros reach `env_logger`, which filters them (`filter`: `RUST_LOG`) and formats a line (`line`), with every string
 //! escaped (`escape`), so that no byte that a client sends can end a line, forge a field or move a cursor. The line goes into
-//! a queue with a bound in bytes (`queue`), and one thread of its own writes the queue out in batches (`stdout`, and `terminal`
+//! a queue with a bound in bytes (`queue`), and a separate thread writes the queue out in batches (`stdout`, and `terminal`
 //! for people). So a request never waits for a slow terminal or a full pipe: when the queue is full the line is dropped and
 //! counted ([`dropped_lines`]).
 

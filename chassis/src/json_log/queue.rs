@@ -1,4 +1,4 @@
-//! Lines on their way to standard output: a queue with a bound in bytes, and the thread that empties it in batches.
+//! The queue of lines for standard output, with a bound in bytes, and the thread that empties it in batches.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};

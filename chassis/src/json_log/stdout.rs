@@ -1,4 +1,4 @@
-//! Standard output, with nothing in between.
+//! Unbuffered standard output that waits where a non-blocking write would fail.
 //!
 //! Whoever reads a pipe can make its other end non-blocking too: the setting belongs to the open file, which both share. A write
 //! then fails where it would have waited, and Rust's own `Stdout` takes that for an error after it has written a part.

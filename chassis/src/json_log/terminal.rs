@@ -1,4 +1,4 @@
-//! The log for people: where standard output is a terminal, each line is written as text.
+//! The log as text, for people: used where standard output is a terminal.
 //!
 //! `2026-11-22T23:31:50.952Z INFO  listening service=proxy address=0.0.0.0:8080`. A value of several lines follows below its
 //! line, indented, so that no value can look like a line of its own; and nothing is written that is not printable ASCII.

@@ -1,9 +1,9 @@
-//! Settings: a YAML file and the environment read into values, with every mistake reported at once.
+//! Reads settings from a YAML file and the environment into values, and reports every mistake at once.
 //!
 //! The environment wins over the file and the file over the default. A parser is a plain function from text to a value
-//! whose error says what it expected; this module adds where the value stands and what it is. Reading never stops at a mistake:
-//! it notes it, goes on with the default, and [`Settings::finish`] returns them all in one [`Mistakes`]. What is no mistake and
-//! still not what the user may think, such as a key that a variable overrides, is a [`Remark`].
+//! whose error says what it expected; this module adds the value and where it is. Reading never stops at a mistake: it notes the
+//! mistake and continues with the default, and [`Settings::finish`] returns them all in one [`Mistakes`]. What is not a mistake but
+//! may surprise the user, such as a key that a variable overrides, is a [`Remark`].
 
 mod quote;
 mod section;

@@ -1,4 +1,4 @@
-//! How a message shows what a user wrote.
+//! Quotes in messages what a user wrote.
 
 /// The longest text that is shown whole, in characters.
 const MAX_SHOWN: usize = 80;

@@ -1,7 +1,7 @@
 //! YAML as a tree whose nodes know their lines, so that a mistake can say where it is.
 //!
 //! The tree is built from the parser's events, with a bound on everything that a file could make large: its size, the depth of
-//! nesting, and what aliases multiply. Scalars stay the text that the user wrote; what they mean is for their reader to say.
+//! nesting, and what aliases multiply. Scalars stay the text that the user wrote; their reader interprets them.
 //! Aliases and merge keys (`<<`) are resolved here. No error quotes a value, because a value can be a secret.
 
 #[cfg(test)]

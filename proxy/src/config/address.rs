@@ -1,4 +1,4 @@
-//! Addresses and networks as people write them.
+//! Parses addresses and networks as people write them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -1,4 +1,4 @@
-//! `client`: what a client connection may take.
+//! `client`: the limits on a client's connection.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! `registry`, `discovery`, `health` and `readiness`: where the set of origins is, how it is read, and how its members are checked.
+//! `registry`, `discovery`, `health` and `readiness`: where the set of backends is, how it is read, and how its members are checked.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! The configuration: a Pingora conf file with one section of ours, and the environment over it.
 //!
-//! Pingora's own keys stand at the top level of the file, ours under `gopherproxy:`. Pingora ignores keys it doesn't know,
-//! so that a misspelt one would do nothing; here a key that nobody knows is a mistake at either level. All mistakes come in
+//! Pingora's own keys are at the top level of the file, ours under `gopherproxy:`. Pingora ignores keys it doesn't know, so a
+//! misspelt one would do nothing; here an unknown key is a mistake at either level. All mistakes come in
 //! one error ([`chassis::settings`]), and without a file every default below holds.
 
 mod address;

@@ -1,7 +1,7 @@
 //! Pingora's own keys, at the top level of the file.
 //!
-//! Pingora reads them with serde, whose errors speak of Rust's types. So each key is tried by itself here, which also keeps
-//! one mistake from hiding the next, and what it takes is told from the type of its default.
+//! Pingora reads them with serde, whose errors name Rust's types. So each key is parsed by itself here, which also keeps one
+//! mistake from hiding the next; the type of its default says what it accepts.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

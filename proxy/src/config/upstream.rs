@@ -1,4 +1,4 @@
-//! `upstream`: what a backend may take, and what happens to one that fails.
+//! `upstream`: deadlines for backends, retries and ejection.
 
 use std::time::Duration;
 

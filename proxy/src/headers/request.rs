@@ -1,7 +1,7 @@
-//! The head of a request, written anew for the origin, field by field, from what [`head`](crate::http1::head) has read.
+//! Writes the head of a request for the origin, field by field, from what [`head`](crate::http1::head) has read.
 //!
-//! Fields that concern only the client's connection stay out, and so does what a peer that is not trusted says of itself
-//! (X-Forwarded-*, Forwarded, X-Real-IP, X-Request-Id). What tells the origin whose request it is comes in, some of it only into the
+//! It leaves out the fields that concern only the client's connection, and what an untrusted peer says about itself
+//! (X-Forwarded-*, Forwarded, X-Real-IP, X-Request-Id). It adds the fields that identify the client, some of them only to the
 //! copy that Pingora makes for the origin, because each field that Pingora reads and copies costs 1,500 instructions.
 
 use bytes::{BufMut, BytesMut};

@@ -1,4 +1,4 @@
-//! The head of a response, as Pingora read it from the origin, made unambiguous for the client.
+//! Makes the head of a response, as Pingora read it from the origin, unambiguous for the client.
 
 use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use pingora::http::ResponseHeader;

@@ -1,4 +1,4 @@
-//! Where a chunked body ends.
+//! Finds the end of a chunked body.
 //!
 //! Pingora's chunk parser reads an empty size as zero and a bare line feed as part of an extension, which others
 //! do not: bytes that one reader takes for the body another takes for the next request. So the framing of every chunked

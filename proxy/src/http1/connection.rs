@@ -1,10 +1,9 @@
-//! One client connection: it reads each request head itself, and gives Pingora those requests that may pass.
+//! One client connection: reads each request head itself, and gives Pingora the requests that are admitted.
 //!
 //! Pingora's own loop has no deadline for a whole head, waits for ever between requests, and answers a head that it can't
-//! read without a word to anybody. So the head is read here: bounded in length and time, checked by [`head`], decided over by
-//! [`admission`](crate::admission), and written anew by [`headers`](crate::headers) for Pingora to proxy. Connections have
-//! their maxima too, in all and for each client. A request that is refused here has a line in the log and its place in the
-//! metrics like any other.
+//! read without logging it. So the head is read here: bounded in length and time, checked by [`head`], admitted or rejected by
+//! [`admission`](crate::admission), and rewritten by [`headers`](crate::headers) for Pingora to proxy. Connections are limited
+//! too, in total and per client. A request that is rejected here is logged and counted like any other.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;

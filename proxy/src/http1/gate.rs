@@ -1,17 +1,17 @@
-//! The client's stream, shut behind the request that is being served.
+//! The client's stream, closed to Pingora behind the end of the current request.
 //!
 //! Pingora reads a client through a [`Gate`], for five reasons:
 //!
-//! - A client may send its next request before it has the answer to the last (pipelining). Pingora, waiting for a client that
-//!   goes away, would take the first byte of it for a mistake and end the request in flight. The gate lets the bytes of the
+//! - A client may send its next request before it has the answer to the last (pipelining). Pingora, watching for a client that
+//!   goes away, would treat its first byte as an error and end the request in flight. The gate lets the bytes of the
 //!   current request through and holds what comes after.
 //! - Pingora reads chunked bodies leniently; the gate follows their framing strictly ([`Chunks`]).
-//! - Pingora has a deadline for writing a body, but none for a head or a flush, so that a client that does not read would be
-//!   waited for as long as it likes. The gate has one for each write.
+//! - Pingora has a deadline for writing a body, but none for a head or a flush, so a client that does not read could
+//!   make it wait for ever. The gate has one for each write.
 //! - A client that sends or takes a byte now and then meets every deadline and holds a connection, a backend's too, for as
 //!   long as it likes. So there is a minimum for the average, over the time that was spent waiting for the client.
 //! - Pingora sets a timer for each read from a backend. The gate sees when the whole request has been read and nothing of a
-//!   response comes, so it can tell a backend's silence with a [`LazyTimer`].
+//!   response comes, so it can detect a silent backend with a [`LazyTimer`].
 //!
 //! And an idle connection has no buffers: the gate reads past one on the stack, and gathers what is written only until it is sent.
 //!

@@ -1,7 +1,7 @@
-//! What a request head must be before anything else looks at it.
+//! Parses and checks a request head before anything else looks at it.
 //!
 //! Two programs that read the same bytes differently are how requests get smuggled. Pingora's parser is lenient where the
-//! origin behind us may not be (or the reverse), so [`parse`] refuses whatever can be read in two ways: it is strict
+//! origin behind us may not be (or the reverse), so [`parse`] rejects whatever can be read in two ways: it is strict
 //! where RFC 9112 lets a server be strict. Pingora and the backend never see the client's bytes: they get a head that
 //! [`headers`](crate::headers) writes from what was read here.
 

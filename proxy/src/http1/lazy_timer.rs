@@ -1,8 +1,8 @@
-//! A timer for an end that keeps moving away.
+//! A timer for a deadline that keeps moving.
 //!
-//! How long may a client be idle, a backend be silent: with each request that end moves, and nearly always it is never reached.
-//! To set a timer costs more than anything else that happens then, so this one is left as it is when the end moves away,
-//! and set anew when it fires too early: once in the length of a timeout, and not thousands of times.
+//! Each request moves the deadlines of an idle client and a silent backend, and nearly always they are never reached. Setting a
+//! timer costs more than anything else that happens then. So this one is not touched when the deadline moves, and is set again
+//! only when it fires too early: once per timeout, not thousands of times.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

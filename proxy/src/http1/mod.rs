@@ -1,12 +1,12 @@
-//! HTTP/1.1 towards clients.
+//! The HTTP/1.1 server side: connections from clients.
 //!
-//! - [`connection`]: reads each request head itself, and gives Pingora those requests that may pass.
-//! - [`head`]: what a request head must be before anything else looks at it.
+//! - [`connection`]: reads each request head itself, and gives Pingora the requests that are admitted.
+//! - [`head`]: parses and checks a request head before anything else looks at it.
 //! - [`target`]: request targets and the authorities in them.
-//! - [`chunks`]: where a chunked body ends.
-//! - [`gate`]: the client's stream, shut behind the request that is being served.
+//! - [`chunks`]: finds the end of a chunked body.
+//! - [`gate`]: the client's stream, closed to Pingora behind the end of the current request.
 //! - [`pace`]: whether a client keeps up a minimum rate.
-//! - [`lazy_timer`]: a timer for an end that keeps moving away.
+//! - [`lazy_timer`]: a timer for a deadline that keeps moving.
 
 pub mod chunks;
 pub mod connection;

@@ -1,8 +1,8 @@
 //! Whether a client keeps up a minimum rate.
 //!
-//! What counts is the average over the time for which the client was waited for. What it sends or takes without being waited
-//! for (all of a small body, what fits into the kernel's buffers) does not count for it, and neither does the time that the
-//! backend takes count against it.
+//! The rate is the average over the time that the proxy waited for the client. What the client sends or reads without making the
+//! proxy wait (all of a small body, what fits into the kernel's buffers) does not count in its favour, nor the time that the
+//! backend takes against it.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! The buckets of throttled clients, from a running process to its successor.
+//! Hands the buckets of throttled clients from a running process to its successor.
 //!
 //! A bucket is handed over as the time until it is full, because the two processes count time from different beginnings. The
 //! time in which the note is on its way is thereby added to it, so a client may be limited a little longer, never less. What the

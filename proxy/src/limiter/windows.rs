@@ -1,4 +1,4 @@
-//! The estimator for clients without a bucket: counts in windows of time.
+//! The estimator for clients without a bucket: it counts requests in windows of time.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};

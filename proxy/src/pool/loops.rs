@@ -1,4 +1,4 @@
-//! The loops that keep a pool up to date, and how long they wait.
+//! The background loops that keep a pool up to date, and their intervals.
 
 use std::collections::HashSet;
 use std::sync::Arc;
