@@ -1,13 +1,13 @@
-# Three images from one build: `proxy`, `sentinel`, and `origin` for the demo. Each is a static binary, its configuration and
-# the certificate authorities, on nothing at all: no shell, no package manager, no C library. It needs no BuildKit.
+# Three images from one build: `proxy`, `sentinel`, and `origin` for the demo. Each holds a static binary, its configuration and
+# the certificate authorities, and nothing else: no shell, no package manager, no C library. The build needs no BuildKit.
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
-# They are optimised by the profile that `make build` takes too; and no path of the builder is in them, so that the same
-# sources give the same bytes wherever they are built.
+# The binaries are optimised with the same profile as `make build`. They contain no path of the builder, so the same sources
+# give the same bytes wherever they are built.
 ENV RUSTFLAGS="-Cprofile-use=/src/loadtest/pgo/release.profdata --remap-path-prefix=/src=gopherproxy --remap-path-prefix=/usr/local/cargo=cargo"
 
-# Dependencies first, with the manifests and empty crates: this layer is built anew only when they change.
+# Dependencies first, with the manifests and empty crates: this layer is rebuilt only when they change.
 COPY loadtest/pgo/release.profdata loadtest/pgo/
 COPY Cargo.toml Cargo.lock ./
 COPY third_party third_party
@@ -27,8 +27,8 @@ RUN set -eu; \
 COPY . .
 ARG VERSION=
 ARG COMMIT=
-# The sources may be older than the empty crates were, by which cargo would take them for built. The binaries are static, because the
-# images have nothing to link with; only where they are linked, because procedural macros can't be.
+# The sources may be older than the empty crates, and cargo would then consider them built. The binaries are static, because the
+# images have no C library. The flag applies only to the final link, because procedural macros can't be static.
 RUN set -eu; \
     find chassis registry sentinel proxy loadtest -name '*.rs' -exec touch {} +; \
     mkdir -p /out/state; \
@@ -54,7 +54,7 @@ FROM scratch AS proxy
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/gopherproxy /usr/local/bin/gopherproxy
 COPY conf/container.yaml /etc/gopherproxy/gopherproxy.yaml
-# A volume that is mounted here takes its owner from the image.
+# A volume that is mounted here gets its owner from the image.
 COPY --from=build --chown=1001:1001 /out/state /var/lib/gopherproxy
 USER 1001:1001
 EXPOSE 8080 2112

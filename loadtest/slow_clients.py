@@ -2,7 +2,7 @@
 
 `make slow-clients` runs this over a proxy and an origin of its own. In each mode all connections must be gone when their
 deadline has passed. Until they are, other clients send 1,000 requests a second on 10 connections, and their p99 in most
-seconds must be at most twice what it was just before. The worst second is told and not judged: slowhttptest opens its
+seconds must be at most twice what it was just before. The worst second is reported and not judged: slowhttptest opens its
 connections, and writes to all of them, in one moment, and a thousand events at once are a queue in front of everybody.
 
 The attack is the attackers' work, and on their machines: here slowhttptest gets what the others leave of one core (the

@@ -236,7 +236,7 @@ impl Successor {
 
     /// Sends `sockets`, and returns when this process must stop accepting: the successor serves them. The successor may take
     /// `patience` to get ready; then it gets `note`. When `called_off` comes first, the successor is sent away; if it comes when
-    /// the successor has been told to serve, this process need not wait for it.
+    /// the successor has the order to serve, this process need not wait for it.
     ///
     /// # Errors
     /// Why the successor does not get there: this process must go on accepting.

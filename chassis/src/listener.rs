@@ -192,7 +192,7 @@ impl<S> Listening<S> {
     /// the address that the service must have as its one TCP address.
     ///
     /// # Errors
-    /// When the socket can't tell its address.
+    /// When the socket's address can't be read.
     pub fn new(socket: TcpListener, doors: Doors, make: impl FnOnce(&str) -> S) -> io::Result<Self> {
         let key = socket.local_addr()?.to_string();
         Ok(Self {

@@ -12,7 +12,7 @@ const MAX_PATH: usize = 2048;
 const MAX_METHOD: usize = 64;
 const MAX_ERROR: usize = 1024;
 
-/// What is told of a request.
+/// The fields that are logged for a request.
 #[derive(Debug)]
 pub struct Line<'r> {
     /// The method, `-` where there was none to read.

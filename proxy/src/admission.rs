@@ -21,7 +21,7 @@ use crate::rejection::Rejection;
 use crate::retry_budget::RetryBudget;
 use crate::upstream::Endpoint;
 
-/// What the requests of one connection share. Its addresses are written out once, because each request tells them more than once.
+/// What the requests of one connection share. Its addresses are formatted once, because each request uses them more than once.
 #[derive(Debug)]
 pub struct Connection {
     /// The other end, without its port; IPv4 never mapped into IPv6.

@@ -48,7 +48,7 @@ fn unmapped(network: IpNet) -> IpNet {
         .map_or(network, IpNet::V4)
 }
 
-/// Tells whose request it is, that came from `peer` with these lines of X-Forwarded-For.
+/// The client of a request that came from `peer` with these lines of X-Forwarded-For.
 pub fn identify<'l>(
     peer: IpAddr,
     forwarded_for: impl DoubleEndedIterator<Item = &'l [u8]>,
@@ -66,7 +66,7 @@ pub fn identify<'l>(
     let mut lines = forwarded_for.rev().peekable();
     let peers_own = lines.peek().is_none();
     for hop in lines.flat_map(|line| line.rsplit(|byte| *byte == b',')) {
-        // An entry that is no address ends what can be known: the client is whoever passed it on.
+        // An entry that is not an address ends what can be known: the client is the hop that passed it on.
         let Some(hop) = parse_hop(hop) else { break };
         address = hop;
         if !trusted.contain(hop) {

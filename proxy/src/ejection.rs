@@ -48,7 +48,7 @@ impl Conduct {
     /// Ejects the backend at `now`; returns for how long.
     pub fn eject(&self, limits: &Ejection, now: Instant) -> Duration {
         let mut sentence = self.sentence();
-        // Whoever was good for that long starts anew.
+        // A backend that was good for that long starts afresh.
         let forgotten = |until: Instant| now.saturating_duration_since(until) > limits.max_time;
         if sentence.until.is_some_and(forgotten) {
             sentence.times = 0;

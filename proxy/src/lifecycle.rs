@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 /// How long after the listeners were closed the drain begins to count: connections that were accepted a moment ago may
 /// not have been read yet.
 const SETTLE: Duration = Duration::from_millis(250);
-/// How often what is left is counted.
+/// How often the remaining work is counted.
 const TICK: Duration = Duration::from_millis(10);
 /// How long an idle connection is still read from once the listeners are closed: a request that was on its way is
 /// answered.

@@ -29,7 +29,7 @@ use windows::Windows;
 
 /// The table is split so that threads seldom wait for one another.
 const SHARDS: usize = 64;
-/// How long a full shard is left alone after a search for places, so that a flood does not buy a search with each request.
+/// The pause between searches for places in a full shard, in nanoseconds, so that a flood does not cause a search with each request.
 const SWEEP_PAUSE: u64 = 50_000_000;
 /// A window of the estimator is at least this long, in nanoseconds, because each turn of it empties all its counts, which
 /// takes a tenth of a millisecond or so; and not longer, because a client without a bucket gets no more than a burst in it.

@@ -42,8 +42,8 @@ use tokio::sync::watch;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What `RUST_LOG` means when it is not set. Pingora tells of its own services at `info`, and of what the access log tells
-/// better at `error`.
+/// The log filter when `RUST_LOG` is not set. Pingora logs its own services at `info`, and at `error` what the access log reports
+/// better.
 const LOG_FILTER: &str = "info,pingora=warn,pingora_core=warn,pingora_proxy=off,pingora_load_balancing=error";
 
 /// An edge proxy that balances HTTP over origins that come and go.

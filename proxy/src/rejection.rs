@@ -191,7 +191,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// To a client of whom nothing more is wanted.
+    /// To a client from which nothing more is read.
     pub const LAST: Self = Self {
         keeps: false,
         head_only: false,

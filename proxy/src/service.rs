@@ -53,7 +53,7 @@ pub struct EdgeProxy {
 pub struct Incoming {
     /// What was found out on the way.
     pub admitted: Admitted,
-    /// What the backend is told of it besides.
+    /// The fields about the client that only the backend gets.
     pub provenance: Provenance,
 }
 
@@ -432,7 +432,7 @@ impl ProxyHttp for EdgeProxy {
         answer(rejection)
     }
 
-    /// The access log tells of every failure, with the error's words.
+    /// The access log reports every failure, with the error's text.
     fn suppress_error_log(&self, _session: &Session, _ctx: &Self::CTX, _error: &Error) -> bool {
         true
     }

@@ -52,7 +52,7 @@ pub struct Sockets {
 
 /// Waits for signals and does what they ask for.
 pub struct OnSignal {
-    /// What is told of the end, and tells what is left.
+    /// Is notified of the shutdown, and knows what is left to finish.
     pub lifecycle: Arc<Lifecycle>,
     /// From the signal to the closing of the port.
     pub lame_duck: Duration,
@@ -89,7 +89,7 @@ impl ShutdownSignalWatch for OnSignal {
         // The runtime of this task lives through the sleep in which Pingora spends its grace period.
         tokio::spawn(async move {
             or_now(&mut signals, &lifecycle, lifecycle.drained(drain_timeout)).await;
-            // What was counted since the last scrape would be told to nobody.
+            // What was counted since the last scrape would reach nobody.
             let (processed, dropped) = (metrics.processed.get(), metrics.dropped.get());
             match lifecycle.in_flight() {
                 0 => info!(processed = processed, dropped = dropped; "drained; leaving"),
@@ -194,7 +194,7 @@ impl OnSignal {
         info!(signal = signal, in_flight = self.lifecycle.in_flight(); "shutting down; requests in flight may finish");
         or_now(signals, &self.lifecycle, sleep(self.lame_duck)).await;
         self.lifecycle.drain();
-        // The listeners are told to stop, and the socket closes, when nobody waits in its queue.
+        // The listeners stop, and the socket closes, when its queue is empty.
         or_now(signals, &self.lifecycle, async {
             match graceful_close::refuse_and_drain(&self.sockets.client).await {
                 Ok(0) => {}

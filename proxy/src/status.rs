@@ -21,7 +21,7 @@ pub struct Status {
     pub pool: Arc<Pool>,
     /// Whether the process is on its way out.
     pub lifecycle: Arc<Lifecycle>,
-    /// Whose limiter's size is told at a scrape.
+    /// Whose limiter's size is reported at a scrape.
     pub live: Arc<Live>,
     /// What is brought up to date at a scrape.
     pub metrics: Metrics,

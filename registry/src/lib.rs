@@ -100,7 +100,7 @@ impl Error {
         }
     }
 
-    /// A refusal that lasts until somebody mends its cause. `message` says how.
+    /// A refusal that lasts until somebody fixes its cause. `message` says how.
     pub fn refused(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
@@ -108,7 +108,7 @@ impl Error {
         }
     }
 
-    /// Whether this lasts until somebody mends it: a wrong password, a missing permission, a key of another type.
+    /// Whether this lasts until somebody fixes it: a wrong password, a missing permission, a key of another type.
     pub fn is_refusal(&self) -> bool {
         self.refused
     }

@@ -77,8 +77,8 @@ struct Failure {
 
 impl Link {
     pub(crate) fn new(url: &RedisUrl) -> Result<Self, Error> {
-        // Redis may be on rediss://, and rustls must be told which cryptography to use. It is fine if another part of the
-        // process has done so.
+        // Redis may be on rediss://, and rustls needs a default cryptography provider. It is fine if another part of the process
+        // has set one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::open(url.connection()).map_err(|error| Error::new(error.to_string()))?;
         Ok(Self {
@@ -200,7 +200,7 @@ impl Link {
         if self.url.database() != 0 {
             commands.cmd("SELECT").arg(self.url.database());
         }
-        // HELLO tells the role even to users who may not use ROLE and INFO, which count as dangerous.
+        // HELLO reports the role even to users who may not use ROLE and INFO, which count as dangerous.
         commands.cmd("HELLO");
         let replies = commands.query_async::<Vec<RedisResult<Value>>>(connection).await;
         let mut replies = replies.map_err(|error| match error.is_io_error() {
@@ -282,7 +282,7 @@ impl Link {
     }
 }
 
-/// How to mend what made the server refuse; `None` for an error that may pass by itself.
+/// How to fix what made the server refuse; `None` for an error that may pass by itself.
 fn way_out(reply: &ServerError) -> Option<&'static str> {
     let details = reply.details().unwrap_or_default();
     match reply.code() {

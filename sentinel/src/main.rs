@@ -20,7 +20,7 @@ use sentinel::{Config, Metrics, Sentinel};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// What `RUST_LOG` means when it is not set: Pingora tells of its own services at `info`.
+/// The log filter when `RUST_LOG` is not set: Pingora logs its own services at `info`.
 const LOG_FILTER: &str = "info,pingora=warn,pingora_core=warn";
 
 /// After the time of this many cycles without a good one the sentinel calls itself not ready.
@@ -98,7 +98,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Tells the service manager when the sentinel does its work. It does so without Redis too: then it probes, and publishes
+/// Notifies the service manager when the sentinel is at work. It does so without Redis too: then it probes, and publishes
 /// as soon as it can.
 struct Startup {
     doors: Doors,

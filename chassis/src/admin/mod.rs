@@ -27,7 +27,7 @@ const SHARED_FOR: Duration = Duration::from_secs(1);
 
 /// What a process shows on its admin port.
 pub trait Probed: Send + Sync + 'static {
-    /// That the process should get traffic, as one line of text that may tell more.
+    /// Whether the process should get traffic: one line of text, which may say more.
     ///
     /// # Errors
     /// Why it should not, as one line of text.
@@ -75,7 +75,7 @@ impl Admin {
     /// Serves on `socket` from when `doors` open until `end`, later than the shutdown, so that a shutdown can be watched.
     ///
     /// # Errors
-    /// When the socket can't tell its address.
+    /// When the socket's address can't be read.
     pub fn listen(self, socket: TcpListener, doors: Doors, end: ShutdownWatch) -> std::io::Result<AdminService> {
         AdminService::new(self, socket, doors, end)
     }

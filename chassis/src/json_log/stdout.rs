@@ -39,7 +39,7 @@ fn write_to(output: &impl AsFd, bytes: &[u8]) -> io::Result<usize> {
                 let _ = poll(&mut [], Some(&PAUSE));
             }
             Err(Errno::AGAIN) => {
-                // An error of the wait itself: the next write tells.
+                // If the wait itself fails, the next write reports it.
                 was_ready = poll(&mut [PollFd::new(output, PollFlags::OUT)], Some(&WAIT)).is_ok_and(|ready| ready > 0);
             }
             Err(Errno::INTR) => {}

@@ -53,7 +53,7 @@ type Types = {
 type Whole = Json<Dashboard>;
 `;
 
-// One source file for the dashboard and each panel, so that an error is told with the panel's title.
+// One source file for the dashboard and each panel, so that an error is reported with the panel's title.
 const sources = new Map();
 const source = (name, type, value) =>
   sources.set(path.join(here, `${name}.ts`), `${TYPES}export const it: ${type} = ${JSON.stringify(value, null, 1)};\n`);

@@ -22,13 +22,13 @@ pub struct UpstreamLimits {
     pub tunnel_idle_timeout: Duration,
     /// Tries after the first.
     pub retries: usize,
-    /// How many tries after the first there may be in all, for each request: a share.
+    /// The ratio of retries to requests that is allowed in total.
     pub retry_budget: f64,
-    /// When a backend that fails is left alone.
+    /// When a failing backend is ejected.
     pub ejection: Ejection,
 }
 
-/// When a backend that fails is left alone, and for how long.
+/// When a failing backend is ejected, and for how long.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ejection {
     /// So many failures in a row take a backend out.

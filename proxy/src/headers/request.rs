@@ -19,23 +19,23 @@ const MAX_REQUEST_ID: usize = 128;
 /// How long the fields are that [`write_request`] adds, but for their values.
 const ADDED: usize = 128;
 
-/// What is told of a request.
+/// What is known of a request's origin, for the fields that the proxy writes.
 #[derive(Debug, Clone, Copy)]
 pub struct Origination<'r> {
     /// The peer, as an address without a port.
     pub peer: &'r HeaderValue,
-    /// Whether the peer is believed.
+    /// Whether the peer is trusted.
     pub trusted_peer: bool,
-    /// The host that a request of HTTP/1.0 gets that names none, because the backend hears HTTP/1.1, which requires one.
+    /// The host for an HTTP/1.0 request that names none: the backend gets HTTP/1.1, which requires one.
     pub backend: &'r str,
 }
 
-/// What the backend is told of a request besides.
+/// The fields about the client that only the backend's copy of the head gets.
 #[derive(Debug)]
 pub struct Provenance {
-    /// The hops that a trusted peer tells of, and the peer.
+    /// The hops that a trusted peer names, and the peer.
     forwarded_for: HeaderValue,
-    /// What the request is known by, here and in the backend.
+    /// Identifies the request, here and in the backend.
     pub request_id: HeaderValue,
 }
 
@@ -52,7 +52,7 @@ impl Provenance {
 }
 
 /// Writes the head that Pingora gets: the client's without what ends here, then X-Forwarded-Proto and -Host and Via. `Host` stays what it
-/// is, and so do the names of fields, in upper and lower case. Returns what the backend is told besides.
+/// is, and so do the names of fields, in upper and lower case. Returns the fields that only the backend gets.
 pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut) -> Provenance {
     let fields = head.fields.iter().map(|field| field.name.len() + field.value.len() + 4);
     to.reserve(head.method.len() + head.path.len() + ADDED + 2 * fields.sum::<usize>());

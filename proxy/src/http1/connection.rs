@@ -59,7 +59,7 @@ pub struct Edge<A> {
     pub metrics: Metrics,
     /// Done once the log has explained the limit.
     pub limit_explained: Once,
-    /// Done when the first connection was refused for want of descriptors.
+    /// Done when the first connection was refused for lack of descriptors.
     pub descriptors_explained: Once,
 }
 
@@ -96,7 +96,7 @@ struct Refusal {
 }
 
 impl From<Rejection> for Refusal {
-    /// The last of its connection, because nobody can tell where the next would begin.
+    /// The last of its connection, because nobody knows where the next request would begin.
     fn from(rejection: Rejection) -> Self {
         Self {
             why: rejection.into(),
@@ -311,7 +311,7 @@ impl<A> Edge<A> {
     }
 }
 
-/// What `received` begins with, as far as it can be told; `scanned` bytes of it have been looked at.
+/// What `received` begins with, as far as is known; `scanned` bytes of it have been examined.
 fn look_for_head(received: &mut BytesMut, scanned: &mut usize, limits: &ClientLimits) -> Option<Arrival> {
     while received.starts_with(b"\r\n") {
         received.advance(2);

@@ -130,7 +130,7 @@ pub struct Gate {
     min_rate: Option<u64>,
     reading: Pace,
     writing: Pace,
-    /// Between requests it tells how long the client is idle, and in one how long the backend is silent.
+    /// Between requests it measures how long the client is idle, and within one how long the backend is silent.
     timer: LazyTimer,
     /// How long the backend may be silent; `None` where Pingora looks after that.
     patience: Option<Duration>,

@@ -204,7 +204,7 @@ pub fn parse<'b>(bytes: &'b [u8], room: &'b mut Room<'b>, max_fields: usize) -> 
     let body = match (coding, length.unwrap_or(0)) {
         (Some(Coding::Chunked), _) => Body::Chunked,
         (Some(Coding::Unknown), _) => return Err(Rejection::NotImplemented),
-        // Only a request without a body can switch: nobody could tell its body from what follows the switch. And only one whose
+        // Only a request without a body can switch: its body could not be told from what follows the switch. And only one whose
         // `Connection` says so (RFC 9110, section 7.8).
         (None, 0) if connection.upgrade && upgrade.unwrap_or(false) => Body::Upgrade,
         (None, length) => Body::Length(length),

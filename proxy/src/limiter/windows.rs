@@ -63,7 +63,7 @@ impl Windows {
         }
     }
 
-    /// Empties the counts that `window` will use before anybody is told that it has begun.
+    /// Empties the counts that `window` will use, before the window begins for anybody.
     fn turn(&self, window: u64) {
         let _turning = lock(&self.turning);
         let current = self.current.load(Ordering::Acquire);
