@@ -12,21 +12,21 @@
 //! - [`service`]: what happens to an admitted request, phase by phase.
 //! - [`pool`]: the backends, and which one is next.
 //! - [`upstream`]: one backend and its addresses.
-//! - [`health_check`]: whether an address takes connections.
-//! - [`ejection`]: when a backend that fails is ejected.
-//! - [`retry_budget`]: how many requests may be tried again.
-//! - [`discovery`]: where the pool's backends come from.
-//! - [`members`]: the set that it gives: members, each with its addresses.
-//! - [`state_store`]: the last good set, for the next start.
-//! - [`state_file`]: the file that it is in.
-//! - [`rejection`]: every answer that is the proxy's own.
-//! - [`access_log`]: one line a request.
-//! - [`metrics`]: what Prometheus sees.
-//! - [`status`]: what the admin port says of the process.
+//! - [`health_check`]: whether an address accepts connections.
+//! - [`ejection`]: when a failing backend is ejected.
+//! - [`retry_budget`]: how many retries are allowed.
+//! - [`discovery`]: finds the pool's backends in the registry and in DNS.
+//! - [`members`]: the members of the registry, each with its addresses.
+//! - [`state_store`]: saves the last good set for the next start.
+//! - [`state_file`]: the format and the safety of its file.
+//! - [`rejection`]: every response that the proxy makes itself.
+//! - [`access_log`]: one line per request.
+//! - [`metrics`]: the metrics for Prometheus.
+//! - [`status`]: what the admin port reports.
 //! - [`startup`]: from bound ports to serving, by a handover if need be.
-//! - [`lifecycle`]: where the process is between start and end.
+//! - [`lifecycle`]: the state of the process between its start and its end.
 //! - [`signals`]: shutdown, handover to a successor, reload.
-//! - [`reload`]: the configuration read again.
+//! - [`reload`]: reads the configuration again.
 
 pub mod access_log;
 pub mod admission;
