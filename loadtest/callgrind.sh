@@ -36,6 +36,8 @@ cp -f "${CARGO_TARGET_DIR:-target}/debug/gopherproxy" $dir/gopherproxy
 
 # Waits until the log $1 has $2 lines that match $3; not longer than all that was started runs.
 until_logged() {
+    # A process in the background makes its log when it starts, which may be after this.
+    : >>"$1"
     until [ "$(grep -c "$3" "$1")" -ge "$2" ]; do
         for process in $proxy $origins; do
             kill -0 "$process" 2>/dev/null || { cat "$1" >&2; exit 1; }
