@@ -22,7 +22,12 @@ impl RedisUrl {
     /// What the text should have been. Nothing of the text itself, for any part of a wrong URL may be the password.
     pub fn parse(text: &str) -> Result<Self, String> {
         let url = match text.split_once("://") {
-            Some(("redis" | "rediss", _)) => text.to_owned(),
+            // The host ends at the first of these, so an @ behind one means that it belongs to a password, and what stands
+            // where the host should is the password's end.
+            Some(("redis" | "rediss", rest)) => match rest.split_once(['/', '?', '#']) {
+                Some((_, behind)) if behind.contains('@') => return Err(EXPECTED.into()),
+                _ => text.to_owned(),
+            },
             Some(("unix" | "redis+unix", _)) => return Err(format!("{EXPECTED}; Unix sockets are not supported")),
             Some(_) => return Err(EXPECTED.into()),
             // "redis:6379" would be a URL of the scheme "redis".
@@ -144,6 +149,10 @@ mod tests {
             "user:secret@host:6379",
             "secret://host:6379",
             "rediss://host:6379#secret",
+            "redis://user:pass@secret#word@host:6379",
+            "redis://user:pass@secret?word@host:6379/1",
+            "redis://secret/@host:6379",
+            "redis://secret#@host:6379",
         ] {
             let problem = RedisUrl::parse(text).unwrap_err();
             assert!(!problem.contains("secret"), "{text:?}: {problem}");
