@@ -32,6 +32,9 @@ const FIRST_READ: Duration = Duration::from_millis(200);
 /// How often an empty registry is read meanwhile. (In one process it is empty until the sentinel's first cycle has ended.)
 const FIRST_READ_RETRY: Duration = Duration::from_millis(20);
 
+/// How many malformed members a read logs by name. A set full of them would crowd everything else out of the log.
+const MALFORMED_SHOWN: usize = 10;
+
 /// Reads the registry. Clones share what was last read.
 #[derive(Clone)]
 pub struct RegistryDiscovery(Arc<Shared>);
@@ -271,7 +274,7 @@ impl RegistryDiscovery {
         Error::explain(ErrorType::InternalError, text)
     }
 
-    /// Counts the members that do not parse and logs those that did not stand there before.
+    /// Counts the members that do not parse and logs those that did not stand there before, the first few by name.
     fn note_malformed(&self, malformed: Vec<Malformed>) {
         self.0
             .metrics
@@ -279,8 +282,13 @@ impl RegistryDiscovery {
             .set(i64::try_from(malformed.len()).unwrap_or(i64::MAX));
         let mut memory = self.memory();
         let malformed: BTreeSet<_> = malformed.into_iter().collect();
-        for new in malformed.difference(&memory.malformed) {
-            warn!(member = new.to_string().as_str(); "skipping a member of the registry that does not parse");
+        let mut new = malformed.difference(&memory.malformed);
+        for member in new.by_ref().take(MALFORMED_SHOWN) {
+            warn!(member = member.to_string().as_str(); "skipping a member of the registry that does not parse");
+        }
+        let more = new.count();
+        if more > 0 {
+            warn!(members = more; "skipping more members of the registry that do not parse");
         }
         memory.malformed = malformed;
     }

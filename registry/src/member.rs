@@ -134,9 +134,14 @@ pub struct Malformed(String);
 
 impl Malformed {
     fn new(text: &[u8], problem: &str) -> Self {
-        let shown = text[..text.len().min(MAX_SHOWN)].escape_ascii();
-        let more = if text.len() > MAX_SHOWN { "…" } else { "" };
-        Self(format!("\"{shown}{more}\": {problem}"))
+        // Somebody may have put a URL with credentials there: nothing before an @ is shown.
+        let (hidden, place) = match text.iter().rposition(|byte| *byte == b'@') {
+            Some(at) => ("…", &text[at..]),
+            None => ("", text),
+        };
+        let shown = place[..place.len().min(MAX_SHOWN)].escape_ascii();
+        let more = if place.len() > MAX_SHOWN { "…" } else { "" };
+        Self(format!("\"{hidden}{shown}{more}\": {problem}"))
     }
 }
 
@@ -205,5 +210,9 @@ mod tests {
         let shown = Member::parse(&hostile).unwrap_err().to_string();
         assert!(shown.starts_with(r#""\"\n\x1b[31m\xffaaa"#), "{shown}");
         assert!(shown.len() < 300 && !shown.contains('\n'), "{shown}");
+        for text in ["http://user:secret@host:80", "redis://:secret@host:1", "secret@"] {
+            let shown = Member::parse(text.as_bytes()).unwrap_err().to_string();
+            assert!(shown.starts_with("\"…@") && !shown.contains("secret"), "{shown}");
+        }
     }
 }

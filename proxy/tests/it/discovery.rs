@@ -54,6 +54,22 @@ async fn members_come_and_go_and_what_is_no_member_is_skipped_counted_and_logged
 }
 
 #[tokio::test]
+async fn a_set_full_of_nonsense_does_not_fill_the_log() {
+    let (redis, origin) = (Redis::start().await, origin());
+    let nonsense: String = (0..200).map(|number| format!(" nonsense{number}")).collect();
+    redis
+        .command(&format!("SADD gopher_backends http://{}{nonsense}", origin.address()))
+        .await;
+    let proxy = Process::proxy(&with_redis(&redis)).await;
+    proxy.active_backends(1).await;
+    proxy.reaches("gopherproxy_discovery_malformed_members", 200.0).await;
+    let skipped = proxy.lines("skipping a member of the registry that does not parse");
+    let more = proxy.lines("skipping more members of the registry that do not parse");
+    assert_eq!(skipped.len(), 10, "{skipped:?}");
+    assert_eq!((more.len(), &more[0]["members"]), (1, &190.into()), "{more:?}");
+}
+
+#[tokio::test]
 async fn a_name_is_resolved_and_keeps_its_name_in_metrics_and_log() {
     let (redis, origin) = (Redis::start().await, origin());
     let name = format!("localhost:{}", origin.address().port());
