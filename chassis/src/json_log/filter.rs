@@ -48,6 +48,14 @@ impl<'s> Directives<'s> {
         let words = text.split('/').next().unwrap_or_default();
         for word in words.split(',').map(str::trim).filter(|word| !word.is_empty()) {
             match word.split_once('=') {
+                Some((target, _)) if names_a_library_in_part(target.trim()) => {
+                    return Err(format!(
+                        "a target's whole name ({}, {}) in place of {:?}",
+                        OURS.join(", "),
+                        LIBRARIES.join(", "),
+                        target.trim()
+                    ));
+                }
                 Some((target, level)) => match level.trim().parse() {
                     Ok(level) => directives.targets.push((target.trim(), level)),
                     Err(_) => return Err(format!("a level ({LEVELS}) behind {target:?}")),
@@ -77,6 +85,15 @@ impl<'s> Directives<'s> {
 fn is_known(target: &str) -> bool {
     let krate = target.split("::").next().unwrap_or(target);
     OURS.contains(&krate) || LIBRARIES.contains(&krate)
+}
+
+/// Whether `target` is no target, and would still select a library's, as `env_logger` looks at how targets begin. Their level is
+/// for who names them in full, because of the secrets that they log.
+fn names_a_library_in_part(target: &str) -> bool {
+    !is_known(target)
+        && LIBRARIES
+            .iter()
+            .any(|library| library.starts_with(target) || target.starts_with(library))
 }
 
 /// What is written of all that is logged.
@@ -202,6 +219,19 @@ mod tests {
             "a level (off, error, warn, info, debug, trace) behind \"access\""
         );
         assert!(mistake("access=").contains("behind \"access\""));
+        for rust_log in [
+            "=trace",
+            "trace, =trace",
+            "p=trace",
+            "info,ping = debug",
+            "pingora_core:=trace",
+        ] {
+            let mistake = mistake(rust_log);
+            assert!(
+                mistake.starts_with("a target's whole name (access, "),
+                "{rust_log}: {mistake}"
+            );
+        }
         assert!(mistake("info/a/b").contains("such as info,access=off ("));
         let strangers = |rust_log| parse(rust_log, DEFAULT).unwrap().strangers;
         assert_eq!(
