@@ -64,6 +64,8 @@ backends=$addresses
 cat >$dir/gopherproxy.yaml <<EOF
 threads: 1
 gopherproxy:
+  # The end would count what else this machine has connected: the second signal comes before it looks.
+  lame_duck: 1h
   listen: 127.0.0.1:0
   admin_listen: 127.0.0.1:0
   registry:
@@ -116,6 +118,8 @@ count_once() {
     until_logged $dir/proxy.log 1 'first backends discovered'
     until_listening $dir/proxy.log proxy 1
     python3 $dir/client.py "$addresses" "$1"
+    kill -INT $proxy
+    until_logged $dir/proxy.log 1 'shutting down; requests in flight may finish'
     kill -INT $proxy
     wait $proxy || true
     proxy=

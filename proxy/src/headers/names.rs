@@ -16,6 +16,18 @@ const HOP_BY_HOP: [&str; 10] = [
     "http2-settings",
 ];
 
+/// Bit `n` is set when a name of `n` bytes may be one of those: most names are none, and need no comparison.
+const LENGTHS: u32 = {
+    let (mut lengths, mut index) = (1 << CONTENT_LENGTH.len(), 0);
+    while index < HOP_BY_HOP.len() {
+        lengths |= 1 << HOP_BY_HOP[index].len();
+        index += 1;
+    }
+    lengths
+};
+
+const CONTENT_LENGTH: &str = "content-length";
+
 /// Whether two names are the same: case does not count.
 pub fn is(name: &str, other: &str) -> bool {
     name.eq_ignore_ascii_case(other)
@@ -24,8 +36,14 @@ pub fn is(name: &str, other: &str) -> bool {
 /// Whether a field of this name concerns the client's connection alone, or is another spelling of one that does or of the
 /// length of the body: CGI and its kin take `_` for `-`.
 pub fn ends_here(name: &str) -> bool {
-    HOP_BY_HOP.iter().any(|one| is_alike(name, one))
-        || (is_alike(name, "content-length") && !is(name, "content-length"))
+    let may_be = LENGTHS
+        .checked_shr(u32::try_from(name.len()).unwrap_or(u32::MAX))
+        .unwrap_or(0)
+        & 1
+        == 1;
+    may_be
+        && (HOP_BY_HOP.iter().any(|one| is_alike(name, one))
+            || (is_alike(name, CONTENT_LENGTH) && !is(name, CONTENT_LENGTH)))
 }
 
 /// Whether `name` is `known`, which is in lower case, for a reader that takes `_` for `-`.

@@ -79,6 +79,12 @@ impl Demo {
     }
 }
 
+impl Drop for Demo {
+    fn drop(&mut self) {
+        child::kill_group(self.0.id());
+    }
+}
+
 /// Waits until nobody has any of the ports.
 async fn are_free(ports: &[u16]) {
     for port in ports {
@@ -310,6 +316,9 @@ async fn the_documented_upgrade_can_be_pasted() {
     assert!(lines.any(|line| line.contains("took over from the running proxy")));
     let answer = get(SocketAddr::from(([127, 0, 0, 1], ports[0])), "/").await;
     assert_eq!(answer.status, 200);
+    // The successor has outlived the shell's knowledge of it, and must not outlive the test.
+    drop(shell);
+    are_free(&ports).await;
 }
 
 #[test]

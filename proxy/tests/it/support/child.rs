@@ -94,6 +94,11 @@ pub fn signal_group(group: u32, name: &str) {
     kill_process_group(pid_of(group), signal_named(name)).expect("the group is there");
 }
 
+/// Kills what is left of a group.
+pub fn kill_group(group: u32) {
+    let _ = kill_process_group(pid_of(group), Signal::KILL);
+}
+
 fn pid_of(pid: u32) -> Pid {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     pid.expect("the kernel's own number")
