@@ -1,14 +1,14 @@
 //! Asks a running process of the same program whether it is ready: for container health checks, in images without a shell.
 
 use std::error::Error;
-use std::io::{Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long each step of the question may take.
+/// How long a connection may take, and after it the whole answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// No answer is longer than this.
-const MAX_ANSWER: u64 = 4096;
+/// More of an answer is not read.
+const MAX_ANSWER: usize = 4096;
 
 /// Asks `/readyz` at `admin`, where the process listens; an unspecified address is asked through loopback.
 ///
@@ -34,23 +34,42 @@ pub fn ready(admin: SocketAddr) -> Result<(), Box<dyn Error>> {
 }
 
 fn ask(mut stream: TcpStream, address: SocketAddr) -> Result<(), Box<dyn Error>> {
-    let mut ask = || {
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
-        write!(
-            stream,
-            "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut answer = String::new();
-        (&mut stream).take(MAX_ANSWER).read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    let answer = ask().map_err(|error: std::io::Error| format!("nobody answers at {address}: {error}"))?;
+    let answer = exchange(&mut stream, address).map_err(|error| match error.kind() {
+        // What a socket's own timeout is called on Linux.
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => format!("no answer from {address} within {TIMEOUT:?}"),
+        _ => format!("nobody answers at {address}: {error}"),
+    })?;
+    let answer = String::from_utf8_lossy(&answer);
     if answer.starts_with("HTTP/1.1 200 ") {
         return Ok(());
     }
     let reason = answer.split("\r\n\r\n").nth(1).unwrap_or(&answer).trim();
     Err(format!("{address} says: {reason}").into())
+}
+
+/// Sends the question; returns the answer, or as much of it as anybody needs.
+fn exchange(stream: &mut TcpStream, address: SocketAddr) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + TIMEOUT;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    let question = format!("GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(question.as_bytes())?;
+    let mut answer = Vec::new();
+    let mut piece = [0; 1024];
+    while answer.len() < MAX_ANSWER {
+        // A socket's timeout is for one read, and whoever dribbles would never reach it.
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut piece) {
+            Ok(0) => break,
+            Ok(length) => answer.extend_from_slice(&piece[..length]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(answer)
 }
 
 #[cfg(test)]
@@ -93,5 +112,26 @@ mod tests {
             error.starts_with(&format!("nobody answers at 127.0.0.1:{port}: ")),
             "{error}"
         );
+    }
+
+    #[test]
+    fn an_answer_that_dribbles_or_never_comes_is_not_waited_for() {
+        for dribbles in [true, false] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                for byte in b"HTTP/1.1 200 OK\r\n".iter().cycle() {
+                    if dribbles && stream.write_all(&[*byte]).is_err() {
+                        return;
+                    }
+                    thread::sleep(TIMEOUT / 20);
+                }
+            });
+            let begun = Instant::now();
+            let error = ready(address).unwrap_err().to_string();
+            assert_eq!(error, format!("no answer from {address} within 2s"));
+            assert!(begun.elapsed() < 5 * TIMEOUT, "{:?}", begun.elapsed());
+        }
     }
 }
