@@ -46,9 +46,9 @@ struct Running {
 /// When `RUST_LOG` makes no sense, a logger is already installed, or the writer thread can't be started.
 pub fn init(default_filter: &str) -> io::Result<()> {
     if io::stdout().is_terminal() {
-        init_to(default_filter, Terminal::new(StandardOutput))
+        init_to(default_filter, Terminal::new(StandardOutput::new()))
     } else {
-        init_to(default_filter, StandardOutput)
+        init_to(default_filter, StandardOutput::new())
     }
 }
 
