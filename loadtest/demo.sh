@@ -38,6 +38,13 @@ demo() {
         # shellcheck disable=SC2046,SC2086  # one word an address
         $apart "$bin/origin" $(echo "$targets" | tr ',' ' ') &
         origins=$!
+        # A proxy that is quicker would warn that they are down.
+        for target in $(echo "$targets" | tr ',' ' '); do
+            until patiently "$bin/origin" --healthcheck "$target" >/dev/null 2>&1; do
+                kill -0 "$origins" 2>/dev/null || { echo "the demo origins have ended; see the log above" >&2; exit 1; }
+                patiently sleep 0.1
+            done
+        done
     fi
     # shellcheck disable=SC2086
     SENTINEL_TARGETS=$targets $apart "$bin/gopherproxy" -c "$conf" &
@@ -46,11 +53,14 @@ demo() {
     looks=0
     until all_run && patiently "$bin/gopherproxy" -c "$conf" --healthcheck >/dev/null 2>&1; do
         looks=$((looks + 1))
-        [ "$looks" != 20 ] || echo "Waiting for $targets to take connections: is it started?"
+        [ "$looks" != 20 ] || echo "Waiting for $targets to take connections: is it running?"
         patiently sleep 0.1
     done
 
-    if [ -n "$own" ]; then
+    if [ "${RATE_LIMIT:-}" = off ]; then
+        try="curl -i http://localhost:$proxy_port/"
+        expect="The limit for each client is off."
+    elif [ -n "$own" ]; then
         try="curl -i http://localhost:$proxy_port/"
         expect="Your application answers. A client may send five requests at once and two a second after that; more are answered 429.
   RATE_LIMIT=off in front of make turns that limit off."

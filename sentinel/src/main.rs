@@ -11,7 +11,7 @@ use chassis::listener::Doors;
 use chassis::settings::{Settings, whole};
 use chassis::{build_info, descriptors, healthcheck, listener, process, process_metrics, service_manager};
 use clap::Parser;
-use log::{error, info};
+use log::{error, info, warn};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
@@ -132,20 +132,25 @@ impl Probed for Recently {
     }
 }
 
-/// SIGTERM and SIGINT end the process at once: there is no request to wait for, and the targets stay registered.
+/// SIGTERM and SIGINT end the process at once: there is no request to wait for, and the targets stay registered. SIGHUP changes
+/// nothing.
 struct AnySignal;
 
 #[async_trait]
 impl ShutdownSignalWatch for AnySignal {
     async fn recv(&self) -> ShutdownSignal {
-        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
+        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+        let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = kinds.map(signal) else {
             error!("can't listen for signals; SIGKILL will end this process");
             return std::future::pending().await;
         };
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
+        let name = loop {
+            tokio::select! {
+                _ = terminate.recv() => break "SIGTERM",
+                _ = interrupt.recv() => break "SIGINT",
+                // Whoever reloads the proxy may send it to both, and a terminal that closes sends it too.
+                _ = hangup.recv() => warn!("SIGHUP changes nothing: the sentinel has no file to read again; restart it to change its variables"),
+            }
         };
         info!(signal = name; "leaving; the targets stay registered");
         ShutdownSignal::FastShutdown

@@ -82,7 +82,19 @@ impl Config {
         };
         let text = yaml::read_file(path)
             .map_err(|problem| format!("can't read the configuration {}: {problem}", path.display()))?;
-        Self::parse(&text, Settings::from_process()).map_err(|error| format!("{}: {error}", path.display()).into())
+        let config =
+            Self::parse(&text, Settings::from_process()).map_err(|error| format!("{}: {error}", path.display()))?;
+        // The next good set would replace it.
+        let real = |path: &Path| path.canonicalize().ok();
+        let state_file = config.discovery.state_file.as_deref().and_then(real);
+        if state_file.is_some() && state_file == real(path) {
+            return Err(format!(
+                "{}: {SECTION}.discovery.state_file is this file, which the proxy would overwrite; give it a file of its own",
+                path.display()
+            )
+            .into());
+        }
+        Ok(config)
     }
 
     /// Reads `text` as the file, and the environment of `settings` over it.

@@ -31,6 +31,17 @@ fn the_version_tells_the_commit() {
 }
 
 #[test]
+fn the_state_file_can_not_be_the_configuration_itself() {
+    let files = tempfile::tempdir().expect("a directory");
+    let path = files.path().join("gopherproxy.yaml");
+    let text = format!("gopherproxy: {{discovery: {{state_file: {}}}}}\n", path.display());
+    std::fs::write(&path, &text).expect("written");
+    let (output, said) = run(&["-t", "-c", path.to_str().expect("text")], &[]);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("discovery.state_file is this file"), "{said}");
+}
+
+#[test]
 fn a_good_configuration_is_checked_without_starting_anything() {
     for file in ["gopherproxy.yaml", "embedded.yaml"] {
         let path = format!("{}/../conf/{file}", env!("CARGO_MANIFEST_DIR"));

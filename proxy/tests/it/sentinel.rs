@@ -80,6 +80,11 @@ async fn it_tells_how_it_is_and_leaves_within_a_second_with_its_targets_register
         assert!(metric("gopherproxy_sentinel_last_success_timestamp_seconds") > 1.7e9);
         assert_eq!(metric("gopherproxy_sentinel_registry_errors_total"), 0.0);
 
+        // What a reload of the proxy, or a terminal that closes, may send to it too.
+        sentinel.signal("HUP");
+        sentinel
+            .said_somehow("SIGHUP changes nothing", |line| line["level"] == "WARN")
+            .await;
         sentinel.signal(signal);
         let (status, took) = sentinel.ended().await;
         assert!(status.success(), "{status}");
