@@ -256,7 +256,9 @@ impl RegistryDiscovery {
         let text = problem.to_string();
         let mut memory = self.memory();
         let before = memory.problem.replace(problem.clone());
-        if problem.is_refusal() && !before.as_ref().is_some_and(Problem::is_refusal) {
+        // Another refusal has another remedy.
+        let refused_before = before.as_ref().filter(|before| before.is_refusal());
+        if problem.is_refusal() && refused_before.is_none_or(|before| before.to_string() != text) {
             error!(error = text.as_str(), backends_kept = kept; "registry gives no usable set");
         } else if kept > 0 {
             if before.is_none() {

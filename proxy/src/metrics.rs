@@ -64,7 +64,7 @@ impl Metrics {
         let rejections = IntCounterVec::new(
             Opts::new(
                 "gopherproxy_rejections_total",
-                "Requests that the proxy answered itself, by reason.",
+                "Requests that the proxy answered itself, and responses that broke off, by reason.",
             ),
             &["reason"],
         )?;
@@ -110,10 +110,13 @@ impl Metrics {
                 "gopherproxy_inflight_requests",
                 "Requests that have arrived and are not answered.",
             )?,
-            upstream_retries: IntCounter::new("gopherproxy_upstream_retries_total", "Tries after the first.")?,
+            upstream_retries: IntCounter::new(
+                "gopherproxy_upstream_retries_total",
+                "Tries of a request after the first, on another backend or connection.",
+            )?,
             ejections: IntCounter::new(
                 "gopherproxy_ejections_total",
-                "Times that a backend was left alone for a while because it kept failing.",
+                "Times that a backend was ejected because it kept failing.",
             )?,
             connections: IntGauge::new("gopherproxy_connections", "Client connections that are open.")?,
             reloads: ["ok", "refused"].map(|result| reloads.with_label_values(&[result])),

@@ -25,7 +25,7 @@ use crate::access_log;
 use crate::admission::Admitted;
 use crate::headers::request::Provenance;
 use crate::headers::response;
-use crate::http1::gate::UNWANTED_BODY;
+use crate::http1::gate::{UNWANTED_BODY, fault};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
@@ -125,8 +125,11 @@ fn panic_for_tests(request: &RequestHeader) {
 }
 
 /// An error for the log: not too long, and without the bytes of a head that Pingora quotes where it can't read one, because
-/// a head has secrets in it.
+/// a head has secrets in it. What the gate has ended is said in its own words: Pingora takes it for an error of the client.
 fn in_words(error: &Error) -> String {
+    if let Some(fault) = fault(error.root_cause()) {
+        return fault.to_string();
+    }
     let words = error.to_string();
     let words = words.split("buf: ").next().unwrap_or_default();
     let mut end = words.len().min(MAX_ERROR);

@@ -168,9 +168,9 @@ impl Publisher {
                 }
             }
             Err(error) => {
-                let refused_before = self.failing.as_ref().is_some_and(registry::Error::is_refusal);
                 let text = error.to_string();
-                if error.is_refusal() && !refused_before {
+                // Another refusal has another remedy.
+                if error.is_refusal() && self.failing.as_ref() != Some(error) {
                     error!(error = text.as_str(); "registry refuses what the sentinel publishes; probing goes on");
                 } else if self.failing.is_none() {
                     warn!(error = text.as_str(); "registry unavailable; probing goes on");

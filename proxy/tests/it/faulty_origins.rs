@@ -683,7 +683,9 @@ async fn a_slow_client_is_not_the_backends_silence_and_one_that_waits_to_be_aske
     let answers = tokio::join!(uploaded, waiting, silent);
     assert_eq!(answers, ("good".to_owned(), 504, 504));
     for path in ["/waits", "/silent"] {
-        assert_eq!(proxy.request_line(path).await["reason"], "backend_timeout");
+        let line = proxy.request_line(path).await;
+        assert_eq!(line["reason"], "backend_timeout");
+        assert_eq!(line["error"], "the backend said nothing for upstream.read_timeout");
     }
 }
 

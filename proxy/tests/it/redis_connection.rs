@@ -134,6 +134,33 @@ async fn what_redis_refuses_for_good_is_an_error_said_once_with_the_way_out() {
 }
 
 #[tokio::test]
+async fn another_refusal_is_another_error() {
+    let redis = Redis::start().await;
+    redis.command("SET gopher_backends text").await;
+    let url = redis.address().to_string();
+    let variables = [
+        ("REDIS_URL", url.as_str()),
+        ("SENTINEL_TARGETS", "127.0.0.1:1"),
+        ("SENTINEL_INTERVAL", "50ms"),
+    ];
+    let sentinel = Process::sentinel(&variables).await;
+    let proxy = Process::proxy(&with_redis(&redis)).await;
+    for (word, next) in [("WRONGTYPE", "ACL SETUSER default -smembers"), ("NOPERM", "PING")] {
+        let refused = |line: &serde_json::Value| line["error"].as_str().is_some_and(|text| text.contains(word));
+        for (process, message) in [
+            (
+                &sentinel,
+                "registry refuses what the sentinel publishes; probing goes on",
+            ),
+            (&proxy, "registry gives no usable set"),
+        ] {
+            assert_eq!(process.said(message, refused).await["level"], "ERROR");
+        }
+        redis.command(next).await;
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_url_ends_both_processes_and_nothing_of_it_is_shown() {
     for url in [
         "redis+unix:///run/redis.sock?pass=se-cret",
