@@ -13,9 +13,11 @@ apart=
 
 end() {
     trap '' HUP INT QUIT TERM EXIT
-    # shellcheck disable=SC2086  # each is one process id or none
-    kill $proxy $origins 2>/dev/null || true
-    wait 2>/dev/null || true
+    # The proxy first: one that still runs would warn that its origins are down.
+    for process in $proxy $origins; do
+        kill "$process" 2>/dev/null || true
+        wait "$process" 2>/dev/null || true
+    done
 }
 trap end EXIT
 trap 'exit 129' HUP
