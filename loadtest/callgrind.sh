@@ -64,8 +64,8 @@ backends=$addresses
 cat >$dir/gopherproxy.yaml <<EOF
 threads: 1
 gopherproxy:
-  # The end would count what else this machine has connected: the second signal comes before it looks.
-  lame_duck: 1h
+  # The end would count what else this machine has connected: the second signal comes before it looks. A run that fails waits this long.
+  lame_duck: 20s
   listen: 127.0.0.1:0
   admin_listen: 127.0.0.1:0
   registry:
