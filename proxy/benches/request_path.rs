@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use divan::{Bencher, black_box};
 use gopherproxy::access_log;
-use gopherproxy::config::{Health, Limit};
+use gopherproxy::config::Limit;
 use gopherproxy::discovery::RegistryDiscovery;
 use gopherproxy::limiter::ClientLimiter;
 use gopherproxy::metrics::Metrics;
-use gopherproxy::pool::{Pool, PoolService};
+use gopherproxy::pool::{Intervals, Pool, PoolService};
 use pingora::services::background::BackgroundService;
 use registry::{InProcess, Registry};
 
@@ -96,12 +96,13 @@ fn pool_of(backends: u16) -> Arc<Pool> {
 
     let metrics = Metrics::register(&prometheus::Registry::new()).expect("names that are not taken");
     let registry = Arc::new(InProcess::default());
-    let health = Health {
-        interval: HOUR,
-        timeout: HOUR,
+    let intervals = Intervals {
+        discovery: HOUR,
+        health: HOUR,
+        idle: HOUR,
     };
     let discovery = RegistryDiscovery::new(Arc::clone(&registry) as _, metrics.clone(), None);
-    let pool = Arc::new(Pool::new(discovery, HOUR, &health, metrics.clone()));
+    let pool = Arc::new(Pool::new(discovery, intervals, HOUR, 0, metrics.clone()));
     let service = PoolService(Arc::clone(&pool));
     thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");

@@ -10,6 +10,7 @@
 //! - [`client`]: the client that a request is charged to.
 //! - [`limiter`]: whether that client is within its limit.
 //! - [`service`]: what happens to an admitted request, phase by phase.
+//! - [`forward`]: sends it to a backend, and the response to the client.
 //! - [`pool`]: the backends, and which one is next.
 //! - [`upstream`]: one backend and its addresses.
 //! - [`health_check`]: whether an address accepts connections.
@@ -34,6 +35,7 @@ pub mod client;
 pub mod config;
 pub mod discovery;
 pub mod ejection;
+pub mod forward;
 pub mod headers;
 pub mod health_check;
 pub mod http1;

@@ -18,7 +18,7 @@ use gopherproxy::http1::connection::Edge;
 use gopherproxy::lifecycle::Lifecycle;
 use gopherproxy::metrics::Metrics;
 use gopherproxy::policy::Live;
-use gopherproxy::pool::{Pool, PoolService};
+use gopherproxy::pool::{Intervals, Pool, PoolService};
 use gopherproxy::reload::Reload;
 use gopherproxy::retry_budget::RetryBudget;
 use gopherproxy::service::EdgeProxy;
@@ -123,8 +123,13 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
         .transpose()?;
     let (read_from, written_to) = (open_registry()?, open_registry()?);
     let discovery = RegistryDiscovery::new(Arc::clone(&read_from) as _, metrics.clone(), state_store);
-    let interval = config.discovery.interval;
-    let pool = Arc::new(Pool::new(discovery.clone(), interval, &config.health, metrics.clone()));
+    let pool = Arc::new(Pool::new(
+        discovery.clone(),
+        Intervals::from(&config),
+        config.health.timeout,
+        config.kept_connections(),
+        metrics.clone(),
+    ));
     let sentinel = watch::Sender::new(Arc::new(config.sentinel.clone()));
 
     let upgrade_socket = PathBuf::from(&config.server.upgrade_sock);

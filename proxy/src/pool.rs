@@ -19,16 +19,18 @@ use log::warn;
 use pingora_load_balancing::Backends;
 use tokio::sync::{Notify, watch};
 
-use crate::config::{Ejection, Health};
+use crate::config::Ejection;
 use crate::discovery::RegistryDiscovery;
+use crate::forward::kept::Room;
 use crate::health_check::{Check, SharedCheck};
 use crate::metrics::Metrics;
 use crate::upstream::{Endpoint, Upstream};
 
 mod loops;
+#[cfg(test)]
+mod tests;
 
-use loops::Intervals;
-pub use loops::PoolService;
+pub use loops::{Intervals, PoolService};
 
 /// All backends that are known, and those of them that are alive.
 pub struct Pool {
@@ -39,8 +41,10 @@ pub struct Pool {
     metrics: Metrics,
     alive: ArcSwap<Vec<Arc<Upstream>>>,
     turn: AtomicUsize,
-    /// Every backend that is known, by its name. A backend keeps its `Upstream` for as long as it stays. Only `publish` takes
-    /// the lock.
+    /// For the connections that backends keep.
+    room: Arc<Room>,
+    /// Every backend that is known, by its name. A backend keeps its `Upstream` for as long as it stays. No request takes the
+    /// lock.
     known: Mutex<HashMap<Arc<str>, Arc<Upstream>>>,
     ejected: Mutex<Vec<Arc<Upstream>>>,
     /// How many those are, and how many there are with the alive, for a failure to decide without a lock.
@@ -61,23 +65,27 @@ struct Count {
 }
 
 impl Pool {
-    /// An empty pool, to be filled by running it as a service.
-    pub fn new(discovery: RegistryDiscovery, interval: Duration, health: &Health, metrics: Metrics) -> Self {
+    /// An empty pool, to be filled by running it as a service. Its backends keep at most `kept` connections together.
+    pub fn new(
+        discovery: RegistryDiscovery,
+        intervals: Intervals,
+        check_timeout: Duration,
+        kept: usize,
+        metrics: Metrics,
+    ) -> Self {
         let changed = Arc::new(Notify::new());
-        let check = Arc::new(Check::new(health.timeout, discovery.clone(), Arc::clone(&changed)));
+        let check = Arc::new(Check::new(check_timeout, discovery.clone(), Arc::clone(&changed)));
         let mut backends = Backends::new(Box::new(discovery.clone()));
         backends.set_health_check(Box::new(SharedCheck(Arc::clone(&check))));
         Self {
             backends,
             discovery,
-            intervals: watch::Sender::new(Intervals {
-                discovery: interval,
-                health: health.interval,
-            }),
+            intervals: watch::Sender::new(intervals),
             check,
             metrics,
             alive: ArcSwap::default(),
             turn: AtomicUsize::new(0),
+            room: Arc::new(Room::new(kept)),
             known: Mutex::default(),
             ejected: Mutex::default(),
             count: Count::default(),
@@ -88,13 +96,9 @@ impl Pool {
         }
     }
 
-    /// Changes how often the registry is read and how the backends are checked. A wait under way takes the new interval.
-    pub fn change(&self, interval: Duration, health: &Health) {
-        self.check.change(health.timeout);
-        let intervals = Intervals {
-            discovery: interval,
-            health: health.interval,
-        };
+    /// Changes how often and for how long things are done. A wait under way takes the new interval.
+    pub fn change(&self, intervals: Intervals, check_timeout: Duration) {
+        self.check.change(check_timeout);
         self.intervals
             .send_if_modified(|now| std::mem::replace(now, intervals) != intervals);
     }
@@ -213,7 +217,10 @@ impl Pool {
                 these.copied().collect()
             };
             let upstream = known.get(name).map_or_else(
-                || Arc::new(Upstream::new(Arc::clone(name), addresses.to_vec())),
+                || {
+                    let room = Arc::clone(&self.room);
+                    Arc::new(Upstream::new(Arc::clone(name), addresses.to_vec(), room))
+                },
                 Arc::clone,
             );
             let (good, unchecked) = (which(Some(true)), which(None));
@@ -227,8 +234,9 @@ impl Pool {
             next.insert(Arc::clone(name), upstream);
         }
         drop(found);
-        for gone in known.keys().filter(|name| !next.contains_key(*name)) {
-            self.metrics.forget_backend(gone);
+        for (name, gone) in known.iter().filter(|(name, _)| !next.contains_key(*name)) {
+            self.metrics.forget_backend(name);
+            gone.kept.close();
         }
         *known = next;
 
@@ -263,6 +271,17 @@ impl Pool {
         self.was_alive.fetch_or(is_alive, Ordering::Relaxed);
         next_return
     }
+
+    /// Closes the connections that no backend needs any more.
+    fn sweep(&self, now: Instant) {
+        let longest = self.intervals.borrow().idle;
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let backends: Vec<_> = known.values().cloned().collect();
+        drop(known);
+        for upstream in backends {
+            upstream.kept.sweep(longest, now);
+        }
+    }
 }
 
 /// The backends that are not ejected, from the one whose turn it is on.
@@ -274,209 +293,4 @@ fn in_order(alive: &[Arc<Upstream>], turn: usize) -> impl Iterator<Item = &Arc<U
 
 fn is_untried(upstream: &Arc<Upstream>, tried: &[Endpoint]) -> bool {
     !tried.iter().any(|endpoint| endpoint.is_of(upstream))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::mpsc;
-
-    use super::*;
-
-    const LIMITS: Ejection = Ejection {
-        failures: 1,
-        time: Duration::from_secs(5),
-        max_time: Duration::from_secs(5),
-        max_share: 0.5,
-    };
-
-    fn address(host: u8) -> SocketAddr {
-        ([192, 0, 2, host], 80).into()
-    }
-
-    /// A pool over members with these addresses, all of which have passed a check.
-    fn pool(members: &[&[u8]]) -> Pool {
-        let pool = unchecked(members);
-        for host in members.concat() {
-            pool.check.found().insert(address(host), true);
-        }
-        pool.publish(Instant::now());
-        pool
-    }
-
-    fn unchecked(members: &[&[u8]]) -> Pool {
-        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-        let mut set = crate::members::Members::default();
-        for hosts in members {
-            set.insert(
-                &format!("origin{}:80", hosts[0]).into(),
-                hosts.iter().copied().map(address),
-            );
-        }
-        let second = Duration::from_secs(1);
-        let health = Health {
-            interval: second,
-            timeout: second,
-        };
-        let pool = Pool::new(RegistryDiscovery::with(set, metrics.clone()), second, &health, metrics);
-        pool.publish(Instant::now());
-        pool
-    }
-
-    /// How many of `count` picks each address has.
-    fn shares<const N: usize>(pool: &Pool, hosts: [u8; N], count: usize) -> [usize; N] {
-        let picks: Vec<_> = (0..count).map(|_| pool.pick().unwrap().address).collect();
-        hosts.map(|host| picks.iter().filter(|pick| **pick == address(host)).count())
-    }
-
-    #[test]
-    fn turns_are_exact_and_stay_exact_with_threads() {
-        let pool = pool(&[&[1], &[2], &[3]]);
-        assert_eq!(shares(&pool, [1, 2, 3], 300), [100; 3]);
-        let picks: Vec<_> = std::thread::scope(|scope| {
-            let pick = |_| pool.pick().unwrap().address;
-            let threads: Vec<_> = (0..3)
-                .map(|_| scope.spawn(move || (0..100).map(pick).collect::<Vec<_>>()))
-                .collect();
-            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
-        });
-        let count = |host| picks.iter().filter(|pick| **pick == address(host)).count();
-        assert_eq!([1, 2, 3].map(count), [100; 3]);
-    }
-
-    #[test]
-    fn a_member_has_one_share_whatever_the_number_of_its_addresses() {
-        let pool = pool(&[&[1], &[2, 3, 4]]);
-        assert_eq!(pool.metrics.active_backends.get(), 2);
-        assert_eq!(shares(&pool, [1, 2, 3, 4], 60), [30, 10, 10, 10]);
-
-        pool.check.found().insert(address(3), false);
-        pool.publish(Instant::now());
-        assert_eq!(
-            pool.metrics.active_backends.get(),
-            2,
-            "it is alive while one of them is"
-        );
-        assert_eq!(shares(&pool, [1, 2, 3, 4], 60), [30, 15, 0, 15]);
-
-        for host in [2, 4] {
-            pool.check.found().insert(address(host), false);
-        }
-        pool.publish(Instant::now());
-        assert_eq!(pool.metrics.active_backends.get(), 1);
-        assert_eq!(shares(&pool, [1], 10), [10]);
-    }
-
-    #[test]
-    fn without_a_connection_the_other_address_is_next_and_then_another_backend() {
-        let pool = pool(&[&[1], &[2, 3]]);
-        let first = pool.pick().unwrap();
-        let two = pool.pick().unwrap();
-        assert_eq!([&first, &two].map(|one| one.address), [address(1), address(2)]);
-        let only_two = std::slice::from_ref(&two);
-        let again = pool.pick_again(only_two, false).unwrap();
-        assert_eq!(again.address, address(3));
-        assert_eq!(
-            pool.pick_again(&[two.clone(), again.clone()], false).unwrap().address,
-            address(1)
-        );
-        // One that broke is likely to break again, whatever its address.
-        assert_eq!(pool.pick_again(only_two, true).unwrap().address, address(1));
-        // But its other address is better than nothing.
-        let tried = [first.clone(), two.clone()];
-        assert_eq!(pool.pick_again(&tried, true).unwrap().address, address(3));
-        assert!(pool.has_other_than(&tried));
-        let tried = [first, two, again];
-        assert!(!pool.has_other_than(&tried));
-        assert!(pool.pick_again(&tried, false).is_none() && pool.pick_again(&tried, true).is_none());
-    }
-
-    #[test]
-    fn an_address_without_connection_is_set_aside_and_the_last_one_is_the_backends_failure() {
-        let pool = pool(&[&[1], &[2, 3]]);
-        let at = |host| {
-            let picks = (0..6).map(|_| pool.pick().unwrap());
-            picks.into_iter().find(|one| one.address == address(host)).unwrap()
-        };
-        pool.unreachable(&at(2), &LIMITS);
-        assert_eq!(shares(&pool, [1, 2, 3], 60), [30, 0, 30]);
-        pool.publish(Instant::now());
-        assert_eq!(shares(&pool, [1, 2, 3], 60), [30, 0, 30], "until it passes a check");
-        pool.unreachable(&at(3), &LIMITS);
-        assert_eq!(shares(&pool, [1, 2, 3], 60), [60, 0, 0], "now the backend is ejected");
-        assert_eq!(pool.metrics.ejections.get(), 1);
-
-        pool.check.found().insert(address(2), true);
-        pool.publish(Instant::now() + LIMITS.time);
-        assert_eq!(shares(&pool, [1, 2, 3], 60), [30, 15, 15]);
-    }
-
-    #[test]
-    fn an_ejected_backend_gets_nothing_at_once_and_comes_back_when_its_time_is_over() {
-        let pool = pool(&[&[1], &[2], &[3], &[4]]);
-        let now = Instant::now();
-        let upstreams = [(); 4].map(|()| pool.pick().unwrap().upstream);
-        for upstream in &upstreams {
-            pool.failed(upstream, &LIMITS);
-        }
-        assert_eq!(
-            pool.metrics.ejections.get(),
-            2,
-            "there is no room for more than half of them"
-        );
-        assert_eq!(shares(&pool, [1, 2], 60), [0, 0]);
-        let next_return = pool.publish(now).unwrap();
-        assert!(next_return > now && pool.metrics.active_backends.get() == 2);
-        pool.failed(&upstreams[2], &LIMITS);
-        assert_eq!(pool.metrics.ejections.get(), 2, "a publication keeps the count");
-        assert_eq!(pool.publish(now + 2 * LIMITS.time), None);
-        assert_eq!(shares(&pool, [1, 2, 3, 4], 40), [10; 4]);
-    }
-
-    #[test]
-    fn ejected_backends_come_back_before_their_time_when_nobody_else_is_alive() {
-        let pool = pool(&[&[1], &[2]]);
-        let first = pool.pick().unwrap();
-        pool.failed(&first.upstream, &LIMITS);
-        pool.publish(Instant::now());
-        assert_eq!(shares(&pool, [1, 2], 10), [0, 10]);
-        pool.check.found().insert(address(2), false);
-        pool.publish(Instant::now());
-        assert_eq!(shares(&pool, [1, 2], 10), [10, 0]);
-    }
-
-    #[test]
-    fn a_failure_that_ejects_nobody_waits_for_nobody() {
-        let pool = Arc::new(pool(&[&[1], &[2]]));
-        let [one, two] = [(); 2].map(|()| pool.pick().unwrap().upstream);
-        pool.failed(&one, &LIMITS);
-        // What looks at all backends would have to wait for these.
-        let _held = (pool.known.lock(), pool.ejected(), pool.check.found());
-        let (done, is_done) = mpsc::channel();
-        let failing = Arc::clone(&pool);
-        std::thread::spawn(move || {
-            failing.failed(&one, &LIMITS);
-            failing.failed(&two, &LIMITS);
-            done.send(()).unwrap();
-        });
-        is_done.recv_timeout(Duration::from_secs(30)).unwrap();
-        assert_eq!(pool.metrics.ejections.get(), 1);
-    }
-
-    #[test]
-    fn backends_that_were_never_checked_get_traffic_when_there_are_no_others_and_are_not_alive() {
-        let pool = unchecked(&[&[1], &[2]]);
-        assert_eq!(shares(&pool, [1, 2], 10), [5, 5]);
-        assert!(!pool.is_alive() && !pool.was_alive());
-        pool.check.found().insert(address(1), false);
-        pool.publish(Instant::now());
-        assert_eq!(shares(&pool, [1, 2], 10), [0, 10]);
-        assert!(!pool.is_alive() && !pool.was_alive());
-        pool.check.found().insert(address(2), true);
-        pool.publish(Instant::now());
-        assert!(pool.is_alive() && pool.was_alive());
-        pool.check.found().insert(address(2), false);
-        pool.publish(Instant::now());
-        assert!(pool.pick().is_none());
-        assert!(!pool.is_alive() && pool.was_alive());
-    }
 }

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 use crate::config::{Config, RegistryKind};
 use crate::metrics::Metrics;
 use crate::policy::Live;
-use crate::pool::Pool;
+use crate::pool::{Intervals, Pool};
 
 /// Everything that a new configuration is given to.
 pub struct Reload {
@@ -71,7 +71,7 @@ impl Reload {
             }
         }
         self.live.change(&config);
-        self.pool.change(config.discovery.interval, &config.health);
+        self.pool.change(Intervals::from(&config), config.health.timeout);
         self.sentinel.send_if_modified(|now| {
             let modified = **now != config.sentinel;
             if modified {

@@ -13,6 +13,7 @@ use prometheus::Histogram;
 
 use crate::config::UpstreamLimits;
 use crate::ejection::Conduct;
+use crate::forward::kept::{Kept, Room};
 use crate::metrics::Metrics;
 
 /// A backend that requests can be sent to.
@@ -22,6 +23,8 @@ pub struct Upstream {
     pub name: Arc<str>,
     /// What its last requests came to.
     pub conduct: Conduct,
+    /// Its connections that wait for their next request.
+    pub kept: Kept,
     /// Where requests go: those of its addresses that are healthy; never empty.
     addresses: ArcSwap<Vec<SocketAddr>>,
     /// Whose turn it is among them.
@@ -41,12 +44,13 @@ pub struct Endpoint {
 }
 
 impl Upstream {
-    /// A backend at `addresses`, which must not be empty.
-    pub fn new(name: Arc<str>, addresses: Vec<SocketAddr>) -> Self {
+    /// A backend at `addresses`, which must not be empty. All backends keep connections in the same `room`.
+    pub fn new(name: Arc<str>, addresses: Vec<SocketAddr>, room: Arc<Room>) -> Self {
         debug_assert!(!addresses.is_empty(), "a backend has an address");
         Self {
             name,
             conduct: Conduct::default(),
+            kept: Kept::new(room),
             addresses: ArcSwap::from_pointee(addresses),
             turn: AtomicUsize::new(0),
             duration: OnceLock::new(),
@@ -136,7 +140,11 @@ mod tests {
 
     fn upstream(ports: &[u16]) -> Arc<Upstream> {
         let addresses = ports.iter().map(|port| SocketAddr::from(([127, 0, 0, 1], *port)));
-        Arc::new(Upstream::new("origin:80".into(), addresses.collect()))
+        Arc::new(Upstream::new(
+            "origin:80".into(),
+            addresses.collect(),
+            Arc::new(Room::new(0)),
+        ))
     }
 
     #[test]

@@ -180,6 +180,12 @@ impl Config {
         config
     }
 
+    /// How many connections all backends together keep for the next request. The key counts them for each thread, as Pingora does.
+    pub fn kept_connections(&self) -> usize {
+        let per_thread = self.server.upstream_keepalive_pool_size;
+        per_thread.saturating_mul(self.server.threads.max(1))
+    }
+
     /// What differs from `running` in this configuration and takes a restart or an upgrade. `server` is what Pingora runs with.
     pub fn needs_restart(&self, running: &Self, server: &ServerConf) -> Vec<&'static str> {
         let kind = |config: &Self| std::mem::discriminant(&config.registry);

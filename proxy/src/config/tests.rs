@@ -309,6 +309,7 @@ fn values_are_taken_as_other_proxies_write_them() {
     );
     let config = config.unwrap();
     assert_eq!(config.server.threads, 3);
+    assert_eq!(config.kept_connections(), 3 * 1024);
     assert_eq!(config.listen, "0.0.0.0:80".parse().unwrap());
     assert_eq!(config.admin_listen, "127.0.0.1:2112".parse().unwrap());
     assert_eq!(

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until};
 
 use super::Pool;
+use crate::config::Config;
 
 /// How soon the registry is read again when it gave no usable set: this long, then twice as long, up to the limit. (How
 /// often a Redis that is down is connected to is the registry's own business.)
@@ -24,11 +25,28 @@ const DISCOVERY_RETRY_LIMIT: Duration = Duration::from_millis(500);
 /// of them.
 const BETWEEN_PUBLICATIONS: Duration = Duration::from_millis(5);
 
+/// From one sweep of the kept connections to the next.
+const BETWEEN_SWEEPS: Duration = Duration::from_secs(1);
+
 /// Intervals of the background loops.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) struct Intervals {
-    pub(super) discovery: Duration,
-    pub(super) health: Duration,
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Intervals {
+    /// From one read of the registry to the next.
+    pub discovery: Duration,
+    /// From one check of an address to the next.
+    pub health: Duration,
+    /// How long a connection to a backend is kept without a request.
+    pub idle: Duration,
+}
+
+impl From<&Config> for Intervals {
+    fn from(config: &Config) -> Self {
+        Self {
+            discovery: config.discovery.interval,
+            health: config.health.interval,
+            idle: config.upstream.idle_timeout,
+        }
+    }
 }
 
 impl Pool {
@@ -99,6 +117,14 @@ impl Pool {
             }
         }
     }
+
+    /// Closes kept connections that have ended or were not used for too long.
+    async fn run_sweeps(self: Arc<Self>) {
+        loop {
+            sleep(BETWEEN_SWEEPS).await;
+            self.sweep(Instant::now());
+        }
+    }
 }
 
 /// Waits for as long as `which` says from now on, also when it says something else meanwhile.
@@ -127,7 +153,8 @@ impl BackgroundService for PoolService {
         tokio::join!(
             supervise("discovery", until_exit.clone(), || pool().run_discovery()),
             supervise("health checks", until_exit.clone(), || pool().run_health_checks()),
-            supervise("publication", until_exit, || pool().run_publication()),
+            supervise("publication", until_exit.clone(), || pool().run_publication()),
+            supervise("kept connections", until_exit, || pool().run_sweeps()),
         );
     }
 }
@@ -142,6 +169,7 @@ mod tests {
         let at = |health| Intervals {
             discovery: hour,
             health,
+            idle: hour,
         };
         let intervals = watch::Sender::new(at(hour));
         let mut seen = intervals.subscribe();

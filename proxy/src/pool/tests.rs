@@ -1,0 +1,233 @@
+use std::sync::mpsc;
+
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+use crate::members::Members;
+
+const LIMITS: Ejection = Ejection {
+    failures: 1,
+    time: Duration::from_secs(5),
+    max_time: Duration::from_secs(5),
+    max_share: 0.5,
+};
+
+fn address(host: u8) -> SocketAddr {
+    ([192, 0, 2, host], 80).into()
+}
+
+/// A pool over members with these addresses, all of which have passed a check.
+fn pool(members: &[&[u8]]) -> Pool {
+    let pool = unchecked(members);
+    for host in members.concat() {
+        pool.check.found().insert(address(host), true);
+    }
+    pool.publish(Instant::now());
+    pool
+}
+
+fn set(members: &[&[u8]]) -> Members {
+    let mut set = Members::default();
+    for hosts in members {
+        let name = format!("origin{}:80", hosts[0]).into();
+        set.insert(&name, hosts.iter().copied().map(address));
+    }
+    set
+}
+
+fn unchecked(members: &[&[u8]]) -> Pool {
+    let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+    let second = Duration::from_secs(1);
+    let intervals = Intervals {
+        discovery: second,
+        health: second,
+        idle: second,
+    };
+    let discovery = RegistryDiscovery::with(set(members), metrics.clone());
+    let pool = Pool::new(discovery, intervals, second, 10, metrics);
+    pool.publish(Instant::now());
+    pool
+}
+
+/// How many of `count` picks each address has.
+fn shares<const N: usize>(pool: &Pool, hosts: [u8; N], count: usize) -> [usize; N] {
+    let picks: Vec<_> = (0..count).map(|_| pool.pick().unwrap().address).collect();
+    hosts.map(|host| picks.iter().filter(|pick| **pick == address(host)).count())
+}
+
+#[test]
+fn turns_are_exact_and_stay_exact_with_threads() {
+    let pool = pool(&[&[1], &[2], &[3]]);
+    assert_eq!(shares(&pool, [1, 2, 3], 300), [100; 3]);
+    let picks: Vec<_> = std::thread::scope(|scope| {
+        let pick = |_| pool.pick().unwrap().address;
+        let threads: Vec<_> = (0..3)
+            .map(|_| scope.spawn(move || (0..100).map(pick).collect::<Vec<_>>()))
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    let count = |host| picks.iter().filter(|pick| **pick == address(host)).count();
+    assert_eq!([1, 2, 3].map(count), [100; 3]);
+}
+
+#[test]
+fn a_member_has_one_share_whatever_the_number_of_its_addresses() {
+    let pool = pool(&[&[1], &[2, 3, 4]]);
+    assert_eq!(pool.metrics.active_backends.get(), 2);
+    assert_eq!(shares(&pool, [1, 2, 3, 4], 60), [30, 10, 10, 10]);
+
+    pool.check.found().insert(address(3), false);
+    pool.publish(Instant::now());
+    assert_eq!(
+        pool.metrics.active_backends.get(),
+        2,
+        "it is alive while one of them is"
+    );
+    assert_eq!(shares(&pool, [1, 2, 3, 4], 60), [30, 15, 0, 15]);
+
+    for host in [2, 4] {
+        pool.check.found().insert(address(host), false);
+    }
+    pool.publish(Instant::now());
+    assert_eq!(pool.metrics.active_backends.get(), 1);
+    assert_eq!(shares(&pool, [1], 10), [10]);
+}
+
+#[test]
+fn without_a_connection_the_other_address_is_next_and_then_another_backend() {
+    let pool = pool(&[&[1], &[2, 3]]);
+    let first = pool.pick().unwrap();
+    let two = pool.pick().unwrap();
+    assert_eq!([&first, &two].map(|one| one.address), [address(1), address(2)]);
+    let only_two = std::slice::from_ref(&two);
+    let again = pool.pick_again(only_two, false).unwrap();
+    assert_eq!(again.address, address(3));
+    assert_eq!(
+        pool.pick_again(&[two.clone(), again.clone()], false).unwrap().address,
+        address(1)
+    );
+    // One that broke is likely to break again, whatever its address.
+    assert_eq!(pool.pick_again(only_two, true).unwrap().address, address(1));
+    // But its other address is better than nothing.
+    let tried = [first.clone(), two.clone()];
+    assert_eq!(pool.pick_again(&tried, true).unwrap().address, address(3));
+    assert!(pool.has_other_than(&tried));
+    let tried = [first, two, again];
+    assert!(!pool.has_other_than(&tried));
+    assert!(pool.pick_again(&tried, false).is_none() && pool.pick_again(&tried, true).is_none());
+}
+
+#[test]
+fn an_address_without_connection_is_set_aside_and_the_last_one_is_the_backends_failure() {
+    let pool = pool(&[&[1], &[2, 3]]);
+    let at = |host| {
+        let picks = (0..6).map(|_| pool.pick().unwrap());
+        picks.into_iter().find(|one| one.address == address(host)).unwrap()
+    };
+    pool.unreachable(&at(2), &LIMITS);
+    assert_eq!(shares(&pool, [1, 2, 3], 60), [30, 0, 30]);
+    pool.publish(Instant::now());
+    assert_eq!(shares(&pool, [1, 2, 3], 60), [30, 0, 30], "until it passes a check");
+    pool.unreachable(&at(3), &LIMITS);
+    assert_eq!(shares(&pool, [1, 2, 3], 60), [60, 0, 0], "now the backend is ejected");
+    assert_eq!(pool.metrics.ejections.get(), 1);
+
+    pool.check.found().insert(address(2), true);
+    pool.publish(Instant::now() + LIMITS.time);
+    assert_eq!(shares(&pool, [1, 2, 3], 60), [30, 15, 15]);
+}
+
+#[test]
+fn an_ejected_backend_gets_nothing_at_once_and_comes_back_when_its_time_is_over() {
+    let pool = pool(&[&[1], &[2], &[3], &[4]]);
+    let now = Instant::now();
+    let upstreams = [(); 4].map(|()| pool.pick().unwrap().upstream);
+    for upstream in &upstreams {
+        pool.failed(upstream, &LIMITS);
+    }
+    assert_eq!(
+        pool.metrics.ejections.get(),
+        2,
+        "there is no room for more than half of them"
+    );
+    assert_eq!(shares(&pool, [1, 2], 60), [0, 0]);
+    let next_return = pool.publish(now).unwrap();
+    assert!(next_return > now && pool.metrics.active_backends.get() == 2);
+    pool.failed(&upstreams[2], &LIMITS);
+    assert_eq!(pool.metrics.ejections.get(), 2, "a publication keeps the count");
+    assert_eq!(pool.publish(now + 2 * LIMITS.time), None);
+    assert_eq!(shares(&pool, [1, 2, 3, 4], 40), [10; 4]);
+}
+
+#[test]
+fn ejected_backends_come_back_before_their_time_when_nobody_else_is_alive() {
+    let pool = pool(&[&[1], &[2]]);
+    let first = pool.pick().unwrap();
+    pool.failed(&first.upstream, &LIMITS);
+    pool.publish(Instant::now());
+    assert_eq!(shares(&pool, [1, 2], 10), [0, 10]);
+    pool.check.found().insert(address(2), false);
+    pool.publish(Instant::now());
+    assert_eq!(shares(&pool, [1, 2], 10), [10, 0]);
+}
+
+#[test]
+fn a_failure_that_ejects_nobody_waits_for_nobody() {
+    let pool = Arc::new(pool(&[&[1], &[2]]));
+    let [one, two] = [(); 2].map(|()| pool.pick().unwrap().upstream);
+    pool.failed(&one, &LIMITS);
+    // What looks at all backends would have to wait for these.
+    let _held = (pool.known.lock(), pool.ejected(), pool.check.found());
+    let (done, is_done) = mpsc::channel();
+    let failing = Arc::clone(&pool);
+    std::thread::spawn(move || {
+        failing.failed(&one, &LIMITS);
+        failing.failed(&two, &LIMITS);
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(Duration::from_secs(30)).unwrap();
+    assert_eq!(pool.metrics.ejections.get(), 1);
+}
+
+#[test]
+fn backends_that_were_never_checked_get_traffic_when_there_are_no_others_and_are_not_alive() {
+    let pool = unchecked(&[&[1], &[2]]);
+    assert_eq!(shares(&pool, [1, 2], 10), [5, 5]);
+    assert!(!pool.is_alive() && !pool.was_alive());
+    pool.check.found().insert(address(1), false);
+    pool.publish(Instant::now());
+    assert_eq!(shares(&pool, [1, 2], 10), [0, 10]);
+    assert!(!pool.is_alive() && !pool.was_alive());
+    pool.check.found().insert(address(2), true);
+    pool.publish(Instant::now());
+    assert!(pool.is_alive() && pool.was_alive());
+    pool.check.found().insert(address(2), false);
+    pool.publish(Instant::now());
+    assert!(pool.pick().is_none());
+    assert!(!pool.is_alive() && pool.was_alive());
+}
+
+#[tokio::test]
+async fn connections_are_kept_until_they_are_old_or_their_backend_is_gone() {
+    let mut pool = pool(&[&[1], &[2]]);
+    let endpoints = [(); 2].map(|()| pool.pick().unwrap());
+    let origin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let start = Instant::now();
+    for second in 0..2 {
+        for endpoint in &endpoints {
+            let stream = TcpStream::connect(origin.local_addr().unwrap()).await.unwrap();
+            let since = start + Duration::from_secs(second);
+            endpoint.upstream.kept.keep(endpoint.address, stream, since);
+        }
+    }
+    let take = |which: usize| {
+        let Endpoint { upstream, address } = &endpoints[which];
+        upstream.kept.take(*address, None, start)
+    };
+    pool.sweep(start + Duration::from_secs(1));
+    assert!(take(0).is_some() && take(0).is_none(), "one of the two was old");
+
+    pool.discovery = RegistryDiscovery::with(set(&[&[1]]), pool.metrics.clone());
+    pool.publish(start);
+    assert!(take(1).is_none(), "although a request still has it");
+}
