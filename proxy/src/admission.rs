@@ -14,6 +14,7 @@ use http::HeaderValue;
 
 use crate::client::{self, Client, FORWARDED_FOR};
 use crate::http1::head::{Body, Head};
+use crate::http1::violation::Violation;
 use crate::limiter::Verdict;
 use crate::policy::Policy;
 use crate::pool::Pool;
@@ -99,6 +100,8 @@ pub struct Refused {
     pub client: Option<IpAddr>,
     /// After this long it would pass.
     pub retry_after: Option<Duration>,
+    /// Which rule it breaks, in words for the log.
+    pub error: Option<&'static str>,
 }
 
 impl From<Rejection> for Refused {
@@ -107,6 +110,16 @@ impl From<Rejection> for Refused {
             rejection,
             client: None,
             retry_after: None,
+            error: None,
+        }
+    }
+}
+
+impl From<Violation> for Refused {
+    fn from(Violation { rejection, rule }: Violation) -> Self {
+        Self {
+            error: Some(rule),
+            ..rejection.into()
         }
     }
 }
@@ -137,6 +150,7 @@ impl Admission {
             rejection,
             client: Some(client.address),
             retry_after,
+            error: None,
         };
         if policy.limit_enabled
             && !client.peers_own
@@ -146,7 +160,10 @@ impl Admission {
             return Err(refused(Rejection::Limited, Some(retry_after)));
         }
         if matches!((head.body, policy.client.max_body), (Body::Length(length), Some(max)) if length > max) {
-            return Err(refused(Rejection::BodyTooLarge, None));
+            return Err(Refused {
+                error: Some("the request body is longer than client.max_body"),
+                ..refused(Rejection::BodyTooLarge, None)
+            });
         }
         let endpoint = self.pool.pick().ok_or_else(|| refused(Rejection::NoBackend, None))?;
         self.retries.request(start);

@@ -29,9 +29,10 @@ use crate::access_log;
 use crate::admission::{Admission, Connection, Refused};
 use crate::config::ClientLimits;
 use crate::headers::request::{Origination, write_request};
-use crate::http1::chunks::{BadFraming, Chunks};
+use crate::http1::chunks::Chunks;
 use crate::http1::gate::{Gate, Rest, Terms};
 use crate::http1::head::{self, Body, Head, RequestLine};
+use crate::http1::violation::Violation;
 use crate::lifecycle::{Connected, Lifecycle};
 use crate::metrics::Metrics;
 use crate::policy::{Live, Policy};
@@ -72,7 +73,7 @@ enum Arrival {
     /// The client left, or was idle for too long, or the process is leaving.
     End,
     /// What came is no head.
-    Refused(Rejection),
+    Refused(Violation),
 }
 
 /// A request that goes to Pingora.
@@ -95,11 +96,11 @@ struct Refusal {
     rest: Rest,
 }
 
-impl From<Rejection> for Refusal {
+impl<W: Into<Refused>> From<W> for Refusal {
     /// The last of its connection, because nobody knows where the next request would begin.
-    fn from(rejection: Rejection) -> Self {
+    fn from(why: W) -> Self {
         Self {
-            why: rejection.into(),
+            why: why.into(),
             delivery: Delivery::LAST,
             came: 0,
             rest: Rest::All,
@@ -173,7 +174,11 @@ impl<A> Edge<A> {
                 }
             }
         });
-        read.await.unwrap_or(Arrival::Refused(Rejection::RequestTimeout))
+        let late = Violation::new(
+            Rejection::RequestTimeout,
+            "the head takes longer than client.head_timeout",
+        );
+        read.await.unwrap_or(Arrival::Refused(late))
     }
 
     /// Decides over the request at the start of `bytes`, whose head is so long. It may be the `last` of its connection.
@@ -305,7 +310,7 @@ impl<A> Edge<A> {
             request_id: None,
             bytes: answered.map(|bytes| bytes as u64),
             reason: Some(why.rejection.reason()),
-            error: tls,
+            error: tls.or(why.error),
         }
         .write();
     }
@@ -322,7 +327,9 @@ fn look_for_head(received: &mut BytesMut, scanned: &mut usize, limits: &ClientLi
     }
     match head::length(received, *scanned) {
         Some(length) if length <= limits.max_head => Some(Arrival::Head(length)),
-        None if !head::can_begin(received) => Some(Arrival::Refused(Rejection::BadRequest)),
+        None if !head::can_begin(received) => Some(Arrival::Refused(Violation::malformed(
+            "the first byte can't begin a request",
+        ))),
         None if received.len() <= limits.max_head => {
             *scanned = received.len();
             None
@@ -330,9 +337,9 @@ fn look_for_head(received: &mut BytesMut, scanned: &mut usize, limits: &ClientLi
         Some(_) | None => {
             let in_first_line = memchr::memchr(b'\n', received).is_none_or(|end| end > limits.max_head);
             Some(Arrival::Refused(if in_first_line {
-                Rejection::UriTooLong
+                Violation::new(Rejection::UriTooLong, "the request line is longer than client.max_head")
             } else {
-                Rejection::HeadTooLarge
+                Violation::new(Rejection::HeadTooLarge, "the head is longer than client.max_head")
             }))
         }
     }
@@ -360,7 +367,7 @@ fn refusal(head: &Head<'_>, why: Refused, long: usize, here: usize, rest: Rest) 
 
 /// How many of the bytes that came behind a head are its body, and what of it is still to come. All else that came is the next
 /// request.
-fn split(body: Body, came: &[u8]) -> Result<(usize, Rest), Rejection> {
+fn split(body: Body, came: &[u8]) -> Result<(usize, Rest), Violation> {
     match body {
         Body::Length(length) => {
             let here = came.len().min(usize::try_from(length).unwrap_or(usize::MAX));
@@ -368,7 +375,7 @@ fn split(body: Body, came: &[u8]) -> Result<(usize, Rest), Rejection> {
         }
         Body::Chunked => {
             let mut chunks = Chunks::default();
-            let here = chunks.follow(came).map_err(|BadFraming| Rejection::BadRequest)?;
+            let here = chunks.follow(came)?;
             Ok((here, Rest::Chunked(chunks)))
         }
         Body::Upgrade => Ok((came.len(), Rest::All)),
@@ -414,7 +421,7 @@ where
                 }
                 Arrival::Nothing => continue,
                 Arrival::End => return None,
-                Arrival::Refused(rejection) => Err(rejection.into()),
+                Arrival::Refused(violation) => Err(violation.into()),
             };
             let Passing {
                 request,

@@ -9,7 +9,8 @@ use std::mem::MaybeUninit;
 use std::str;
 
 use crate::http1::chunks::is_in_name;
-use crate::http1::target::{is_authority, is_same_host, is_target, split_target};
+use crate::http1::target::{is_authority, is_same_host, split_target, why_no_target};
+use crate::http1::violation::{LF_ALONE, Violation, has_lf_alone};
 use crate::rejection::Rejection;
 
 /// The most fields in a head, whatever `client.max_fields` is: Pingora reads 256, and a few are added to what comes.
@@ -135,25 +136,32 @@ pub fn length(bytes: &[u8], scanned: usize) -> Option<usize> {
 /// Checks a whole head, which may have `max_fields` fields, and takes it apart.
 ///
 /// # Errors
-/// What to answer instead of proxying it.
-pub fn parse<'b>(bytes: &'b [u8], room: &'b mut Room<'b>, max_fields: usize) -> Result<Head<'b>, Rejection> {
+/// The first rule that it breaks.
+pub fn parse<'b>(bytes: &'b [u8], room: &'b mut Room<'b>, max_fields: usize) -> Result<Head<'b>, Violation> {
+    let malformed = |rule| Err(Violation::malformed(rule));
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(bytes, &mut room[..max_fields.min(MOST_FIELDS)]) {
         Ok(httparse::Status::Complete(_)) => {}
-        Err(httparse::Error::TooManyHeaders) => return Err(Rejection::HeadTooLarge),
-        Ok(httparse::Status::Partial) | Err(_) => return Err(Rejection::BadRequest),
+        Ok(httparse::Status::Partial) => return Err(Violation::of_unreadable(bytes, None)),
+        Err(error) => return Err(Violation::of_unreadable(bytes, Some(error))),
     }
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
-        return Err(Rejection::BadRequest);
+        return Err(Violation::of_unreadable(bytes, None));
     };
     if target.len() > MAX_TARGET {
-        return Err(Rejection::UriTooLong);
+        return Err(Violation::new(
+            Rejection::UriTooLong,
+            "the target is longer than 65534 bytes",
+        ));
     }
-    if has_bare_line_end(bytes) {
-        return Err(Rejection::BadRequest);
+    if has_lf_alone(bytes) {
+        return malformed(LF_ALONE);
     }
     if matches!(method, "CONNECT" | "TRACE") {
-        return Err(Rejection::MethodNotAllowed);
+        return Err(Violation::new(
+            Rejection::MethodNotAllowed,
+            "CONNECT and TRACE are not proxied",
+        ));
     }
     let (named, path) = split_target(target);
     let path = if named.is_some() && path.is_empty() && method == "OPTIONS" {
@@ -162,11 +170,14 @@ pub fn parse<'b>(bytes: &'b [u8], room: &'b mut Room<'b>, max_fields: usize) -> 
     } else {
         path
     };
-    if !is_target(target) || (target == "*" && method != "OPTIONS") {
-        return Err(Rejection::BadRequest);
+    if let Some(rule) = why_no_target(target) {
+        return malformed(rule);
+    }
+    if target == "*" && method != "OPTIONS" {
+        return malformed("* is a target of OPTIONS alone");
     }
     if named.is_some_and(|named| !is_authority(named.as_bytes())) {
-        return Err(Rejection::BadRequest);
+        return malformed("the target names no host, or one with more than a name and a port");
     }
     let fields: &[httparse::Header<'_>] = request.headers;
     let (mut host, mut length, mut coding, mut upgrade, mut expects) = (None, None, None, None, false);
@@ -174,18 +185,23 @@ pub fn parse<'b>(bytes: &'b [u8], room: &'b mut Room<'b>, max_fields: usize) -> 
     for field in fields {
         let name = field.name;
         if name.eq_ignore_ascii_case("host") {
-            let differs = named.is_some_and(|named| !is_same_host(named.as_bytes(), field.value));
-            if !is_authority(field.value) || differs || host.replace(field.value).is_some() {
-                return Err(Rejection::BadRequest);
+            if !is_authority(field.value) {
+                return malformed("Host is not a name with an optional port");
+            }
+            if named.is_some_and(|named| !is_same_host(named.as_bytes(), field.value)) {
+                return malformed("Host and the target name different hosts");
+            }
+            if host.replace(field.value).is_some() {
+                return malformed("two Host fields");
             }
         } else if name.eq_ignore_ascii_case("content-length") {
             // One field of digits and nothing else: repeated, signed, listed or padded lengths are read differently.
             if length.replace(content_length(field.value)?).is_some() {
-                return Err(Rejection::BadRequest);
+                return malformed("two Content-Length fields");
             }
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
             if coding.replace(Coding::read(field.value)?).is_some() {
-                return Err(Rejection::BadRequest);
+                return malformed("two Transfer-Encoding fields");
             }
         } else if name.eq_ignore_ascii_case("connection") {
             connection.read(field.value)?;
@@ -198,12 +214,21 @@ pub fn parse<'b>(bytes: &'b [u8], room: &'b mut Room<'b>, max_fields: usize) -> 
     }
     // HTTP/1.0 knows neither a required Host nor chunks.
     let old = minor == 0;
-    if (host.is_none() && !old) || (coding.is_some() && (length.is_some() || old)) {
-        return Err(Rejection::BadRequest);
+    if host.is_none() && !old {
+        return malformed("no Host field");
+    }
+    if coding.is_some() && length.is_some() {
+        return malformed("Transfer-Encoding together with Content-Length");
+    }
+    if coding.is_some() && old {
+        return malformed("Transfer-Encoding in HTTP/1.0");
     }
     let body = match (coding, length.unwrap_or(0)) {
         (Some(Coding::Chunked), _) => Body::Chunked,
-        (Some(Coding::Unknown), _) => return Err(Rejection::NotImplemented),
+        (Some(Coding::Unknown), _) => {
+            let rule = "Transfer-Encoding names a coding other than chunked";
+            return Err(Violation::new(Rejection::NotImplemented, rule));
+        }
         // Only a request without a body can switch: its body could not be told from what follows the switch. And only one whose
         // `Connection` says so (RFC 9110, section 7.8).
         (None, 0) if connection.upgrade && upgrade.unwrap_or(false) => Body::Upgrade,
@@ -232,7 +257,7 @@ enum Coding {
 }
 
 impl Coding {
-    fn read(value: &[u8]) -> Result<Self, Rejection> {
+    fn read(value: &[u8]) -> Result<Self, Violation> {
         if value.eq_ignore_ascii_case(b"chunked") {
             return Ok(Self::Chunked);
         }
@@ -249,7 +274,9 @@ impl Coding {
         if known {
             Ok(Self::Unknown)
         } else {
-            Err(Rejection::BadRequest)
+            Err(Violation::malformed(
+                "Transfer-Encoding is not a list of codings with chunked at its end",
+            ))
         }
     }
 }
@@ -267,16 +294,20 @@ struct Connection<'b> {
 
 impl<'b> Connection<'b> {
     /// Reads one more field.
-    fn read(&mut self, value: &'b [u8]) -> Result<(), Rejection> {
+    fn read(&mut self, value: &'b [u8]) -> Result<(), Violation> {
+        let malformed = |rule| Err(Violation::malformed(rule));
         for option in options(value) {
             let protected = PROTECTED
                 .iter()
                 .any(|name| option.eq_ignore_ascii_case(name.as_bytes()));
             let Some(place) = self.nominated.get_mut(self.count) else {
-                return Err(Rejection::BadRequest);
+                return malformed("Connection has more than 9 options");
             };
-            if protected || !option.iter().copied().all(is_in_name) {
-                return Err(Rejection::BadRequest);
+            if protected {
+                return malformed("Connection names a field that is not the connection's");
+            }
+            if !option.iter().copied().all(is_in_name) {
+                return malformed("Connection is not a list of names");
             }
             *place = option;
             self.count += 1;
@@ -294,16 +325,12 @@ fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     options.filter(|option| !option.is_empty())
 }
 
-fn has_bare_line_end(bytes: &[u8]) -> bool {
-    memchr::memchr_iter(b'\n', bytes).any(|newline| newline == 0 || bytes[newline - 1] != b'\r')
-}
-
-fn content_length(value: &[u8]) -> Result<u64, Rejection> {
+fn content_length(value: &[u8]) -> Result<u64, Violation> {
     str::from_utf8(value)
         .ok()
         .filter(|_| is_canonical_length(value))
         .and_then(|text| text.parse().ok())
-        .ok_or(Rejection::BadRequest)
+        .ok_or(Violation::malformed("Content-Length is not a plain number"))
 }
 
 /// Whether a Content-Length is written in the one way that nobody reads differently: digits alone, and no zero before them.
@@ -313,183 +340,4 @@ pub fn is_canonical_length(value: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MAX_FIELDS: usize = 100;
-
-    fn check(head: &str) -> Result<Body, Rejection> {
-        let bytes = head.as_bytes();
-        assert_eq!(length(bytes, 0), Some(bytes.len()), "{head:?}");
-        parse(bytes, &mut room(), MAX_FIELDS).map(|head| head.body)
-    }
-
-    #[test]
-    fn a_head_ends_at_its_empty_line_however_it_arrives() {
-        let bytes = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nbody\r\n\r\n";
-        for scanned in 0..27 {
-            assert_eq!(length(&bytes[..scanned], scanned.saturating_sub(1)), None, "{scanned}");
-            assert_eq!(length(bytes, scanned), Some(27), "{scanned}");
-        }
-        assert_eq!(length(b"GET / HTTP/1.1\n\nrest", 0), Some(16));
-    }
-
-    #[test]
-    fn heads_that_mean_one_thing_are_taken() {
-        for (head, body) in [
-            ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", Body::Length(0)),
-            ("GET / HTTP/1.0\r\n\r\n", Body::Length(0)),
-            ("OPTIONS * HTTP/1.1\r\nHost: [::1]:80\r\n\r\n", Body::Length(0)),
-            ("GET / HTTP/1.1\r\nHost: a-b_c.d.:\r\n\r\n", Body::Length(0)),
-            ("GET http://a/b?c HTTP/1.1\r\nHost: a\r\n\r\n", Body::Length(0)),
-            ("GET /\u{e4} HTTP/1.1\r\nHost: a\r\n\r\n", Body::Length(0)),
-            (
-                "PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 42\r\n\r\n",
-                Body::Length(42),
-            ),
-            (
-                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n",
-                Body::Chunked,
-            ),
-            (
-                "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
-                Body::Upgrade,
-            ),
-            (
-                "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
-                Body::Length(0),
-            ),
-            (
-                "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nUpgrade: h2c\r\nConnection: x, Upgrade\r\n\r\n",
-                Body::Upgrade,
-            ),
-            (
-                "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n",
-                Body::Upgrade,
-            ),
-            // Without the option in `Connection`, or with a body, it is an ordinary request.
-            (
-                "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
-                Body::Length(0),
-            ),
-            (
-                "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n\r\n",
-                Body::Length(1),
-            ),
-            (
-                "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n\r\n",
-                Body::Chunked,
-            ),
-            (
-                "GET HTTP://Shop.Example:80/b HTTP/1.1\r\nHost: shop.example\r\n\r\n",
-                Body::Length(0),
-            ),
-            ("OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n", Body::Length(0)),
-            (
-                "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n\r\n",
-                Body::Length(0),
-            ),
-        ] {
-            assert_eq!(check(head), Ok(body), "{head:?}");
-        }
-    }
-
-    #[test]
-    fn heads_that_could_mean_two_things_are_refused() {
-        for head in [
-            "GET / HTTP/1.1\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: u@a\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost:\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a,b\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a:b\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a:65536\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: :80\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: ::1\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a[::1]\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: [::1]a\r\n\r\n",
-            "GET / HTTP/1.1\nHost: a\n\n",
-            "GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nX: b\rc\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nX: b\0c\r\n\r\n",
-            "GET /#f HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET /\u{1} HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET /<b> HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET http://a?<b> HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET http://a?b HTTP/1.1\r\nHost: a:8080\r\n\r\n",
-            "GET http://a:180/ HTTP/1.1\r\nHost: a:1\r\n\r\n",
-            "GET http://u:p@a/ HTTP/1.0\r\n\r\n",
-            "GET http:/// HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET /` HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
-            "GET / HTTP/1.1 \r\nHost: a\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 01\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, x\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked, chunked\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip,, chunked\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\nContent-Length: 1\r\n\r\n",
-            "POST / HTTP/1.0\r\nTransfer-Encoding: gzip\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nConnection: close, HOST\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive close\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\nConnection: a,b,c,d,e\r\nConnection: f,g,h,i,j\r\n\r\n",
-        ] {
-            assert_eq!(check(head), Err(Rejection::BadRequest), "{head:?}");
-        }
-        for line in ["CONNECT /", "CONNECT a:443", "TRACE /"] {
-            let head = format!("{line} HTTP/1.1\r\nHost: a\r\n\r\n");
-            assert_eq!(check(&head), Err(Rejection::MethodNotAllowed));
-        }
-        for codings in ["gzip", "gzip, chunked", "gzip , x,CHUNKED"] {
-            let head = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: {codings}\r\n\r\n");
-            assert_eq!(check(&head), Err(Rejection::NotImplemented), "{codings}");
-        }
-        let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(MAX_TARGET));
-        assert_eq!(check(&long), Err(Rejection::UriTooLong));
-        let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(MAX_FIELDS));
-        assert_eq!(check(&many), Err(Rejection::HeadTooLarge));
-    }
-
-    #[test]
-    fn connections_are_kept_or_not_and_fields_end_here_as_the_client_says() {
-        let with = |version: &str, connection: &str| {
-            let text = format!("GET / HTTP/{version}\r\nHost: a\r\n{connection}X: y\r\n\r\n");
-            let mut room = room();
-            let head = parse(text.as_bytes(), &mut room, MAX_FIELDS).unwrap();
-            (head.keeps, head.nominates("x"))
-        };
-        assert_eq!(with("1.1", ""), (true, false));
-        assert_eq!(with("1.1", "Connection: Keep-Alive\r\n"), (true, false));
-        assert_eq!(with("1.1", "Connection: X\r\nConnection: ,Close\r\n"), (false, true));
-        assert_eq!(with("1.1", "Connection: keep-alive, close\r\n"), (false, false));
-        assert_eq!(with("1.1", "Connection: upgrade , x\r\n"), (true, true));
-        assert_eq!(with("1.0", ""), (false, false));
-        assert_eq!(with("1.0", "Connection: keep-alive\r\n"), (true, false));
-    }
-
-    #[test]
-    fn the_line_of_a_broken_request_is_guessed_for_the_log() {
-        let guess = |bytes| {
-            let line = RequestLine::guess(bytes);
-            (line.method, line.target)
-        };
-        assert_eq!(guess(b"GET /a?b HTTP/1.1\r\nHost"), ("GET", "/a?b"));
-        assert_eq!(guess(b"\x16\x03\x01\xff"), ("-", "-"));
-        assert_eq!(guess(b""), ("-", "-"));
-        assert_eq!(guess(b"GET\r\n"), ("GET", "-"));
-    }
-}
+mod tests;

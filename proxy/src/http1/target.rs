@@ -2,13 +2,19 @@
 
 use std::net::Ipv6Addr;
 
-/// Origin form, absolute form or `*`, without a fragment and without what no URI has. The last check is the one that the HTTP
-/// library makes again.
-pub fn is_target(target: &str) -> bool {
-    let starts_right = target.starts_with('/') || is_absolute(target) || target == "*";
-    starts_right
-        && target.bytes().all(|byte| byte > b' ' && byte != 0x7f && byte != b'#')
-        && http::Uri::try_from(target).is_ok()
+/// What is wrong with a target, which has to be of origin form, absolute form or `*`, without a fragment and without what no URI
+/// has. The last check is the one that the HTTP library makes again.
+pub fn why_no_target(target: &str) -> Option<&'static str> {
+    if !(target.starts_with('/') || is_absolute(target) || target == "*") {
+        Some("the target is neither a path nor an http:// URL")
+    } else if target.contains('#') {
+        Some("the target has a fragment")
+    } else if target.bytes().any(|byte| byte.is_ascii_control() || byte == b' ') || http::Uri::try_from(target).is_err()
+    {
+        Some("the target has a byte that no target may have")
+    } else {
+        None
+    }
 }
 
 const SCHEME: &str = "http://";

@@ -85,3 +85,127 @@ async fn refusals_that_nobody_waits_for_keep_their_reason() {
     assert!(limited > 0.0);
     proxy.reaches("gopherproxy_dropped_requests_total", limited).await;
 }
+
+#[tokio::test]
+async fn the_log_says_which_rule_a_refused_request_breaks() {
+    let origin = origin();
+    let limits = "  client: {max_body: 1KiB, max_head: 1KiB, max_fields: 9, head_timeout: 500ms}\n";
+    let proxy = Process::proxy(&(embedded(&[origin.address()]) + limits)).await;
+    proxy.active_backends(1).await;
+    let (long, many) = ("x".repeat(2000), "X: y\r\n".repeat(9));
+    let get = |fields: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+    let post = |fields: &str, body: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n{body}");
+    let chunked = "Transfer-Encoding: chunked";
+    let rows = [
+        (get("Host: secret\r\n"), 400, "two Host fields"),
+        ("GET / HTTP/1.1\r\n\r\n".into(), 400, "no Host field"),
+        (get("X: secret\n"), 400, "a line ends with LF alone"),
+        (get("X: y\r\n secret\r\n"), 400, "a field continues on the next line"),
+        (
+            get("secret : y\r\n"),
+            400,
+            "the name of a field has a byte that no name may have",
+        ),
+        (
+            get("X: secret\0\r\n"),
+            400,
+            "the value of a field has a control character",
+        ),
+        (
+            "GET /a secret HTTP/1.1\r\nHost: a\r\n\r\n".into(),
+            400,
+            "the request line is not a method, a target and a version",
+        ),
+        (
+            "GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n".into(),
+            400,
+            "the target has a byte that no target may have",
+        ),
+        (
+            "GET /#secret HTTP/1.1\r\nHost: a\r\n\r\n".into(),
+            400,
+            "the target has a fragment",
+        ),
+        (
+            "GET / HTTP/3.0\r\nHost: a\r\n\r\n".into(),
+            400,
+            "the version is not HTTP/1.0 or HTTP/1.1",
+        ),
+        (
+            "GET http://secret/ HTTP/1.1\r\nHost: a\r\n\r\n".into(),
+            400,
+            "Host and the target name different hosts",
+        ),
+        (
+            post("Content-Length: +1", "x"),
+            400,
+            "Content-Length is not a plain number",
+        ),
+        (
+            post(&format!("Content-Length: 1\r\n{chunked}"), ""),
+            400,
+            "Transfer-Encoding together with Content-Length",
+        ),
+        (
+            get("Connection: Host\r\n"),
+            400,
+            "Connection names a field that is not the connection's",
+        ),
+        (
+            post(chunked, "secret\r\n"),
+            400,
+            "the chunks of the body are not framed as they must be",
+        ),
+        (
+            "{\"secret\": 1}\r\n".into(),
+            400,
+            "the first byte can't begin a request",
+        ),
+        (
+            "TRACE / HTTP/1.1\r\nHost: a\r\n\r\n".into(),
+            405,
+            "CONNECT and TRACE are not proxied",
+        ),
+        (
+            "GET / HTTP/1.1\r\n".into(),
+            408,
+            "the head takes longer than client.head_timeout",
+        ),
+        (
+            post("Content-Length: 2000", ""),
+            413,
+            "the request body is longer than client.max_body",
+        ),
+        (
+            format!("GET /{long} HTTP/1.1\r\n"),
+            414,
+            "the request line is longer than client.max_head",
+        ),
+        (
+            get(&format!("X: {long}\r\n")),
+            431,
+            "the head is longer than client.max_head",
+        ),
+        (get(&many), 431, "it has more fields than client.max_fields"),
+        (
+            post("Transfer-Encoding: gzip", ""),
+            501,
+            "Transfer-Encoding names a coding other than chunked",
+        ),
+    ];
+    for (number, (raw, status, rule)) in rows.iter().enumerate() {
+        let mut client = Connection::open(proxy.address()).await;
+        client.send(raw).await;
+        assert_eq!(client.response().await.status, *status, "{raw:?}");
+        eventually("it is logged", async || proxy.lines("request").len() > number).await;
+        let line = proxy.lines("request").pop().expect("the last");
+        assert_eq!(
+            (&line["status"], &line["error"]),
+            (&(*status).into(), &(*rule).into()),
+            "{raw:?}"
+        );
+        let error = line["error"].as_str().unwrap_or_default();
+        assert!(!error.contains("secret"), "{line}");
+    }
+    assert_eq!(origin.requests(), 0);
+}
