@@ -61,6 +61,63 @@ pub fn is_claim(name: &str) -> bool {
         || OTHERS.iter().any(|known| is_alike(name, known))
 }
 
+/// Whether `byte` may be in the name of a field, or in any other token (RFC 9110, section 5.6.2).
+pub fn is_in_token(byte: u8) -> bool {
+    TOKEN[usize::from(byte)]
+}
+
+static TOKEN: [bool; 256] = {
+    let bytes = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let (mut table, mut index) = ([false; 256], 0);
+    while index < bytes.len() {
+        table[bytes[index] as usize] = true;
+        index += 1;
+    }
+    table
+};
+
+/// Fields that decide how a message is framed, routed, processed, authenticated or cached before its trailers are read.
+const NOT_IN_TRAILERS: [&str; 32] = [
+    "age",
+    "authentication-info",
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "content-length",
+    "content-range",
+    "content-type",
+    "cookie",
+    "date",
+    "expect",
+    "expires",
+    "host",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "location",
+    "max-forwards",
+    "origin",
+    "pragma",
+    "priority",
+    "proxy-authentication-info",
+    "range",
+    "retry-after",
+    "set-cookie",
+    "strict-transport-security",
+    "vary",
+    "via",
+    "warning",
+    "www-authenticate",
+];
+
+/// Whether a field of this name has no business in trailers (RFC 9110, section 6.5.1). Readers that merge trailers into the fields of
+/// the head would be deceived by it.
+pub fn is_forbidden_in_trailers(name: &str) -> bool {
+    ends_here(name) || is_claim(name) || NOT_IN_TRAILERS.iter().any(|one| is_alike(name, one))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
