@@ -1,0 +1,535 @@
+//! The head of an origin's response: read strictly, and written anew for the client.
+//!
+//! It says how the origin delimits the body (RFC 9112, section 6.3) and whether the connection to the origin may be used again. What
+//! can be read in two ways is an error, and what leaves a doubt about where the response ends costs the connection. The client
+//! gets one framing, the origin's fields in their order, and none that concern the connection alone.
+
+use std::ops::Range;
+
+use bytes::{BufMut, BytesMut};
+use chassis::clock::HttpDate;
+
+use crate::headers::names::{is, is_in_token};
+use crate::http1::head::{self, is_canonical_length};
+use crate::http1::violation::{LF_ALONE, has_lf_alone};
+
+/// The longest head, in bytes.
+pub const MAX_HEAD: usize = 64 << 10;
+
+/// More fields that `Connection` nominates are an error: each is looked for among all.
+const MAX_NOMINATED: usize = 32;
+
+/// The most bytes that [`ResponseHead::write`] adds to the status line and the fields.
+const ADDED: usize = 192;
+
+/// How a body is delimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// There is none, whatever the head says.
+    None,
+    /// By its length, in bytes, which may be 0.
+    Length(u64),
+    /// By its last chunk.
+    Chunked,
+    /// By the end of the connection.
+    Close,
+}
+
+/// How a response is delivered to the client.
+#[derive(Debug, Clone, Copy)]
+pub struct Delivery {
+    /// The connection to the client is kept, if the response can end without its end.
+    pub keeps: bool,
+    /// The client speaks HTTP/1.0: it knows no chunks. It must not get a 1xx response at all.
+    pub old: bool,
+    /// Trailers can be passed on.
+    pub trailers: bool,
+}
+
+/// The head of an origin's response.
+#[derive(Debug, Clone, Copy)]
+pub struct ResponseHead<'b> {
+    /// 100 to 999.
+    pub status: u16,
+    /// How the origin delimits the body.
+    pub framing: Framing,
+    /// The origin keeps the connection (RFC 9112, section 9.3), and there is no doubt about where this response ends. There always is after
+    /// HEAD, and where a length or a coding announces a body that cannot be.
+    pub reusable: bool,
+    reason: &'b [u8],
+    fields: &'b [httparse::Header<'b>],
+    /// The field lines as received; `None` if there are only `fields`.
+    raw: Option<&'b [u8]>,
+    /// The fields that the client doesn't get.
+    dropped: Indices,
+    /// Content-Length, if it isn't one of the fields as the client gets it.
+    length: Option<u64>,
+    has_date: bool,
+    has_trailer: bool,
+    /// `Upgrade` is passed on.
+    upgrades: bool,
+}
+
+/// Reads the head at the start of `bytes`; `None` if it has not all arrived. The number is the length of the head, its empty line
+/// included. `to_head`: the request was HEAD.
+///
+/// # Errors
+/// What is wrong with it, for the log: fixed words, and nothing of the head.
+pub fn parse<'b>(
+    bytes: &'b [u8],
+    room: &'b mut head::Room<'b>,
+    to_head: bool,
+) -> Result<Option<(ResponseHead<'b>, usize)>, &'static str> {
+    let mut response = httparse::Response::new(&mut []);
+    let parser = httparse::ParserConfig::default();
+    let length = match parser.parse_response_with_uninit_headers(&mut response, bytes, room) {
+        Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD => length,
+        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Ok(None),
+        Ok(_) => return Err("the head is longer than 64 KiB"),
+        Err(error) => return Err(fault(error)),
+    };
+    let head = &bytes[..length];
+    if has_lf_alone(head) {
+        return Err(LF_ALONE);
+    }
+    let fields: &'b [httparse::Header<'b>] = response.headers;
+    let (Some(status), Some(minor)) = (response.code, response.version) else {
+        return Err("the status line is incomplete");
+    };
+    let start = fields.first().map_or(length - 2, |field| offset(head, field.name));
+    // httparse gives no reason that is not ASCII, which RFC 9112, section 4 allows.
+    let line = head[..start].trim_ascii_start();
+    let line = line.strip_suffix(b"\r\n").unwrap_or(line);
+    let reason = line.get(REASON..).unwrap_or_default();
+    let head = ResponseHead {
+        raw: Some(&head[start..length - 2]),
+        ..ResponseHead::read(status, minor, reason, fields, to_head)?
+    };
+    Ok(Some((head, length)))
+}
+
+/// Where in its line the reason begins.
+const REASON: usize = "HTTP/1.1 200 ".len();
+
+/// Where in `bytes` the `part` of them begins.
+fn offset(bytes: &[u8], part: &str) -> usize {
+    part.as_ptr().addr() - bytes.as_ptr().addr()
+}
+
+fn fault(error: httparse::Error) -> &'static str {
+    match error {
+        httparse::Error::HeaderName => "the name of a field is not a token",
+        httparse::Error::HeaderValue => "a field has a control character",
+        httparse::Error::NewLine => "a CR is not followed by LF",
+        httparse::Error::Status => "the status is not three digits and a reason",
+        httparse::Error::Token => "a token has a control character",
+        httparse::Error::TooManyHeaders => "there are more than 240 fields",
+        httparse::Error::Version => "the version is neither HTTP/1.1 nor HTTP/1.0",
+    }
+}
+
+impl<'b> ResponseHead<'b> {
+    /// The head with these parts, for a response that another parser has read. `minor` is 0 for HTTP/1.0 and 1 for all later versions.
+    ///
+    /// # Errors
+    /// As [`parse`] has them.
+    pub fn from_fields(
+        status: u16,
+        minor: u8,
+        reason: &'b [u8],
+        fields: &'b [httparse::Header<'b>],
+        to_head: bool,
+    ) -> Result<Self, &'static str> {
+        if !reason.iter().all(is_text) {
+            return Err("the reason has a control character");
+        }
+        if fields.len() > head::MOST_FIELDS {
+            return Err("there are more than 240 fields");
+        }
+        for field in fields {
+            if field.name.is_empty() || !field.name.bytes().all(is_in_token) {
+                return Err("the name of a field is not a token");
+            }
+            if !field.value.iter().all(is_text) {
+                return Err("a field has a control character");
+            }
+        }
+        Self::read(status, minor, reason, fields, to_head)
+    }
+
+    /// Of fields that have been checked one by one.
+    fn read(
+        status: u16,
+        minor: u8,
+        reason: &'b [u8],
+        fields: &'b [httparse::Header<'b>],
+        to_head: bool,
+    ) -> Result<Self, &'static str> {
+        if !(100..1000).contains(&status) {
+            return Err("the status is less than 100");
+        }
+        let switches = status == 101;
+        if switches && minor == 0 {
+            return Err("a response of HTTP/1.0 switches protocols");
+        }
+        let mut dropped = Indices::default();
+        let mut connection = Connection::default();
+        let (mut length, mut coding) = (Length::None, Coding::None);
+        let (mut has_date, mut has_trailer, mut upgrades) = (false, false, false);
+        for (index, field) in fields.iter().enumerate() {
+            let drops = match Kind::of(field.name) {
+                Kind::Other => false,
+                Kind::Date => {
+                    has_date = true;
+                    false
+                }
+                Kind::HopByHop => true,
+                Kind::Connection => {
+                    connection.read(field.value);
+                    true
+                }
+                Kind::Upgrade => {
+                    upgrades |= switches || status == 426;
+                    !(switches || status == 426)
+                }
+                Kind::Trailer => {
+                    has_trailer = true;
+                    false
+                }
+                Kind::TransferEncoding => {
+                    coding = coding.and(field.value);
+                    true
+                }
+                Kind::ContentLength => {
+                    length = length.and(field.value);
+                    false
+                }
+            };
+            if drops {
+                dropped.insert(index);
+            }
+        }
+        if connection.nominates {
+            drop_nominated(fields, &mut dropped)?;
+            has_date &= holds(fields, dropped, Kind::Date);
+        }
+
+        // Neither says anything where there can't be a body, whatever it says.
+        let bodiless = status < 200 || status == 204;
+        let announced =
+            coding != Coding::None || !matches!(length, Length::None | Length::One(0) | Length::Rewritten(0));
+        let framing = match (coding, length) {
+            _ if bodiless => Framing::None,
+            (Coding::Unknown, _) => return Err("the transfer coding is not chunked"),
+            (Coding::Chunked, _) if minor == 0 => {
+                // RFC 9112, section 6.1: the framing is faulty. Readers of HTTP/1.0 know no chunks.
+                return Err("a response of HTTP/1.0 has a transfer coding");
+            }
+            (Coding::None, Length::Faulty) => return Err("Content-Length is not one number"),
+            _ if to_head || status == 304 => Framing::None,
+            (Coding::Chunked, _) => Framing::Chunked,
+            (Coding::None, Length::One(length) | Length::Rewritten(length)) => Framing::Length(length),
+            (Coding::None, Length::None) => Framing::Close,
+        };
+        let rewritten = match length {
+            Length::None => None,
+            Length::One(_) if !bodiless && coding == Coding::None => None,
+            length => {
+                drop_all(fields, &mut dropped, Kind::ContentLength);
+                match length {
+                    Length::Rewritten(length) if !bodiless && coding == Coding::None => Some(length),
+                    _ => None,
+                }
+            }
+        };
+        let keeps = !connection.close && (minor == 1 || connection.keep_alive);
+        let ends = match framing {
+            Framing::None => !to_head && !announced && !switches,
+            Framing::Length(_) => true,
+            // Who sends both a coding and a length may be deceived about the response (RFC 9112, section 6.3).
+            Framing::Chunked => length == Length::None,
+            Framing::Close => false,
+        };
+        Ok(Self {
+            status,
+            framing,
+            reusable: keeps && ends,
+            reason,
+            fields,
+            raw: None,
+            dropped,
+            length: rewritten,
+            has_date,
+            has_trailer,
+            upgrades,
+        })
+    }
+
+    /// The protocol to which a 101 switches; `None` for any other response, and where not exactly one `Upgrade` field names it.
+    pub fn upgrade(&self) -> Option<&'b [u8]> {
+        let mut values = self.fields.iter().filter(|field| Kind::of(field.name) == Kind::Upgrade);
+        let protocol = values.next()?.value;
+        (self.status == 101 && values.next().is_none()).then_some(protocol)
+    }
+
+    /// Appends the head that the client gets. Returns how the body behind it must be delimited.
+    pub fn write(&self, delivery: &Delivery, out: &mut BytesMut) -> Framing {
+        let framing = match self.framing {
+            Framing::Chunked | Framing::Close if delivery.old => Framing::Close,
+            Framing::Chunked | Framing::Close => Framing::Chunked,
+            framing => framing,
+        };
+        let (status, digit) = (self.status, |number: u16| b"0123456789"[usize::from(number % 10)]);
+        let digits = [digit(status / 100), digit(status / 10), digit(status), b' '];
+        let raw = self.raw.map_or(0, <[u8]>::len);
+        out.reserve(ADDED + self.reason.len() + raw);
+        out.put_slice(b"HTTP/1.1 ");
+        out.put_slice(&digits);
+        out.put_slice(self.reason);
+        out.put_slice(b"\r\n");
+
+        let mut dropped = self.dropped;
+        let trailers = delivery.trailers && (self.framing, framing) == (Framing::Chunked, Framing::Chunked);
+        if self.has_trailer && !trailers {
+            drop_all(self.fields, &mut dropped, Kind::Trailer);
+        }
+        let mut from = 0;
+        for index in dropped.iter() {
+            self.write_fields(from..index, out);
+            from = index + 1;
+        }
+        self.write_fields(from..self.fields.len(), out);
+
+        if let Some(length) = self.length {
+            out.put_slice(b"Content-Length: ");
+            out.put_slice(itoa::Buffer::new().format(length).as_bytes());
+            out.put_slice(b"\r\n");
+        }
+        if framing == Framing::Chunked {
+            out.put_slice(b"Transfer-Encoding: chunked\r\n");
+        }
+        if self.status >= 200 && !self.has_date {
+            out.put_slice(b"Date: ");
+            out.put_slice(HttpDate::now().as_bytes());
+            out.put_slice(b"\r\n");
+        }
+        let keeps = delivery.keeps && framing != Framing::Close;
+        // RFC 9110, section 7.8: where there is `Upgrade`, `Connection` says so.
+        out.put_slice(match (self.status, self.upgrades, keeps) {
+            (101, ..) => b"Connection: upgrade\r\n\r\n",
+            (..200, ..) => b"\r\n",
+            (_, false, true) => b"Connection: keep-alive\r\n\r\n",
+            (_, false, false) => b"Connection: close\r\n\r\n",
+            (_, true, true) => b"Connection: upgrade, keep-alive\r\n\r\n",
+            (_, true, false) => b"Connection: upgrade, close\r\n\r\n",
+        });
+        framing
+    }
+
+    /// Appends some of the fields: as they came, if their lines are there.
+    fn write_fields(&self, fields: Range<usize>, out: &mut BytesMut) {
+        if fields.is_empty() {
+            return;
+        }
+        let Some(raw) = self.raw else {
+            for field in &self.fields[fields] {
+                out.put_slice(field.name.as_bytes());
+                out.put_slice(b": ");
+                out.put_slice(field.value);
+                out.put_slice(b"\r\n");
+            }
+            return;
+        };
+        let start = |index: usize| {
+            let field = self.fields.get(index);
+            field.map_or(raw.len(), |field| offset(raw, field.name))
+        };
+        out.put_slice(&raw[start(fields.start)..start(fields.end)]);
+    }
+}
+
+/// The fields with a meaning of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Connection,
+    ContentLength,
+    Date,
+    /// Concerns the connection alone, and means nothing here (RFC 9110, section 7.6.1).
+    HopByHop,
+    Trailer,
+    TransferEncoding,
+    Upgrade,
+    Other,
+}
+
+impl Kind {
+    /// Most names have the length of none of those, and are compared with none.
+    fn of(name: &str) -> Self {
+        match name.len() {
+            2 if is(name, "te") => Self::HopByHop,
+            4 if is(name, "date") => Self::Date,
+            7 if is(name, "upgrade") => Self::Upgrade,
+            7 if is(name, "trailer") => Self::Trailer,
+            10 if is(name, "connection") => Self::Connection,
+            10 if is(name, "keep-alive") => Self::HopByHop,
+            14 if is(name, "content-length") => Self::ContentLength,
+            16 if is(name, "proxy-connection") => Self::HopByHop,
+            17 if is(name, "transfer-encoding") => Self::TransferEncoding,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What the `Transfer-Encoding` fields say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Coding {
+    None,
+    /// Each of them says it.
+    Chunked,
+    Unknown,
+}
+
+impl Coding {
+    fn and(self, value: &[u8]) -> Self {
+        match self {
+            Self::None | Self::Chunked if value.eq_ignore_ascii_case(b"chunked") => Self::Chunked,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// What the `Content-Length` fields say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Length {
+    None,
+    /// A single field, as the client may get it.
+    One(u64),
+    /// The same number several times, or with zeros in front.
+    Rewritten(u64),
+    Faulty,
+}
+
+impl Length {
+    fn and(mut self, value: &[u8]) -> Self {
+        let canonical = is_canonical_length(value);
+        for number in value.split(|byte| *byte == b',') {
+            let number = number.trim_ascii();
+            let digits = !number.is_empty() && number.iter().all(u8::is_ascii_digit);
+            let number = str::from_utf8(number).ok().and_then(|number| number.parse().ok());
+            self = match (self, number) {
+                (Self::None, Some(number)) if canonical => Self::One(number),
+                (Self::None, Some(number)) if digits => Self::Rewritten(number),
+                (Self::One(before) | Self::Rewritten(before), Some(number)) if digits && before == number => {
+                    Self::Rewritten(number)
+                }
+                _ => Self::Faulty,
+            };
+        }
+        self
+    }
+}
+
+/// What the `Connection` fields say.
+#[derive(Debug, Clone, Copy, Default)]
+struct Connection {
+    close: bool,
+    keep_alive: bool,
+    /// There are other options: the names of fields.
+    nominates: bool,
+}
+
+impl Connection {
+    fn read(&mut self, value: &[u8]) {
+        for option in options(value) {
+            if option.eq_ignore_ascii_case(b"keep-alive") {
+                self.keep_alive = true;
+            } else if option.eq_ignore_ascii_case(b"close") || !option.iter().copied().all(is_in_token) {
+                // Who knows what else was meant.
+                self.close = true;
+            } else {
+                self.nominates = true;
+            }
+        }
+    }
+}
+
+/// The parts of a list that are not empty.
+fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let options = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+    options.filter(|option| !option.is_empty())
+}
+
+/// Drops the fields that `Connection` names. The framing isn't the origin's to take off, and `Upgrade` is passed on or not by status.
+#[cold]
+fn drop_nominated(fields: &[httparse::Header<'_>], dropped: &mut Indices) -> Result<(), &'static str> {
+    let connection = fields.iter().filter(|field| Kind::of(field.name) == Kind::Connection);
+    let mut left = MAX_NOMINATED;
+    for option in connection.flat_map(|field| options(field.value)) {
+        let protected = ["close", "keep-alive", "upgrade", "content-length", "transfer-encoding"];
+        if protected
+            .iter()
+            .any(|name| option.eq_ignore_ascii_case(name.as_bytes()))
+        {
+            continue;
+        }
+        left = left.checked_sub(1).ok_or("Connection names more than 32 fields")?;
+        for (index, field) in fields.iter().enumerate() {
+            if option.eq_ignore_ascii_case(field.name.as_bytes()) {
+                dropped.insert(index);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Drops all fields of a kind.
+#[cold]
+fn drop_all(fields: &[httparse::Header<'_>], dropped: &mut Indices, kind: Kind) {
+    for (index, field) in fields.iter().enumerate() {
+        if Kind::of(field.name) == kind {
+            dropped.insert(index);
+        }
+    }
+}
+
+/// Whether the client gets a field of a kind.
+fn holds(fields: &[httparse::Header<'_>], dropped: Indices, kind: Kind) -> bool {
+    let mut named = fields
+        .iter()
+        .enumerate()
+        .filter(|(_, field)| Kind::of(field.name) == kind);
+    named.any(|(index, _)| !dropped.contains(index))
+}
+
+/// Whether `byte` may be in a value or a reason.
+fn is_text(byte: &u8) -> bool {
+    matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
+}
+
+/// Places among the fields, of which there are at most [`head::MOST_FIELDS`].
+#[derive(Debug, Clone, Copy, Default)]
+struct Indices([u64; 4]);
+
+impl Indices {
+    fn insert(&mut self, index: usize) {
+        self.0[index / 64] |= 1 << (index % 64);
+    }
+
+    fn contains(self, index: usize) -> bool {
+        self.0[index / 64] >> (index % 64) & 1 == 1
+    }
+
+    /// In order.
+    fn iter(self) -> impl Iterator<Item = usize> {
+        self.0.into_iter().enumerate().flat_map(|(word, mut bits)| {
+            std::iter::from_fn(move || {
+                let bit = bits.trailing_zeros();
+                bits &= bits.wrapping_sub(1);
+                (bit < 64).then_some(word * 64 + bit as usize)
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
