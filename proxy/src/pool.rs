@@ -41,6 +41,8 @@ pub struct Pool {
     metrics: Metrics,
     alive: ArcSwap<Vec<Arc<Upstream>>>,
     turn: AtomicUsize,
+    /// The same for requests that another backend has failed.
+    turn_again: AtomicUsize,
     /// For the connections that backends keep.
     room: Arc<Room>,
     /// Every backend that is known, by its name. A backend keeps its `Upstream` for as long as it stays. No request takes the
@@ -85,6 +87,7 @@ impl Pool {
             metrics,
             alive: ArcSwap::default(),
             turn: AtomicUsize::new(0),
+            turn_again: AtomicUsize::new(0),
             room: Arc::new(Room::new(kept)),
             known: Mutex::default(),
             ejected: Mutex::default(),
@@ -121,15 +124,20 @@ impl Pool {
     }
 
     /// Where to send a request again that those of `tried` did not answer. What could not be `connected` to may have another
-    /// address; otherwise another backend is the better choice. It takes no turn: otherwise such a request would take the turn of
-    /// the next one, and with two backends every second turn would be the broken one's again.
+    /// address; otherwise another backend is the better choice. Such requests have turns of their own: with two backends, every
+    /// second turn of the others would be the broken one's again. A turn that is not used is passed over for good, so that the
+    /// backend behind a broken one gets no more of them than the rest.
     pub fn pick_again(&self, tried: &[Endpoint], connected: bool) -> Option<Endpoint> {
         let same = || tried.last()?.upstream.endpoint_other_than(tried);
         let other = || {
             let alive = self.alive.load();
-            let turn = self.turn.load(Ordering::Relaxed);
-            let untried = in_order(&alive, turn).find(|upstream| is_untried(upstream, tried));
-            untried.map(Upstream::endpoint)
+            let fits = |upstream: &&Arc<Upstream>| !upstream.conduct.is_ejected() && is_untried(upstream, tried);
+            (0..alive.len())
+                .map(|_| &alive[self.turn_again.fetch_add(1, Ordering::Relaxed) % alive.len()])
+                .find(fits)
+                // Other threads may have had the turns of those that fit.
+                .or_else(|| alive.iter().find(fits))
+                .map(Upstream::endpoint)
         };
         if connected {
             other().or_else(same)

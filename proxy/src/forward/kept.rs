@@ -209,7 +209,8 @@ mod tests {
     }
 
     async fn is_closed(mut end: TcpStream) -> bool {
-        matches!(end.read(&mut [0]).await, Ok(0) | Err(_))
+        let read = tokio::time::timeout(20 * SECOND, async { end.read(&mut [0]).await }).await;
+        matches!(read, Ok(Ok(0) | Err(_)))
     }
 
     #[tokio::test]

@@ -118,6 +118,35 @@ fn without_a_connection_the_other_address_is_next_and_then_another_backend() {
 }
 
 #[test]
+fn the_others_share_the_requests_of_those_that_fail() {
+    for backends in 2..=7_u8 {
+        for failing in 1..backends {
+            let hosts: Vec<_> = (1..=backends).map(|host| [host]).collect();
+            let pool = pool(&hosts.iter().map(<[_; 1]>::as_slice).collect::<Vec<_>>());
+            // They are not side by side: 1, 3, 5, then 2, 4, 6.
+            let order = (1..=backends).step_by(2).chain((2..=backends).step_by(2));
+            let fails: Vec<_> = order.take(failing.into()).map(address).collect();
+            let mut first = HashMap::new();
+            let mut answered = HashMap::new();
+            for _ in 0..10_000 {
+                let endpoint = pool.pick().unwrap();
+                *first.entry(endpoint.address).or_insert(0_usize) += 1;
+                let mut tried = vec![endpoint];
+                while fails.contains(&tried.last().unwrap().address) {
+                    tried.push(pool.pick_again(&tried, true).unwrap());
+                }
+                *answered.entry(tried.last().unwrap().address).or_insert(0_usize) += 1;
+            }
+            let spread = |counts: &HashMap<_, usize>| counts.values().max().unwrap() - counts.values().min().unwrap();
+            assert_eq!(first.len(), usize::from(backends));
+            assert!(spread(&first) <= 1, "{backends}, {failing}: first turns {first:?}");
+            assert_eq!(answered.len(), usize::from(backends - failing));
+            assert!(spread(&answered) <= 2, "{backends}, {failing}: answered {answered:?}");
+        }
+    }
+}
+
+#[test]
 fn an_address_without_connection_is_set_aside_and_the_last_one_is_the_backends_failure() {
     let pool = pool(&[&[1], &[2, 3]]);
     let at = |host| {
