@@ -4,20 +4,22 @@
 //! can be read in two ways is an error, and what leaves a doubt about where the response ends costs the connection. The client
 //! gets one framing, the origin's fields in their order, and none that concern the connection alone.
 
+mod fields;
+
 use std::ops::Range;
 
 use bytes::{BufMut, BytesMut};
 use chassis::clock::HttpDate;
 
-use crate::headers::names::{is, is_in_token};
-use crate::http1::head::{self, is_canonical_length};
+use crate::headers::names::is_in_token;
+use crate::headers::origin_response::fields::{
+    Coding, Connection, Indices, Kind, Length, drop_all, drop_nominated, holds,
+};
+use crate::http1::head;
 use crate::http1::violation::{LF_ALONE, has_lf_alone};
 
 /// The longest head, in bytes.
 pub const MAX_HEAD: usize = 64 << 10;
-
-/// More fields that `Connection` nominates are an error: each is looked for among all.
-const MAX_NOMINATED: usize = 32;
 
 /// The most bytes that [`ResponseHead::write`] adds to the status line and the fields.
 const ADDED: usize = 192;
@@ -89,14 +91,18 @@ pub fn parse<'b>(
         Err(error) => return Err(fault(error)),
     };
     let head = &bytes[..length];
-    if has_lf_alone(head) {
-        return Err(LF_ALONE);
-    }
     let fields: &'b [httparse::Header<'b>] = response.headers;
     let (Some(status), Some(minor)) = (response.code, response.version) else {
         return Err("the status line is incomplete");
     };
-    let start = fields.first().map_or(length - 2, |field| offset(head, field.name));
+    let start = fields.first().map_or(length, |field| offset(head, field.name));
+    // httparse takes LF for the end of a line, and nowhere else.
+    let ends = |line: usize| head[..line].ends_with(b"\r\n");
+    let lines_end = fields.iter().all(|field| ends(offset(head, field.name))) && head.ends_with(b"\r\n\r\n");
+    if !lines_end || (!head.starts_with(b"H") && has_lf_alone(&head[..start])) {
+        return Err(LF_ALONE);
+    }
+    let start = start.min(length - 2);
     // httparse gives no reason that is not ASCII, which RFC 9112, section 4 allows.
     let line = head[..start].trim_ascii_start();
     let line = line.strip_suffix(b"\r\n").unwrap_or(line);
@@ -348,187 +354,9 @@ impl<'b> ResponseHead<'b> {
     }
 }
 
-/// The fields with a meaning of their own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Connection,
-    ContentLength,
-    Date,
-    /// Concerns the connection alone, and means nothing here (RFC 9110, section 7.6.1).
-    HopByHop,
-    Trailer,
-    TransferEncoding,
-    Upgrade,
-    Other,
-}
-
-impl Kind {
-    /// Most names have the length of none of those, and are compared with none.
-    fn of(name: &str) -> Self {
-        match name.len() {
-            2 if is(name, "te") => Self::HopByHop,
-            4 if is(name, "date") => Self::Date,
-            7 if is(name, "upgrade") => Self::Upgrade,
-            7 if is(name, "trailer") => Self::Trailer,
-            10 if is(name, "connection") => Self::Connection,
-            10 if is(name, "keep-alive") => Self::HopByHop,
-            14 if is(name, "content-length") => Self::ContentLength,
-            16 if is(name, "proxy-connection") => Self::HopByHop,
-            17 if is(name, "transfer-encoding") => Self::TransferEncoding,
-            _ => Self::Other,
-        }
-    }
-}
-
-/// What the `Transfer-Encoding` fields say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Coding {
-    None,
-    /// Each of them says it.
-    Chunked,
-    Unknown,
-}
-
-impl Coding {
-    fn and(self, value: &[u8]) -> Self {
-        match self {
-            Self::None | Self::Chunked if value.eq_ignore_ascii_case(b"chunked") => Self::Chunked,
-            _ => Self::Unknown,
-        }
-    }
-}
-
-/// What the `Content-Length` fields say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Length {
-    None,
-    /// A single field, as the client may get it.
-    One(u64),
-    /// The same number several times, or with zeros in front.
-    Rewritten(u64),
-    Faulty,
-}
-
-impl Length {
-    fn and(mut self, value: &[u8]) -> Self {
-        let canonical = is_canonical_length(value);
-        for number in value.split(|byte| *byte == b',') {
-            let number = number.trim_ascii();
-            let digits = !number.is_empty() && number.iter().all(u8::is_ascii_digit);
-            let number = str::from_utf8(number).ok().and_then(|number| number.parse().ok());
-            self = match (self, number) {
-                (Self::None, Some(number)) if canonical => Self::One(number),
-                (Self::None, Some(number)) if digits => Self::Rewritten(number),
-                (Self::One(before) | Self::Rewritten(before), Some(number)) if digits && before == number => {
-                    Self::Rewritten(number)
-                }
-                _ => Self::Faulty,
-            };
-        }
-        self
-    }
-}
-
-/// What the `Connection` fields say.
-#[derive(Debug, Clone, Copy, Default)]
-struct Connection {
-    close: bool,
-    keep_alive: bool,
-    /// There are other options: the names of fields.
-    nominates: bool,
-}
-
-impl Connection {
-    fn read(&mut self, value: &[u8]) {
-        for option in options(value) {
-            if option.eq_ignore_ascii_case(b"keep-alive") {
-                self.keep_alive = true;
-            } else if option.eq_ignore_ascii_case(b"close") || !option.iter().copied().all(is_in_token) {
-                // Who knows what else was meant.
-                self.close = true;
-            } else {
-                self.nominates = true;
-            }
-        }
-    }
-}
-
-/// The parts of a list that are not empty.
-fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let options = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    options.filter(|option| !option.is_empty())
-}
-
-/// Drops the fields that `Connection` names. The framing isn't the origin's to take off, and `Upgrade` is passed on or not by status.
-#[cold]
-fn drop_nominated(fields: &[httparse::Header<'_>], dropped: &mut Indices) -> Result<(), &'static str> {
-    let connection = fields.iter().filter(|field| Kind::of(field.name) == Kind::Connection);
-    let mut left = MAX_NOMINATED;
-    for option in connection.flat_map(|field| options(field.value)) {
-        let protected = ["close", "keep-alive", "upgrade", "content-length", "transfer-encoding"];
-        if protected
-            .iter()
-            .any(|name| option.eq_ignore_ascii_case(name.as_bytes()))
-        {
-            continue;
-        }
-        left = left.checked_sub(1).ok_or("Connection names more than 32 fields")?;
-        for (index, field) in fields.iter().enumerate() {
-            if option.eq_ignore_ascii_case(field.name.as_bytes()) {
-                dropped.insert(index);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Drops all fields of a kind.
-#[cold]
-fn drop_all(fields: &[httparse::Header<'_>], dropped: &mut Indices, kind: Kind) {
-    for (index, field) in fields.iter().enumerate() {
-        if Kind::of(field.name) == kind {
-            dropped.insert(index);
-        }
-    }
-}
-
-/// Whether the client gets a field of a kind.
-fn holds(fields: &[httparse::Header<'_>], dropped: Indices, kind: Kind) -> bool {
-    let mut named = fields
-        .iter()
-        .enumerate()
-        .filter(|(_, field)| Kind::of(field.name) == kind);
-    named.any(|(index, _)| !dropped.contains(index))
-}
-
 /// Whether `byte` may be in a value or a reason.
 fn is_text(byte: &u8) -> bool {
     matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
-}
-
-/// Places among the fields, of which there are at most [`head::MOST_FIELDS`].
-#[derive(Debug, Clone, Copy, Default)]
-struct Indices([u64; 4]);
-
-impl Indices {
-    fn insert(&mut self, index: usize) {
-        self.0[index / 64] |= 1 << (index % 64);
-    }
-
-    fn contains(self, index: usize) -> bool {
-        self.0[index / 64] >> (index % 64) & 1 == 1
-    }
-
-    /// In order.
-    fn iter(self) -> impl Iterator<Item = usize> {
-        self.0.into_iter().enumerate().flat_map(|(word, mut bits)| {
-            std::iter::from_fn(move || {
-                let bit = bits.trailing_zeros();
-                bits &= bits.wrapping_sub(1);
-                (bit < 64).then_some(word * 64 + bit as usize)
-            })
-        })
-    }
 }
 
 #[cfg(test)]
