@@ -16,6 +16,7 @@
 //! - [`service_manager`]: notifications to systemd.
 //! - [`admin`]: `/metrics`, `/healthz` and `/readyz` over HTTP.
 //! - [`healthcheck`]: asks a running process whether it is ready.
+//! - [`pauses`]: times when the process did not run, which deadlines don't count.
 //! - [`shortage`]: connect errors caused by this machine, not by the peer.
 //! - [`supervisor`]: background loops that outlive their own panics.
 
@@ -28,6 +29,7 @@ pub mod handover;
 pub mod healthcheck;
 pub mod json_log;
 pub mod listener;
+pub mod pauses;
 pub mod process;
 pub mod process_metrics;
 pub mod service_manager;

@@ -7,19 +7,17 @@ use std::time::Duration;
 
 use log::{Level, error, info, log_enabled};
 
-use crate::json_log;
+use crate::{json_log, pauses};
 
 /// How long the log may take at the end.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// Starts the log and runs `work`. Its error is logged under the message `failure`, and makes the exit code 1; where there is
+/// Starts the log and the look-out for [`pauses`], and runs `work`. Its error is logged under the message `failure`, and makes the exit code 1; where there is
 /// no log for it (`RUST_LOG` is wrong, or turns errors off), it goes to standard error.
 pub fn run(default_filter: &str, failure: &str, work: impl FnOnce() -> Result<(), Box<dyn Error>>) -> ExitCode {
-    end(
-        json_log::init(default_filter).map_err(Into::into).and_then(|()| work()),
-        failure,
-        false,
-    )
+    let done = json_log::init(default_filter).map_err(Into::into);
+    let done = done.and_then(|()| Ok(pauses::watch()?)).and_then(|()| work());
+    end(done, failure, false)
 }
 
 /// The same for a question on the command line, whose answer is all that is wanted: `work` returns it, empty if the exit code says

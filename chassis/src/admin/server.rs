@@ -14,12 +14,13 @@ use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::http1::{self, Response};
 use super::{Admin, Rejection};
 use crate::descriptors;
 use crate::listener::Doors;
+use crate::pauses::timeout;
 use crate::shortage::is_shortage;
 
 /// How many connections there are at most, where there are descriptors for them.

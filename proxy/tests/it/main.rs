@@ -16,6 +16,7 @@ mod lifecycle;
 mod limit;
 mod log;
 mod observability;
+mod pauses;
 mod pool;
 mod processes;
 mod prometheus;
