@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use chassis::settings::{Section, duration, size, whole};
+use chassis::settings::{Section, duration, size, truth, whole};
 
 use super::size_or_none;
-use crate::http1::head::MOST_FIELDS;
+use crate::http1::head::{MOST_FIELDS, Rules};
 
 /// `client.max_connections`, unless it is set.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 10_000;
@@ -25,8 +25,8 @@ pub struct ClientLimits {
     pub min_rate: Option<u64>,
     /// The longest request head, in bytes.
     pub max_head: usize,
-    /// The most fields in a request head.
-    pub max_fields: usize,
+    /// What a request head may be.
+    pub head: Rules,
     /// The longest request body, in bytes.
     pub max_body: Option<u64>,
     /// The most requests on one connection.
@@ -47,7 +47,10 @@ impl ClientLimits {
             write_timeout: section.value("write_timeout", None, seconds(60), duration),
             min_rate: section.value("min_rate", None, Some(240), size_or_none),
             max_head: section.value("max_head", None, 32 << 10, head_size),
-            max_fields: section.value("max_fields", None, 100, whole(1..=MOST_FIELDS)),
+            head: Rules {
+                max_fields: section.value("max_fields", None, 100, whole(1..=MOST_FIELDS)),
+                raw_targets: section.value("raw_targets", None, false, truth),
+            },
             max_body: section.value("max_body", None, None, size_or_none),
             max_requests: section.value("max_requests", None, 10_000, whole(1..=u64::MAX)),
             max_connections: section.value("max_connections", None, DEFAULT_MAX_CONNECTIONS, whole(1..=1_000_000)),

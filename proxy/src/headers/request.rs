@@ -58,12 +58,12 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut)
     to.reserve(head.method.len() + head.path.len() + ADDED + 2 * fields.sum::<usize>());
     to.put_slice(head.method.as_bytes());
     // The path is empty, or only a query, where an absolute target has none (RFC 9112, section 3.2.1).
-    to.put_slice(if matches!(head.path.as_bytes().first(), Some(b'/' | b'*')) {
+    to.put_slice(if matches!(head.path.first(), Some(b'/' | b'*')) {
         b" "
     } else {
         b" /"
     });
-    to.put_slice(head.path.as_bytes());
+    to.put_slice(head.path);
     to.put_slice(if head.old { b" HTTP/1.0\r\n" } else { b" HTTP/1.1\r\n" });
     // Whether a trusted peer has said what else would be said here.
     let (mut proto, mut forwarded_host) = (false, false);
@@ -192,8 +192,12 @@ mod tests {
             .map(|(name, value)| format!("{name}: {value}\r\n"))
             .collect();
         let text = format!("GET {target} HTTP/1.0\r\n{fields}\r\n");
-        let mut room = head::room();
-        let head = head::parse(text.as_bytes(), &mut room, head::MOST_FIELDS).unwrap();
+        let mut scratch = head::scratch();
+        let rules = head::Rules {
+            max_fields: head::MOST_FIELDS,
+            raw_targets: false,
+        };
+        let head = head::parse(text.as_bytes(), &mut scratch, &rules).unwrap();
         let about = Origination {
             peer: &HeaderValue::from_static("10.0.0.1"),
             trusted_peer,

@@ -192,8 +192,8 @@ impl<A> Edge<A> {
         last: bool,
     ) -> Result<Passing, Refusal> {
         let (head, after) = bytes.split_at(length);
-        let mut room = head::room();
-        let mut head = head::parse(head, &mut room, policy.client.max_fields)?;
+        let mut scratch = head::scratch();
+        let mut head = head::parse(head, &mut scratch, &policy.client.head)?;
         head.keeps &= !last;
         let (here, rest) = split(head.body, after)?;
         let admitted = match self.admission.decide(&head, connection, policy, start) {
@@ -301,7 +301,7 @@ impl<A> Edge<A> {
         let tls = head::is_tls(received).then_some("TLS on the port for plain HTTP; use http://");
         access_log::Line {
             method: line.method,
-            target: line.target,
+            target: &line.target,
             remote_addr: &connection.remote_addr,
             status,
             duration: start.elapsed(),

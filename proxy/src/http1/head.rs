@@ -5,7 +5,9 @@
 //! where RFC 9112 lets a server be strict. Pingora and the backend never see the client's bytes: they get a head that
 //! [`headers`](crate::headers) writes from what was read here.
 
+use std::borrow::Cow;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::str;
 
 use crate::http1::chunks::is_in_name;
@@ -25,6 +27,15 @@ const MAX_OPTIONS: usize = 9;
 /// What `Connection` may not name as its own, to be taken off before the backend sees it.
 const PROTECTED: [&str; 4] = ["host", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
 
+/// What an operator decides about heads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// The most fields.
+    pub max_fields: usize,
+    /// Whether a target may have bytes that are not UTF-8.
+    pub raw_targets: bool,
+}
+
 /// Room for the fields of a head. Most of it stays unused, so it is not initialised either.
 pub type Room<'b> = [MaybeUninit<httparse::Header<'b>>; MOST_FIELDS];
 
@@ -33,15 +44,31 @@ pub const fn room<'b>() -> Room<'b> {
     [const { MaybeUninit::uninit() }; MOST_FIELDS]
 }
 
+/// What [`parse`] needs besides a head.
+#[derive(Debug)]
+pub struct Scratch<'b> {
+    fields: Room<'b>,
+    /// A copy of a head whose own target httparse does not read; mostly empty.
+    masked: Vec<u8>,
+}
+
+/// An empty scratch space.
+pub const fn scratch<'b>() -> Scratch<'b> {
+    Scratch {
+        fields: room(),
+        masked: Vec::new(),
+    }
+}
+
 /// A head that can be read in one way only.
 #[derive(Debug, Clone, Copy)]
 pub struct Head<'b> {
     /// The method.
     pub method: &'b str,
-    /// The target as it came: `/path?query`, `http://host/path?query` or `*`.
-    pub target: &'b str,
+    /// The target as it came: `/path?query`, `http://host/path?query` or `*`. It is UTF-8 unless [`Rules::raw_targets`] lets others in.
+    pub target: &'b [u8],
     /// The target without scheme and host: `/path?query` or `*`; the slash is missing where an absolute target has no path.
-    pub path: &'b str,
+    pub path: &'b [u8],
     /// The version is HTTP/1.0, and not HTTP/1.1.
     pub old: bool,
     /// All fields as they came, without spaces around their values.
@@ -73,25 +100,25 @@ impl<'b> Head<'b> {
 }
 
 /// The line of a request, as far as anything could be made of it: for the access log of a request that was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestLine<'b> {
     /// The method, or `-`.
     pub method: &'b str,
-    /// The target, or `-`.
-    pub target: &'b str,
+    /// The target, or `-`. What is not UTF-8 in it is replaced.
+    pub target: Cow<'b, str>,
 }
 
 impl<'b> RequestLine<'b> {
-    /// The first two words of `bytes`, where they are text.
+    /// The first two words of `bytes`.
     pub fn guess(bytes: &'b [u8]) -> Self {
         let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let mut words = line
-            .split(|byte| *byte == b' ')
-            .map(|word| str::from_utf8(word).unwrap_or("-").trim())
-            .map(|word| if word.is_empty() { "-" } else { word });
+        let mut words = line.split(|byte| *byte == b' ').map(<[u8]>::trim_ascii);
+        let method = words.next().and_then(|word| str::from_utf8(word).ok());
+        let is_method = |word: &&str| !word.is_empty() && word.bytes().all(is_in_name);
+        let target = words.next().filter(|word| !word.is_empty());
         Self {
-            method: words.next().filter(|word| word.bytes().all(is_in_name)).unwrap_or("-"),
-            target: words.next().unwrap_or("-"),
+            method: method.filter(is_method).unwrap_or("-"),
+            target: target.map_or("-".into(), String::from_utf8_lossy),
         }
     }
 }
@@ -133,21 +160,34 @@ pub fn length(bytes: &[u8], scanned: usize) -> Option<usize> {
         })
 }
 
-/// Checks a whole head, which may have `max_fields` fields, and takes it apart.
+/// Checks a whole head and takes it apart.
 ///
 /// # Errors
 /// The first rule that it breaks.
-pub fn parse<'b>(bytes: &'b [u8], room: &'b mut Room<'b>, max_fields: usize) -> Result<Head<'b>, Violation> {
+pub fn parse<'b>(bytes: &'b [u8], scratch: &'b mut Scratch<'b>, rules: &Rules) -> Result<Head<'b>, Violation> {
     let malformed = |rule| Err(Violation::malformed(rule));
+    let Scratch { fields, masked } = scratch;
+    let raw_target = if rules.raw_targets { raw_target(bytes) } else { None };
+    // What httparse reads: the head, with other bytes in place of those that it would not read.
+    let readable = match &raw_target {
+        Some(target) => {
+            masked.extend_from_slice(bytes);
+            let high = masked[target.clone()].iter_mut().filter(|byte| !byte.is_ascii());
+            high.for_each(|byte| *byte = b'x');
+            masked
+        }
+        None => bytes,
+    };
     let mut request = httparse::Request::new(&mut []);
-    match request.parse_with_uninit_headers(bytes, &mut room[..max_fields.min(MOST_FIELDS)]) {
+    match request.parse_with_uninit_headers(readable, &mut fields[..rules.max_fields.min(MOST_FIELDS)]) {
         Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) => return Err(Violation::of_unreadable(bytes, None)),
-        Err(error) => return Err(Violation::of_unreadable(bytes, Some(error))),
+        Ok(httparse::Status::Partial) => return Err(Violation::of_unreadable(readable, None)),
+        Err(error) => return Err(Violation::of_unreadable(readable, Some(error))),
     }
     let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
-        return Err(Violation::of_unreadable(bytes, None));
+        return Err(Violation::of_unreadable(readable, None));
     };
+    let target = raw_target.map_or(target.as_bytes(), |range| &bytes[range]);
     if target.len() > MAX_TARGET {
         return Err(Violation::new(
             Rejection::UriTooLong,
@@ -166,17 +206,17 @@ pub fn parse<'b>(bytes: &'b [u8], room: &'b mut Room<'b>, max_fields: usize) -> 
     let (named, path) = split_target(target);
     let path = if named.is_some() && path.is_empty() && method == "OPTIONS" {
         // RFC 9112, section 3.2.4: the whole server is meant.
-        "*"
+        b"*"
     } else {
         path
     };
     if let Some(rule) = why_no_target(target) {
         return malformed(rule);
     }
-    if target == "*" && method != "OPTIONS" {
+    if target == b"*" && method != "OPTIONS" {
         return malformed("* is a target of OPTIONS alone");
     }
-    if named.is_some_and(|named| !is_authority(named.as_bytes())) {
+    if named.is_some_and(|named| !is_authority(named)) {
         return malformed("the target names no host, or one with more than a name and a port");
     }
     let fields: &[httparse::Header<'_>] = request.headers;
@@ -188,7 +228,7 @@ pub fn parse<'b>(bytes: &'b [u8], room: &'b mut Room<'b>, max_fields: usize) -> 
             if !is_authority(field.value) {
                 return malformed("Host is not a name with an optional port");
             }
-            if named.is_some_and(|named| !is_same_host(named.as_bytes(), field.value)) {
+            if named.is_some_and(|named| !is_same_host(named, field.value)) {
                 return malformed("Host and the target name different hosts");
             }
             if host.replace(field.value).is_some() {
@@ -240,12 +280,20 @@ pub fn parse<'b>(bytes: &'b [u8], room: &'b mut Room<'b>, max_fields: usize) -> 
         path,
         old,
         fields,
-        host: named.map(str::as_bytes).or(host),
+        host: named.or(host),
         body,
         keeps: !connection.close && (connection.keep_alive || !old),
         expects,
         connection,
     })
+}
+
+/// Where in `head` the target is that httparse does not read, because it is not UTF-8. If the request line is none, it may be
+/// elsewhere; httparse does not read that either.
+fn raw_target(head: &[u8]) -> Option<Range<usize>> {
+    let start = memchr::memchr(b' ', head)? + 1;
+    let end = start + memchr::memchr(b' ', &head[start..])?;
+    str::from_utf8(&head[start..end]).is_err().then_some(start..end)
 }
 
 /// What a `Transfer-Encoding` field asks for.

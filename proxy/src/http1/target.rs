@@ -2,35 +2,36 @@
 
 use std::net::Ipv6Addr;
 
-/// What is wrong with a target, which has to be of origin form, absolute form or `*`, without a fragment and without what no URI
-/// has. The last check is the one that the HTTP library makes again.
-pub fn why_no_target(target: &str) -> Option<&'static str> {
-    if !(target.starts_with('/') || is_absolute(target) || target == "*") {
+/// What is wrong with a target, which has to be of origin form, absolute form or `*`, without a fragment.
+///
+/// RFC 3986 has fewer bytes in a URI than clients send, `{`, `"` and `<` above all. They pass as they are, as they do in other
+/// proxies: none of them can end a target, and it is the origin's to say what they mean.
+pub fn why_no_target(target: &[u8]) -> Option<&'static str> {
+    if !(target.starts_with(b"/") || is_absolute(target) || target == b"*") {
         Some("the target is neither a path nor an http:// URL")
-    } else if target.contains('#') {
+    } else if memchr::memchr(b'#', target).is_some() {
         Some("the target has a fragment")
-    } else if target.bytes().any(|byte| byte.is_ascii_control() || byte == b' ') || http::Uri::try_from(target).is_err()
-    {
+    } else if target.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
         Some("the target has a byte that no target may have")
     } else {
         None
     }
 }
 
-const SCHEME: &str = "http://";
+const SCHEME: &[u8] = b"http://";
 
-fn is_absolute(target: &str) -> bool {
-    let scheme = target.as_bytes().get(..SCHEME.len());
-    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(SCHEME.as_bytes()))
+fn is_absolute(target: &[u8]) -> bool {
+    let scheme = target.get(..SCHEME.len());
+    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(SCHEME))
 }
 
 /// The host that a target in absolute form names, and the rest of the target.
-pub fn split_target(target: &str) -> (Option<&str>, &str) {
+pub fn split_target(target: &[u8]) -> (Option<&[u8]>, &[u8]) {
     if !is_absolute(target) {
         return (None, target);
     }
     let rest = &target[SCHEME.len()..];
-    let (host, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let (host, path) = rest.split_at(memchr::memchr2(b'/', b'?', rest).unwrap_or(rest.len()));
     (Some(host), path)
 }
 

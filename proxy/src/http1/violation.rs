@@ -77,7 +77,7 @@ fn in_request_line(head: &[u8]) -> &'static str {
     } else if target.is_empty() || target.iter().any(u8::is_ascii_control) {
         "the target has a byte that no target may have"
     } else if str::from_utf8(target).is_err() {
-        "the target is not UTF-8"
+        "the target is not UTF-8, and client.raw_targets is off"
     } else if !matches!(version, b"HTTP/1.0" | b"HTTP/1.1") {
         "the version is not HTTP/1.0 or HTTP/1.1"
     } else {

@@ -30,5 +30,6 @@ mod smuggling;
 mod soak;
 mod state_file;
 mod support;
+mod targets;
 mod unprivileged;
 mod upgrade;

@@ -1,11 +1,14 @@
 use super::*;
 
-const MAX_FIELDS: usize = 100;
+const RULES: Rules = Rules {
+    max_fields: 100,
+    raw_targets: false,
+};
 
 fn check(head: &str) -> Result<Body, Rejection> {
     let bytes = head.as_bytes();
     assert_eq!(length(bytes, 0), Some(bytes.len()), "{head:?}");
-    parse(bytes, &mut room(), MAX_FIELDS)
+    parse(bytes, &mut scratch(), &RULES)
         .map(|head| head.body)
         .map_err(|violation| violation.rejection)
 }
@@ -104,8 +107,7 @@ fn heads_that_could_mean_two_things_are_refused() {
         "GET /#f HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET /\u{1} HTTP/1.1\r\nHost: a\r\n\r\n",
-        "GET /<b> HTTP/1.1\r\nHost: a\r\n\r\n",
-        "GET http://a?<b> HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET http://a<b> HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET http://a?b HTTP/1.1\r\nHost: a:8080\r\n\r\n",
         "GET http://a:180/ HTTP/1.1\r\nHost: a:1\r\n\r\n",
@@ -113,7 +115,6 @@ fn heads_that_could_mean_two_things_are_refused() {
         "GET http:/// HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
-        "GET /` HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
         "GET / HTTP/1.1 \r\nHost: a\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
@@ -146,7 +147,10 @@ fn heads_that_could_mean_two_things_are_refused() {
     }
     let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(MAX_TARGET));
     assert_eq!(check(&long), Err(Rejection::UriTooLong));
-    let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(MAX_FIELDS));
+    let many = format!(
+        "GET / HTTP/1.1\r\nHost: a\r\n{}\r\n",
+        "X: y\r\n".repeat(RULES.max_fields)
+    );
     assert_eq!(check(&many), Err(Rejection::HeadTooLarge));
 }
 
@@ -154,8 +158,8 @@ fn heads_that_could_mean_two_things_are_refused() {
 fn connections_are_kept_or_not_and_fields_end_here_as_the_client_says() {
     let with = |version: &str, connection: &str| {
         let text = format!("GET / HTTP/{version}\r\nHost: a\r\n{connection}X: y\r\n\r\n");
-        let mut room = room();
-        let head = parse(text.as_bytes(), &mut room, MAX_FIELDS).unwrap();
+        let mut scratch = scratch();
+        let head = parse(text.as_bytes(), &mut scratch, &RULES).unwrap();
         (head.keeps, head.nominates("x"))
     };
     assert_eq!(with("1.1", ""), (true, false));
@@ -169,20 +173,24 @@ fn connections_are_kept_or_not_and_fields_end_here_as_the_client_says() {
 
 #[test]
 fn the_line_of_a_broken_request_is_guessed_for_the_log() {
-    let guess = |bytes| {
-        let line = RequestLine::guess(bytes);
-        (line.method, line.target)
-    };
-    assert_eq!(guess(b"GET /a?b HTTP/1.1\r\nHost"), ("GET", "/a?b"));
-    assert_eq!(guess(b"\x16\x03\x01\xff"), ("-", "-"));
-    assert_eq!(guess(b""), ("-", "-"));
-    assert_eq!(guess(b"GET\r\n"), ("GET", "-"));
+    for (bytes, method, target) in [
+        (&b"GET /a?b HTTP/1.1\r\nHost"[..], "GET", "/a?b"),
+        (b"GET /\xe4\xff HTTP/1.1\r\n", "GET", "/\u{fffd}\u{fffd}"),
+        (b"\x16\x03\x01\xff", "-", "-"),
+        (b"", "-", "-"),
+        (b"  / HTTP/1.1", "-", "-"),
+        (b"GET\r\n", "GET", "-"),
+        (b"GET  / HTTP/1.1\r\n", "GET", "-"),
+    ] {
+        let target = target.into();
+        assert_eq!(RequestLine::guess(bytes), RequestLine { method, target });
+    }
 }
 
 #[test]
 fn the_rule_that_a_head_breaks_is_named() {
     let check = |head: &[u8], rule: &str| {
-        let error = parse(head, &mut room(), MAX_FIELDS).expect_err(rule);
+        let error = parse(head, &mut scratch(), &RULES).expect_err(rule);
         assert_eq!(error.rule, rule, "{}", head.escape_ascii());
     };
     for (line, rule) in [
@@ -200,7 +208,10 @@ fn the_rule_that_a_head_breaks_is_named() {
         ),
         (b"G(T / HTTP/1.1", "the method has a byte that no method may have"),
         (b"GET /\x01 HTTP/1.1", "the target has a byte that no target may have"),
-        (b"GET /\xe4 HTTP/1.1", "the target is not UTF-8"),
+        (
+            b"GET /\xe4 HTTP/1.1",
+            "the target is not UTF-8, and client.raw_targets is off",
+        ),
         (b"GET / HTTP/2.0", "the version is not HTTP/1.0 or HTTP/1.1"),
         (b"GET / HTTP/1.1\r", "a CR stands without an LF behind it"),
         (b"GET / HTTP/1.1\n", "a line ends with LF alone"),
@@ -264,6 +275,59 @@ fn the_rule_that_a_head_breaks_is_named() {
         b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
         "Transfer-Encoding in HTTP/1.0",
     );
-    let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(MAX_FIELDS + 1));
+    let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(RULES.max_fields + 1));
     check(many.as_bytes(), "it has more fields than client.max_fields");
+}
+
+#[test]
+fn a_target_passes_as_it_came_unless_it_could_end_before_its_end() {
+    let target = |target: &[u8], rules: &Rules| {
+        let text = [b"GET ", target, b" HTTP/1.1\r\nHost: a\r\nX: \xe4 b\r\n\r\n"].concat();
+        let mut scratch = scratch();
+        let head = parse(&text, &mut scratch, rules).ok()?;
+        assert_eq!((head.method, head.old), ("GET", false));
+        assert_eq!(head.values("x").collect::<Vec<_>>(), [b"\xe4 b"]);
+        assert!(is_same_host(head.host.unwrap(), b"a"));
+        Some((head.target.to_vec(), head.path.to_vec()))
+    };
+    let raw = Rules {
+        raw_targets: true,
+        ..RULES
+    };
+    for byte in 0..=u8::MAX {
+        let passes = matches!(byte, b'!'..=b'~') && byte != b'#';
+        for (before, after) in [("/", ""), ("/a", "b"), ("/?", ""), ("/a?b=", "c")] {
+            let one = [before.as_bytes(), &[byte], after.as_bytes()].concat();
+            let whole = |passes: bool| passes.then(|| (one.clone(), one.clone()));
+            assert_eq!(target(&one, &RULES), whole(passes), "{byte:#x}");
+            assert_eq!(target(&one, &raw), whole(passes || byte >= 0x80), "{byte:#x}");
+            let absolute = [b"http://A:80", &one[..]].concat();
+            let whole = |passes: bool| passes.then(|| (absolute.clone(), one.clone()));
+            assert_eq!(target(&absolute, &RULES), whole(passes), "{byte:#x}");
+            assert_eq!(target(&absolute, &raw), whole(passes || byte >= 0x80), "{byte:#x}");
+        }
+        // No byte of a target hides another host from the reader.
+        let host = [b"http://a", &[byte][..], b"/"].concat();
+        let passes = matches!(byte, b'/' | b'?' | b':');
+        assert_eq!(target(&host, &raw).is_some(), passes, "{byte:#x}");
+    }
+    for bad in [
+        &b"/\xe4 \xe4"[..],
+        b"/\xe4\r\xe4",
+        b"/\xe4#",
+        b"\xe4",
+        b"*\xe4",
+        b"http://a\xe4/",
+        b"/\xe4\n",
+    ] {
+        assert_eq!(target(bad, &raw), None, "{}", bad.escape_ascii());
+    }
+    let queries = r#"/api/v1/query?query=up{job="x"} /a`b /<b> /?q=<b> /?[a]=\b|^ //"{}" /a?b?c"#;
+    for query in queries.split(' ') {
+        assert_eq!(target(query.as_bytes(), &RULES).unwrap().0, query.as_bytes());
+    }
+    let utf8 = "/\u{e4}?\u{1f600}".as_bytes();
+    for rules in [&RULES, &raw] {
+        assert_eq!(target(utf8, rules).unwrap().0, utf8);
+    }
 }
