@@ -25,6 +25,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     let rules = head::Rules {
         max_fields: head::MOST_FIELDS,
         raw_targets: cuts.len() % 4 >= 2,
+        ..head::Rules::default()
     };
     let _ = head::parse(stream, &mut head::scratch(), &rules);
     let _ = follow_chunks(cuts, stream);
@@ -41,6 +42,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     let request = model::request(head);
     assert_eq!(parsed.body, request.body);
     assert_eq!(parsed.keeps, request.keeps());
+    assert_eq!(parsed.upgrade.is_some(), parsed.body == Body::Upgrade);
     if str::from_utf8(request.target).is_ok() {
         agrees_with_httparse(head, &request);
     } else {

@@ -20,11 +20,13 @@ pub struct Request<'h> {
 }
 
 impl Request<'_> {
-    /// Whether whoever asks for the first of these fields gets WebSocket.
-    pub fn asks_for_websocket(&self) -> bool {
-        let first = self.values("upgrade").next();
+    /// How the client spells WebSocket, where it asks for that among others.
+    fn websocket(&self) -> Option<&[u8]> {
         let named = self.options().iter().any(|option| option == "upgrade");
-        self.minor == 1 && named && first.is_some_and(|value| value.eq_ignore_ascii_case(b"websocket"))
+        let lists = self.values("upgrade").map(|list| split(list, b","));
+        let mut protocols = lists.flatten().map(<[u8]>::trim_ascii);
+        let websocket = protocols.find(|protocol| protocol.eq_ignore_ascii_case(b"websocket"));
+        websocket.filter(|_| named && self.minor == 1)
     }
 
     /// The host that an absolute target names, and the target as an origin gets it.
@@ -99,7 +101,10 @@ pub fn check_passed_on(request: &Request<'_>, trusted: bool, passed_on: &Request
     match request.body {
         Body::Length(_) => {}
         Body::Chunked => expected.push((b"Transfer-Encoding", b"chunked")),
-        Body::Upgrade => expected.extend([(&b"Connection"[..], &b"Upgrade"[..]), (b"Upgrade", b"websocket")]),
+        Body::Upgrade => {
+            let protocol = request.websocket().expect("it is asked for");
+            expected.extend([(&b"Connection"[..], &b"Upgrade"[..]), (b"Upgrade", protocol)]);
+        }
     }
     // A field that ends with the connection has said nothing.
     let said = |name: &str| trusted && request.values(name).next().is_some() && !options.iter().any(|one| one == name);
@@ -183,7 +188,7 @@ fn body(request: &Request<'_>) -> Body {
     assert!(hosts.iter().all(|host| !host.is_empty() && !host.contains(&b'@')));
     let lengths: Vec<_> = request.values("content-length").collect();
     let codings: Vec<_> = request.values("transfer-encoding").collect();
-    let switches = request.asks_for_websocket();
+    let switches = request.websocket().is_some();
     match (&lengths[..], &codings[..]) {
         ([], [coding]) => {
             assert!(coding.eq_ignore_ascii_case(b"chunked") && request.minor == 1);

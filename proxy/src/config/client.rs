@@ -5,6 +5,7 @@ use std::time::Duration;
 use chassis::settings::{Section, duration, size, truth, whole};
 
 use super::size_or_none;
+use crate::http1::chunks::is_in_name;
 use crate::http1::head::{MOST_FIELDS, Rules};
 
 /// `client.max_connections`, unless it is set.
@@ -40,6 +41,7 @@ pub struct ClientLimits {
 impl ClientLimits {
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let seconds = Duration::from_secs;
+        let head = Rules::default();
         let limits = Self {
             head_timeout: section.value("head_timeout", None, seconds(10), duration),
             idle_timeout: section.value("idle_timeout", None, seconds(60), duration),
@@ -48,8 +50,9 @@ impl ClientLimits {
             min_rate: section.value("min_rate", None, Some(240), size_or_none),
             max_head: section.value("max_head", None, 32 << 10, head_size),
             head: Rules {
-                max_fields: section.value("max_fields", None, 100, whole(1..=MOST_FIELDS)),
-                raw_targets: section.value("raw_targets", None, false, truth),
+                max_fields: section.value("max_fields", None, head.max_fields, whole(1..=MOST_FIELDS)),
+                raw_targets: section.value("raw_targets", None, head.raw_targets, truth),
+                upgrades: section.list("upgrades", None, head.upgrades, protocol),
             },
             max_body: section.value("max_body", None, None, size_or_none),
             max_requests: section.value("max_requests", None, 10_000, whole(1..=u64::MAX)),
@@ -74,4 +77,16 @@ fn head_size(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|bytes| (512..=256 << 10).contains(bytes))
         .ok_or_else(expected)
+}
+
+/// A protocol to switch to: a token, or two with a slash between (RFC 9110, section 7.8). HTTP is none: behind a switch to h2c the
+/// requests of a client would pass unseen.
+fn protocol(text: &str) -> Result<String, String> {
+    let is_token = |text: &str| !text.is_empty() && text.bytes().all(is_in_name);
+    let (name, version) = text.split_once('/').unwrap_or((text, "1"));
+    let is_http = ["h2c", "h2", "http"].iter().any(|http| name.eq_ignore_ascii_case(http));
+    if is_http || !is_token(name) || !is_token(version) {
+        return Err("a protocol such as websocket, and not HTTP".to_owned());
+    }
+    Ok(text.to_owned())
 }

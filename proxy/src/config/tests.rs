@@ -157,6 +157,22 @@ fn each_bad_value_is_named_with_its_line_and_what_was_expected() {
             "client.max_body: expected a size with a unit, such as 1B, 1KiB or 1MiB, or none, got \"1\"",
         ),
         (
+            "gopherproxy: {client: {raw_targets: sometimes}}",
+            "client.raw_targets: expected true or false, got \"sometimes\"",
+        ),
+        (
+            "gopherproxy: {client: {upgrades: [websocket, h2c]}}",
+            "client.upgrades: entry 2: expected a protocol such as websocket, and not HTTP, got \"h2c\"",
+        ),
+        (
+            "gopherproxy: {client: {upgrades: 'a b'}}",
+            "client.upgrades: entry 1: expected a protocol such as websocket",
+        ),
+        (
+            "gopherproxy: {client: {upgrades: [HTTP/2.0]}}",
+            "client.upgrades: entry 1: expected a protocol such as websocket",
+        ),
+        (
             "gopherproxy: {upstream: {retries: -1}}",
             "upstream.retries: expected a whole number",
         ),
@@ -324,6 +340,19 @@ fn values_are_taken_as_other_proxies_write_them() {
             .unwrap()
             .limit_enabled
     );
+}
+
+#[test]
+fn the_protocols_to_switch_to_are_a_list_that_can_be_empty() {
+    let upgrades = |value: &str| {
+        let text = format!("gopherproxy: {{client: {{upgrades: {value}}}}}");
+        read(&text, &[]).unwrap().client.head.upgrades
+    };
+    assert_eq!(read("", &[]).unwrap().client.head.upgrades, ["websocket"]);
+    assert_eq!(upgrades("[WebSocket, irc/6.9]"), ["WebSocket", "irc/6.9"]);
+    assert_eq!(upgrades("websocket"), ["websocket"]);
+    assert_eq!(upgrades("[]"), [""; 0]);
+    assert_eq!(upgrades("none"), [""; 0]);
 }
 
 #[test]

@@ -89,9 +89,12 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut)
         }
     }
     match head.body {
-        Body::Length(_) => {}
+        Body::Length(_) | Body::Upgrade => {}
         Body::Chunked => to.put_slice(b"Transfer-Encoding: chunked\r\n"),
-        Body::Upgrade => to.put_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+    }
+    if let Some(protocol) = head.upgrade {
+        to.put_slice(b"Connection: Upgrade\r\n");
+        write_field("Upgrade", protocol, to);
     }
     if !proto {
         to.put_slice(b"X-Forwarded-Proto: http\r\n");
@@ -193,11 +196,7 @@ mod tests {
             .collect();
         let text = format!("GET {target} HTTP/1.0\r\n{fields}\r\n");
         let mut scratch = head::scratch();
-        let rules = head::Rules {
-            max_fields: head::MOST_FIELDS,
-            raw_targets: false,
-        };
-        let head = head::parse(text.as_bytes(), &mut scratch, &rules).unwrap();
+        let head = head::parse(text.as_bytes(), &mut scratch, &head::Rules::default()).unwrap();
         let about = Origination {
             peer: &HeaderValue::from_static("10.0.0.1"),
             trusted_peer,

@@ -34,6 +34,29 @@ pub struct Rules {
     pub max_fields: usize,
     /// Whether a target may have bytes that are not UTF-8.
     pub raw_targets: bool,
+    /// The protocols that a connection may switch to, in upper or lower case.
+    pub upgrades: Vec<String>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            max_fields: 100,
+            raw_targets: false,
+            upgrades: vec!["websocket".to_owned()],
+        }
+    }
+}
+
+impl Rules {
+    /// The first protocol in an `Upgrade` field that a connection may switch to.
+    fn protocol<'b>(&self, value: &'b [u8]) -> Option<&'b [u8]> {
+        let allowed = |protocol: &&[u8]| {
+            let mut upgrades = self.upgrades.iter();
+            upgrades.any(|one| one.as_bytes().eq_ignore_ascii_case(protocol))
+        };
+        options(value).find(allowed)
+    }
 }
 
 /// Room for the fields of a head. Most of it stays unused, so it is not initialised either.
@@ -77,6 +100,8 @@ pub struct Head<'b> {
     pub host: Option<&'b [u8]>,
     /// How the body is delimited.
     pub body: Body,
+    /// With [`Body::Upgrade`], and only then: the protocol to switch to, as the client wrote it.
+    pub upgrade: Option<&'b [u8]>,
     /// The client wants to send more requests on the connection.
     pub keeps: bool,
     /// The client has said `Expect`, and may wait for "100 Continue" before it sends the body.
@@ -130,7 +155,7 @@ pub enum Body {
     Length(u64),
     /// Until the last chunk.
     Chunked,
-    /// Whatever follows is WebSocket, if the backend agrees to switch.
+    /// Whatever follows is of another protocol, if the backend agrees to switch.
     Upgrade,
 }
 
@@ -246,8 +271,7 @@ pub fn parse<'b>(bytes: &'b [u8], scratch: &'b mut Scratch<'b>, rules: &Rules) -
         } else if name.eq_ignore_ascii_case("connection") {
             connection.read(field.value)?;
         } else if name.eq_ignore_ascii_case("upgrade") {
-            // The first of several counts, as for everybody else here.
-            upgrade.get_or_insert(minor == 1 && field.value.eq_ignore_ascii_case(b"websocket"));
+            upgrade = upgrade.or_else(|| rules.protocol(field.value));
         } else if name.eq_ignore_ascii_case("expect") {
             expects = true;
         }
@@ -269,9 +293,9 @@ pub fn parse<'b>(bytes: &'b [u8], scratch: &'b mut Scratch<'b>, rules: &Rules) -
             let rule = "Transfer-Encoding names a coding other than chunked";
             return Err(Violation::new(Rejection::NotImplemented, rule));
         }
-        // Only a request without a body can switch: its body could not be told from what follows the switch. And only one whose
-        // `Connection` says so (RFC 9110, section 7.8).
-        (None, 0) if connection.upgrade && upgrade.unwrap_or(false) => Body::Upgrade,
+        // Only a request without a body can switch: its body could not be told from what follows the switch. And only one of
+        // HTTP/1.1 whose `Connection` says so (RFC 9110, section 7.8).
+        (None, 0) if connection.upgrade && upgrade.is_some() && !old => Body::Upgrade,
         (None, length) => Body::Length(length),
     };
     Ok(Head {
@@ -282,6 +306,7 @@ pub fn parse<'b>(bytes: &'b [u8], scratch: &'b mut Scratch<'b>, rules: &Rules) -
         fields,
         host: named.or(host),
         body,
+        upgrade: upgrade.filter(|_| body == Body::Upgrade),
         keeps: !connection.close && (connection.keep_alive || !old),
         expects,
         connection,

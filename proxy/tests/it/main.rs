@@ -20,6 +20,7 @@ mod pauses;
 mod pool;
 mod processes;
 mod prometheus;
+mod protocols;
 mod readiness;
 mod redis_connection;
 mod refusals;

@@ -661,8 +661,11 @@ async fn a_connection_field_rules_the_connection_and_nothing_else() {
                 "h2c",
                 b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA",
             ),
-            ("a list of protocols", b"Connection: Upgrade\r\nUpgrade: websocket, h2c"),
             ("h2c and then WebSocket", b"Upgrade: h2c\r\nUpgrade: websocket"),
+            (
+                "a list of protocols that may not be switched to",
+                b"Connection: Upgrade\r\nUpgrade: websocket/13, h2c",
+            ),
         ],
         with_connection,
         "GET /in ",

@@ -1,9 +1,8 @@
+use std::sync::LazyLock;
+
 use super::*;
 
-const RULES: Rules = Rules {
-    max_fields: 100,
-    raw_targets: false,
-};
+static RULES: LazyLock<Rules> = LazyLock::new(Rules::default);
 
 fn check(head: &str) -> Result<Body, Rejection> {
     let bytes = head.as_bytes();
@@ -292,7 +291,7 @@ fn a_target_passes_as_it_came_unless_it_could_end_before_its_end() {
     };
     let raw = Rules {
         raw_targets: true,
-        ..RULES
+        ..RULES.clone()
     };
     for byte in 0..=u8::MAX {
         let passes = matches!(byte, b'!'..=b'~') && byte != b'#';
@@ -327,7 +326,52 @@ fn a_target_passes_as_it_came_unless_it_could_end_before_its_end() {
         assert_eq!(target(query.as_bytes(), &RULES).unwrap().0, query.as_bytes());
     }
     let utf8 = "/\u{e4}?\u{1f600}".as_bytes();
-    for rules in [&RULES, &raw] {
+    for rules in [&*RULES, &raw] {
         assert_eq!(target(utf8, rules).unwrap().0, utf8);
+    }
+}
+
+#[test]
+fn a_connection_switches_to_the_first_allowed_protocol_that_it_names() {
+    let rules = Rules {
+        upgrades: vec!["WebSocket".into(), "irc/6.9".into()],
+        ..Rules::default()
+    };
+    let none = Rules {
+        upgrades: Vec::new(),
+        ..Rules::default()
+    };
+    let upgrade = |version: &str, fields: &str, rules: &Rules| {
+        let text = format!("GET / HTTP/{version}\r\nHost: a\r\n{fields}\r\n\r\n");
+        let mut scratch = scratch();
+        let head = parse(text.as_bytes(), &mut scratch, rules).unwrap();
+        assert_eq!(head.upgrade.is_some(), head.body == Body::Upgrade, "{fields}");
+        head.upgrade
+            .map(|protocol| String::from_utf8(protocol.to_vec()).unwrap())
+    };
+    for (fields, protocol) in [
+        ("Upgrade: websocket", Some("websocket")),
+        ("Upgrade: WEBSOCKET", Some("WEBSOCKET")),
+        ("Upgrade: IRC/6.9", Some("IRC/6.9")),
+        ("Upgrade: h2c,, irc/6.9 ,websocket", Some("irc/6.9")),
+        ("Upgrade: h2c\r\nUpgrade: x, websocket", Some("websocket")),
+        ("Upgrade: websocket\r\nUpgrade: irc/6.9", Some("websocket")),
+        ("Upgrade: websocket\r\nContent-Length: 0", Some("websocket")),
+        ("Upgrade: irc", None),
+        ("Upgrade: irc/7", None),
+        ("Upgrade: websocket/13", None),
+        ("Upgrade: \"websocket\"", None),
+        ("Upgrade: websocket x", None),
+        ("Upgrade:", None),
+        ("Upgrade: websocket\r\nContent-Length: 1", None),
+        ("Upgrade: websocket\r\nTransfer-Encoding: chunked", None),
+    ] {
+        let named = format!("Connection: x, upgrade\r\n{fields}");
+        assert_eq!(upgrade("1.1", &named, &rules).as_deref(), protocol, "{fields}");
+        assert_eq!(upgrade("1.1", fields, &rules), None, "{fields}");
+        assert_eq!(upgrade("1.1", &named, &none), None, "{fields}");
+        if !fields.contains("Transfer-Encoding") {
+            assert_eq!(upgrade("1.0", &named, &rules), None, "{fields}");
+        }
     }
 }
