@@ -14,6 +14,7 @@
 //! [`ClientLimiter::check`] takes the time as an argument, so that its tests need no clock.
 
 mod note;
+pub mod refusals;
 mod windows;
 
 use std::collections::HashMap;
@@ -77,6 +78,11 @@ struct Shard {
 impl ClientLimiter {
     /// A limiter whose time begins at `start`.
     pub fn new(limit: &Limit, start: Instant) -> Self {
+        Self::with_columns(limit, start, windows::COLUMNS)
+    }
+
+    /// The same with an estimator of so many columns: with fewer it takes less memory and counts too much more often.
+    fn with_columns(limit: &Limit, start: Instant, columns: usize) -> Self {
         // Below a nanosecond a token there is nothing to limit.
         let token = u64::try_from(Duration::from_secs_f64(1.0 / limit.per_second).as_nanos())
             .unwrap_or(u64::MAX / 2)
@@ -97,7 +103,7 @@ impl ClientLimiter {
             ipv6_mask: u128::MAX << (128 - u32::from(limit.ipv6_prefix)),
             shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
             places_in_shard: limit.clients.div_ceil(SHARDS),
-            seen: Windows::new(bucket.max(SHORTEST_WINDOW)),
+            seen: Windows::new(bucket.max(SHORTEST_WINDOW), columns),
             crowded_until: AtomicU64::new(0),
             hasher,
         }

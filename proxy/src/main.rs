@@ -16,6 +16,7 @@ use gopherproxy::config::{Config, RegistryKind};
 use gopherproxy::discovery::RegistryDiscovery;
 use gopherproxy::http1::connection::Edge;
 use gopherproxy::lifecycle::Lifecycle;
+use gopherproxy::limiter::refusals::Refusals;
 use gopherproxy::metrics::Metrics;
 use gopherproxy::policy::Live;
 use gopherproxy::pool::{Intervals, Pool, PoolService};
@@ -177,6 +178,7 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
         by_client: Inflight::new(),
         lifecycle: Arc::clone(&lifecycle),
         metrics: metrics.clone(),
+        refusals: Refusals::new(metrics.access_log_suppressed.clone(), Instant::now()),
         limit_explained: Once::new(),
         descriptors_explained: Once::new(),
     };

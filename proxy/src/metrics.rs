@@ -52,6 +52,8 @@ pub struct Metrics {
     /// Clients whose bucket is not full.
     pub limiter_clients: IntGauge,
     access_log_dropped: IntCounter,
+    /// Refused requests without a line in the log.
+    pub access_log_suppressed: IntCounter,
     panics: IntCounter,
 }
 
@@ -142,13 +144,17 @@ impl Metrics {
                 "gopherproxy_access_log_dropped_lines_total",
                 "Log lines that were dropped because standard output could not take them in time.",
             )?,
+            access_log_suppressed: IntCounter::new(
+                "gopherproxy_access_log_suppressed_lines_total",
+                "Log lines of refused requests that were not written because their client, or all clients, had too many.",
+            )?,
             panics: IntCounter::new(
                 "gopherproxy_panics_total",
                 "Panics, each a mistake in this program: of a request, which was cut, or of a background loop, which was \
                  started again.",
             )?,
         };
-        let collectors: [Box<dyn Collector>; 19] = [
+        let collectors: [Box<dyn Collector>; 20] = [
             Box::new(metrics.processed.clone()),
             Box::new(metrics.dropped.clone()),
             Box::new(metrics.active_backends.clone()),
@@ -164,6 +170,7 @@ impl Metrics {
             Box::new(metrics.state_file_errors.clone()),
             Box::new(metrics.limiter_clients.clone()),
             Box::new(metrics.access_log_dropped.clone()),
+            Box::new(metrics.access_log_suppressed.clone()),
             Box::new(metrics.ejections.clone()),
             Box::new(metrics.connections.clone()),
             Box::new(reloads),

@@ -34,6 +34,7 @@ use crate::http1::gate::{Gate, Rest, Terms};
 use crate::http1::head::{self, Body, Head, RequestLine};
 use crate::http1::violation::Violation;
 use crate::lifecycle::{Connected, Lifecycle};
+use crate::limiter::refusals::Refusals;
 use crate::metrics::Metrics;
 use crate::policy::{Live, Policy};
 use crate::rejection::{Delivery, Rejection};
@@ -58,6 +59,8 @@ pub struct Edge<A> {
     pub lifecycle: Arc<Lifecycle>,
     /// What Prometheus sees.
     pub metrics: Metrics,
+    /// Which refusals are logged.
+    pub refusals: Refusals,
     /// Done once the log has explained the limit.
     pub limit_explained: Once,
     /// Done when the first connection was refused for lack of descriptors.
@@ -296,6 +299,12 @@ impl<A> Edge<A> {
         self.metrics.rejected(why.rejection);
         if why.rejection.is_drop() {
             self.metrics.dropped.inc();
+        }
+        // The first took a token, and the second is a mistake of ours. Nothing else bounds the others.
+        let is_bounded = matches!(why.rejection, Rejection::NoBackend | Rejection::Internal);
+        let client = why.client.unwrap_or(connection.peer);
+        if !is_bounded && !self.refusals.allows(client, Instant::now()) {
+            return;
         }
         let line = RequestLine::guess(received);
         let tls = head::is_tls(received).then_some("TLS on the port for plain HTTP; use http://");

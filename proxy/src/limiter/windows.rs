@@ -7,10 +7,10 @@ use pingora_limits::estimator::Estimator;
 
 use super::lock;
 
-/// The estimator's rows and columns: 4 MiB for both windows. With 100,000 clients in a window a count is too high by one
+/// The estimator's rows and usual columns: 4 MiB for both windows. With 100,000 clients in a window a count is too high by one
 /// or so.
 const ROWS: usize = 4;
-const COLUMNS: usize = 1 << 16;
+pub(super) const COLUMNS: usize = 1 << 16;
 
 /// How many requests each client without a bucket sent in this window of time and the one before, estimated.
 ///
@@ -26,11 +26,11 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    pub(super) fn new(length: u64) -> Self {
+    pub(super) fn new(length: u64, columns: usize) -> Self {
         Self {
             length,
             current: AtomicU64::new(0),
-            counts: [Estimator::new(ROWS, COLUMNS), Estimator::new(ROWS, COLUMNS)],
+            counts: [Estimator::new(ROWS, columns), Estimator::new(ROWS, columns)],
             turning: Mutex::new(()),
         }
     }

@@ -10,8 +10,8 @@ use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::support::{
-    Connection, LIMIT, Process, Redis, Started, child, embedded, eventually, get, origin, proxy_over, resident_kib,
-    with_redis,
+    Connection, LIMIT, Process, Redis, Started, UNLIMITED, child, embedded, eventually, get, origin, proxy_over,
+    resident_kib, with_redis,
 };
 
 /// The binary, run to its end with these arguments and variables.
@@ -109,6 +109,48 @@ async fn a_reader_that_has_left_costs_exactly_the_lines_that_it_did_not_read() {
     }
     eventually("each line is counted", async || dropped().await == before + 50).await;
     assert_eq!(before, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_is_refused_all_the_time_leaves_the_log_to_others() {
+    const REFUSED: usize = 4000;
+    let origin = origin();
+    let strict = embedded(&[origin.address()]).replace(UNLIMITED, "  limit: {burst: 1, per_second: 0.001}\n")
+        + "  client: {max_requests: 1000000}\n";
+    let proxy = Process::proxy(&strict).await;
+    proxy.active_backends(1).await;
+    let mut client = Connection::open(proxy.address()).await;
+    assert_eq!(client.get("/first").await.status, 200);
+    let start = Instant::now();
+    for _ in 0..REFUSED / 100 {
+        client.send("GET /flood HTTP/1.1\r\nHost: a\r\n\r\n".repeat(100)).await;
+        for _ in 0..100 {
+            assert_eq!(client.response().await.status, 429);
+        }
+    }
+    // It is one client, however it is refused.
+    let mut client = Connection::open(proxy.address()).await;
+    client.send("GET /flood HTTP/1.1\r\n\r\n").await;
+    assert_eq!(client.response().await.status, 400);
+    let most = 1000.0 + 5.0 * (1.0 + start.elapsed().as_secs_f64());
+
+    let mut other = Connection::open_from(proxy.address(), [127, 0, 0, 2].into()).await;
+    other.send("GET /other HTTP/1.1\r\n\r\n").await;
+    assert_eq!(other.response().await.status, 400);
+    proxy.request_line("/other").await;
+    let lines = proxy.lines("request");
+    let logged = lines.iter().filter(|line| line["path"] == "/flood").count();
+    assert!((1000.0..=most).contains(&(logged as f64)), "{logged} of at most {most}");
+    // Nothing is lost to the metrics, and the log says that there was more.
+    let metric = async |name: &str| proxy.metric(&format!("gopherproxy_{name}")).await;
+    let suppressed = metric("access_log_suppressed_lines_total").await;
+    assert_eq!(suppressed, (REFUSED + 1 - logged) as f64);
+    assert_eq!(metric("rejections_total{reason=\"limited\"}").await, REFUSED as f64);
+    assert_eq!(metric("rejections_total{reason=\"bad_request\"}").await, 2.0);
+    let is_its = |line: &serde_json::Value| line["last_client"] == "127.0.0.1" && line["count"].as_u64() >= Some(1);
+    proxy
+        .said("too many refused requests; their lines are left out", is_its)
+        .await;
 }
 
 #[tokio::test]
