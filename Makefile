@@ -15,7 +15,7 @@ PROFILE   = $(CURDIR)/loadtest/pgo/release.profdata
 OPTIMISED = RUSTFLAGS="$(RUSTFLAGS) -Cprofile-use=$(PROFILE) --cfg=profile_$(firstword $(shell cksum $(PROFILE)))"
 # How long each fuzz target runs, in seconds, and the targets.
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS ?= member forwarded_for config head limiter
+FUZZ_TARGETS ?= member forwarded_for config head response_head response_chunks limiter
 # cargo-fuzz passes flags that only the nightly compiler accepts; RUSTC_BOOTSTRAP makes the stable one accept them.
 FUZZ = RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 # One image after the other: the classic builder does not notice that they share a build stage, and would run it for each at once.
@@ -111,7 +111,7 @@ check-bench: ## checks that the benchmark's tables and plot match its measuremen
 pgo: rust ## makes a new profile for release builds; needs llvm-profdata, and ten minutes
 	@sh loadtest/pgo/train.sh
 
-microbench: rust ## times the limiter, the choice of a backend and a log line, in nanoseconds
+microbench: rust ## times the limiter, the choice of a backend, heads, chunks and a log line, in nanoseconds
 	$(CARGO) bench --package gopherproxy --bench request_path
 
 instructions: rust ## counts the instructions of a request, and fails if they have grown; RECORD=1 records them

@@ -21,6 +21,9 @@ use crate::http1::violation::{LF_ALONE, has_lf_alone};
 /// The longest head, in bytes.
 pub const MAX_HEAD: usize = 64 << 10;
 
+/// More fields that `Connection` nominates are an error: each is looked for among all.
+const MAX_NOMINATED: usize = 32;
+
 /// The most bytes that [`ResponseHead::write`] adds to the status line and the fields.
 const ADDED: usize = 192;
 
@@ -215,8 +218,11 @@ impl<'b> ResponseHead<'b> {
                 dropped.insert(index);
             }
         }
-        if connection.nominates {
-            drop_nominated(fields, &mut dropped)?;
+        if connection.nominated > MAX_NOMINATED {
+            return Err("Connection names more than 32 fields");
+        }
+        if connection.nominated > 0 {
+            drop_nominated(fields, &mut dropped);
             has_date &= holds(fields, dropped, Kind::Date);
         }
 

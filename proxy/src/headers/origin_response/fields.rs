@@ -3,9 +3,6 @@
 use crate::headers::names::{is, is_in_token};
 use crate::http1::head::is_canonical_length;
 
-/// More fields that `Connection` nominates are an error: each is looked for among all.
-const MAX_NOMINATED: usize = 32;
-
 /// The fields with a meaning of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -106,8 +103,8 @@ fn digits(bytes: &[u8]) -> Option<u64> {
 pub struct Connection {
     pub close: bool,
     pub keep_alive: bool,
-    /// There are other options: the names of fields.
-    pub nominates: bool,
+    /// The number of other options, which are the names of fields.
+    pub nominated: usize,
 }
 
 impl Connection {
@@ -123,7 +120,7 @@ impl Connection {
                 // Who knows what else was meant.
                 self.close = true;
             } else {
-                self.nominates = true;
+                self.nominated += 1;
             }
         }
     }
@@ -137,9 +134,8 @@ fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// Drops the fields that `Connection` names. The framing isn't the origin's to take off, and `Upgrade` is passed on or not by status.
 #[cold]
-pub fn drop_nominated(fields: &[httparse::Header<'_>], dropped: &mut Indices) -> Result<(), &'static str> {
+pub fn drop_nominated(fields: &[httparse::Header<'_>], dropped: &mut Indices) {
     let connection = fields.iter().filter(|field| Kind::of(field.name) == Kind::Connection);
-    let mut left = MAX_NOMINATED;
     for option in connection.flat_map(|field| options(field.value)) {
         let protected = ["close", "keep-alive", "upgrade", "content-length", "transfer-encoding"];
         if protected
@@ -148,14 +144,12 @@ pub fn drop_nominated(fields: &[httparse::Header<'_>], dropped: &mut Indices) ->
         {
             continue;
         }
-        left = left.checked_sub(1).ok_or("Connection names more than 32 fields")?;
         for (index, field) in fields.iter().enumerate() {
             if option.eq_ignore_ascii_case(field.name.as_bytes()) {
                 dropped.insert(index);
             }
         }
     }
-    Ok(())
 }
 
 /// Drops all fields of a kind.
