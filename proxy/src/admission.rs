@@ -1,21 +1,22 @@
 //! Decides from its head whether a request is admitted.
 //!
 //! Pingora is not involved yet, so rejecting is cheap: in its worst hour a proxy rejects most of its requests, and accepting one
-//! costs Pingora several times as much. An admitted request reaches [`service`](crate::service) as an [`Admitted`], with everything
-//! that was learnt on the way.
+//! costs Pingora several times as much. What an admitted request goes on as is
+//! a [`Request`](crate::exchange::request::Request).
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use http::HeaderValue;
-
-use crate::client::{self, Client, FORWARDED_FOR};
+use crate::client::{self, FORWARDED_FOR};
+use crate::exchange::record::Record;
+use crate::exchange::request::RequestId;
 use crate::http1::head::{Body, Head};
 use crate::http1::violation::Violation;
 use crate::limiter::Verdict;
+use crate::limiter::refusals::Refusals;
+use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::pool::Pool;
 use crate::rejection::Rejection;
@@ -23,31 +24,30 @@ use crate::retry_budget::RetryBudget;
 use crate::upstream::Endpoint;
 
 /// What the requests of one connection share. Its addresses are formatted once, because each request uses them more than once.
-#[derive(Debug)]
 pub struct Connection {
     /// The other end, without its port; IPv4 never mapped into IPv6.
     pub peer: IpAddr,
     /// The same as text.
     pub peer_text: String,
-    /// The same as the value of a field.
-    pub peer_value: HeaderValue,
     /// `peer` with its port, as text.
     pub remote_addr: String,
-    /// Pingora has taken the last request that it was given.
-    taken: AtomicBool,
+    /// Where its requests are counted.
+    pub metrics: Arc<Metrics>,
+    /// Which of its refusals are logged.
+    pub refusals: Arc<Refusals>,
 }
 
 impl Connection {
     /// A connection to `remote`.
-    pub fn new(remote: SocketAddr) -> Self {
+    pub fn new(remote: SocketAddr, metrics: Arc<Metrics>, refusals: Arc<Refusals>) -> Self {
         let peer = remote.ip().to_canonical();
         let peer_text = peer.to_string();
         Self {
             peer,
-            peer_value: HeaderValue::from_str(&peer_text).expect("an address is text"),
             peer_text,
             remote_addr: SocketAddr::new(peer, remote.port()).to_string(),
-            taken: AtomicBool::new(false),
+            metrics,
+            refusals,
         }
     }
 
@@ -59,66 +59,33 @@ impl Connection {
             Cow::Owned(client.to_string())
         }
     }
-
-    /// Notes that Pingora has taken a request.
-    pub fn request_taken(&self) {
-        self.taken.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether Pingora has taken a request since this was last asked.
-    pub fn was_taken(&self) -> bool {
-        self.taken.swap(false, Ordering::Relaxed)
-    }
 }
 
-/// A request that may pass.
-pub struct Admitted {
-    /// When its head began to arrive.
-    pub start: Instant,
-    /// The rules that it is served by.
-    pub policy: Arc<Policy>,
-    /// The connection that it came on.
-    pub connection: Arc<Connection>,
-    /// Whose it is.
-    pub client: Client,
-    /// The backend whose turn it is, at one of its addresses.
-    pub endpoint: Endpoint,
-    /// Another request may follow on the connection.
-    pub keeps: bool,
-    /// The client may wait for "100 Continue" before it sends the body.
-    pub expects: bool,
-    /// It asks to switch to WebSocket.
-    pub websocket: bool,
-}
-
-/// A request that may not pass.
+/// Why a request may not pass.
 #[derive(Debug)]
-pub struct Refused {
+pub struct Rejected {
     /// Why not.
     pub rejection: Rejection,
-    /// Whose it is, where that was found out.
-    pub client: Option<IpAddr>,
     /// After this long it would pass.
     pub retry_after: Option<Duration>,
     /// Which rule it breaks, in words for the log.
-    pub error: Option<&'static str>,
+    pub rule: Option<&'static str>,
 }
 
-impl From<Rejection> for Refused {
+impl From<Rejection> for Rejected {
     fn from(rejection: Rejection) -> Self {
         Self {
             rejection,
-            client: None,
             retry_after: None,
-            error: None,
+            rule: None,
         }
     }
 }
 
-impl From<Violation> for Refused {
+impl From<Violation> for Rejected {
     fn from(Violation { rejection, rule }: Violation) -> Self {
         Self {
-            error: Some(rule),
+            rule: Some(rule),
             ..rejection.into()
         }
     }
@@ -133,49 +100,45 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Decides over the request with this head, that came on `connection` at `start` and is served by the rules of `policy`.
-    /// It costs its client a token, and takes the turn of a backend.
+    /// Decides over the request with this head, which came on `connection` and is served by the rules of `policy`. It costs its
+    /// client a token, and takes the turn of a backend. Returns whether the peer is trusted, and the endpoint; whose the request is
+    /// goes into the `record`.
     ///
     /// # Errors
     /// Why it may not pass.
     pub fn decide(
         &self,
         head: &Head<'_>,
-        connection: &Arc<Connection>,
-        policy: &Arc<Policy>,
-        start: Instant,
-    ) -> Result<Admitted, Refused> {
+        connection: &Connection,
+        policy: &Policy,
+        record: &mut Record,
+    ) -> Result<(bool, Endpoint), Rejected> {
         let client = client::identify(connection.peer, head.values(FORWARDED_FOR), &policy.trusted);
-        let refused = |rejection, retry_after| Refused {
-            rejection,
-            client: Some(client.address),
-            retry_after,
-            error: None,
-        };
+        record.client = Some(client.address);
+        if client.trusted_peer
+            && let Some(id) = head.values("x-request-id").next().and_then(RequestId::given)
+        {
+            record.id = id;
+        }
         if policy.limit_enabled
             && !client.peers_own
             && !policy.exempt.contain(client.address)
-            && let Verdict::Limited { retry_after } = policy.limiter.check(client.address, start)
+            && let Verdict::Limited { retry_after } = policy.limiter.check(client.address, record.start())
         {
-            return Err(refused(Rejection::Limited, Some(retry_after)));
-        }
-        if matches!((head.body, policy.client.max_body), (Body::Length(length), Some(max)) if length > max) {
-            return Err(Refused {
-                error: Some("the request body is longer than client.max_body"),
-                ..refused(Rejection::BodyTooLarge, None)
+            return Err(Rejected {
+                retry_after: Some(retry_after),
+                ..Rejection::Limited.into()
             });
         }
-        let endpoint = self.pool.pick().ok_or_else(|| refused(Rejection::NoBackend, None))?;
-        self.retries.request(start);
-        Ok(Admitted {
-            start,
-            policy: Arc::clone(policy),
-            connection: Arc::clone(connection),
-            client,
-            endpoint,
-            keeps: head.keeps,
-            expects: head.expects,
-            websocket: head.body == Body::Upgrade,
-        })
+        if matches!((head.body, policy.client.max_body), (Body::Length(length), Some(max)) if length > max) {
+            return Err(Violation::new(
+                Rejection::BodyTooLarge,
+                "the request body is longer than client.max_body",
+            )
+            .into());
+        }
+        let endpoint = self.pool.pick().ok_or(Rejection::NoBackend)?;
+        self.retries.request(record.start());
+        Ok((client.trusted_peer, endpoint))
     }
 }

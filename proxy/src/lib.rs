@@ -9,8 +9,8 @@
 //! - [`policy`]: the rules under which a request is served.
 //! - [`client`]: the client that a request is charged to.
 //! - [`limiter`]: whether that client is within its limit.
-//! - [`service`]: what happens to an admitted request, phase by phase.
-//! - [`forward`]: sends it to a backend, and the response to the client.
+//! - [`forward`]: sends an admitted request to a backend and its response to the client.
+//! - [`exchange`]: one request and its response: what becomes of it, and whether it may be sent again.
 //! - [`pool`]: the backends, and which one is next.
 //! - [`upstream`]: one backend and its addresses.
 //! - [`health_check`]: whether an address accepts connections.
@@ -35,6 +35,7 @@ pub mod client;
 pub mod config;
 pub mod discovery;
 pub mod ejection;
+pub mod exchange;
 pub mod forward;
 pub mod headers;
 pub mod health_check;
@@ -48,7 +49,6 @@ pub mod pool;
 pub mod rejection;
 pub mod reload;
 pub mod retry_budget;
-pub mod service;
 pub mod signals;
 pub mod startup;
 pub mod state_file;

@@ -14,7 +14,9 @@ use clap::Parser;
 use gopherproxy::admission::Admission;
 use gopherproxy::config::{Config, RegistryKind};
 use gopherproxy::discovery::RegistryDiscovery;
-use gopherproxy::http1::connection::Edge;
+use gopherproxy::forward::direct::Direct;
+use gopherproxy::forward::proxy::EdgeProxy;
+use gopherproxy::http1::connection::{Edge, MAX_TURNED_AWAY};
 use gopherproxy::lifecycle::Lifecycle;
 use gopherproxy::limiter::refusals::Refusals;
 use gopherproxy::metrics::Metrics;
@@ -22,7 +24,6 @@ use gopherproxy::policy::Live;
 use gopherproxy::pool::{Intervals, Pool, PoolService};
 use gopherproxy::reload::Reload;
 use gopherproxy::retry_budget::RetryBudget;
-use gopherproxy::service::EdgeProxy;
 use gopherproxy::signals::OnSignal;
 use gopherproxy::startup::{self, Startup};
 use gopherproxy::state_store::StateStore;
@@ -37,7 +38,7 @@ use pingora_limits::inflight::Inflight;
 use pingora_proxy::http_proxy;
 use registry::{InProcess, RedisStore, Registry, Replaceable};
 use sentinel::Sentinel;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 /// The proxy allocates on every request; this allocator took a fifth of the CPU time off a bare one.
 #[global_allocator]
@@ -162,11 +163,19 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
     let admin = Admin::new(prometheus, Arc::new(status))?;
     server.add_service(admin.listen(admin_socket, doors.clone(), lifecycle.admin_end())?);
     let retries = Arc::new(RetryBudget::new(Instant::now()));
+    let shared_metrics = Arc::new(metrics.clone());
+    let direct = Direct::new(
+        Arc::clone(&pool),
+        Arc::clone(&retries),
+        Arc::clone(&lifecycle),
+        Arc::clone(&shared_metrics),
+        &server.configuration,
+    );
     let proxy = EdgeProxy {
+        direct,
         pool: Arc::clone(&pool),
-        retries: Arc::clone(&retries),
-        lifecycle: Arc::clone(&lifecycle),
-        metrics: metrics.clone(),
+        budget: Arc::clone(&retries),
+        metrics: Arc::clone(&shared_metrics),
     };
     let edge = Edge {
         proxy: Arc::new(http_proxy(&server.configuration, proxy)),
@@ -176,15 +185,16 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
         },
         live: Arc::clone(&live),
         by_client: Inflight::new(),
+        turned_away: Semaphore::new(MAX_TURNED_AWAY),
         lifecycle: Arc::clone(&lifecycle),
-        metrics: metrics.clone(),
-        refusals: Refusals::new(metrics.access_log_suppressed.clone(), Instant::now()),
+        metrics: shared_metrics,
+        refusals: Arc::new(Refusals::new(metrics.access_log_suppressed.clone(), Instant::now())),
         limit_explained: Once::new(),
         descriptors_explained: Once::new(),
     };
     server.add_service(Listening::new(client_socket, doors, |address| {
         let mut service = Service::new("proxy".into(), edge);
-        // `gate` has buffers of its own while it needs them. Pingora's would be most of what an idle connection costs.
+        // `downstream` has buffers of its own while it needs them. Pingora's would be most of what an idle connection costs.
         service.add_listener(ListenerConfig::tcp(address).l4_buffer(L4BufferSettings::unbuffered()));
         service
     })?);

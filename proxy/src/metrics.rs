@@ -15,7 +15,7 @@ const BUCKETS: [f64; 16] = [
 ];
 
 /// All metrics of the proxy; clones share the same series.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Metrics {
     /// Requests that a backend answered.
     pub processed: IntCounter,

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use log::{Level, info, log};
 
 use crate::client::Networks;
-use crate::config::{ClientLimits, Config, DEFAULT_MAX_CONNECTIONS, Limit, Readiness, UpstreamLimits};
+use crate::config::{ClientLimits, Config, DEFAULT_MAX_CONNECTIONS, Forwarder, Limit, Readiness, UpstreamLimits};
 use crate::limiter::ClientLimiter;
 use crate::rejection::LimitedAnswers;
 
@@ -30,6 +30,8 @@ pub struct Policy {
     pub client: ClientLimits,
     /// What a backend may take.
     pub upstream: UpstreamLimits,
+    /// Who forwards admitted requests.
+    pub forwarder: Forwarder,
     /// When the process is ready.
     pub readiness: Readiness,
     /// What the limiter was made from.
@@ -50,6 +52,7 @@ impl Policy {
             trusted: Networks::new(config.trusted_proxies.clone()),
             client,
             upstream: config.upstream.clone(),
+            forwarder: config.forwarder,
             readiness: config.readiness,
             limit: config.limit.clone(),
             max_connections: config.client.max_connections,

@@ -8,11 +8,7 @@ use std::time::Duration;
 
 use chassis::clock::HttpDate;
 use http::{HeaderValue, header};
-use pingora::ErrorSource;
 use pingora::http::ResponseHeader;
-use pingora::prelude::{Error, ErrorType};
-
-use crate::http1::gate::{Fault, fault};
 
 /// Why the proxy answers a request itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -107,32 +103,6 @@ impl Rejection {
             self,
             Self::Limited | Self::NoBackend | Self::BackendFailed | Self::BackendTimeout
         )
-    }
-
-    /// What a failure inside Pingora means to the client.
-    pub fn of(error: &Error) -> Self {
-        match fault(error.root_cause()) {
-            Some(Fault::BadFraming) => return Self::BadRequest,
-            Some(Fault::SilentBackend) => return Self::BackendTimeout,
-            // A client that takes too little has gone, in effect.
-            Some(Fault::SlowClient) if *error.etype() == ErrorType::ReadError => return Self::RequestTimeout,
-            Some(Fault::SlowClient) | None => {}
-        }
-        match (error.etype(), error.esource()) {
-            (ErrorType::HTTPStatus(413), _) => Self::BodyTooLarge,
-            (
-                ErrorType::ReadTimedout | ErrorType::WriteTimedout | ErrorType::ConnectTimedout,
-                ErrorSource::Upstream,
-            ) => Self::BackendTimeout,
-            (_, ErrorSource::Upstream) => Self::BackendFailed,
-            (ErrorType::ReadTimedout, ErrorSource::Downstream) => Self::RequestTimeout,
-            (
-                ErrorType::ReadError | ErrorType::WriteError | ErrorType::WriteTimedout | ErrorType::ConnectionClosed,
-                ErrorSource::Downstream,
-            ) => Self::ClientGone,
-            (_, ErrorSource::Downstream) => Self::BadRequest,
-            (_, ErrorSource::Internal | ErrorSource::Unset) => Self::Internal,
-        }
     }
 
     /// The head of the answer to a request that Pingora has; its body is [`Rejection::body`].
@@ -261,25 +231,6 @@ mod tests {
             assert!(head.contains("\r\nDate: ") && head.ends_with("\r\nConnection: close"));
             assert_eq!(body, rejection.body());
         }
-    }
-
-    #[test]
-    fn timeouts_of_a_backend_are_504_and_its_other_failures_502() {
-        let rejection = |etype, source: ErrorSource| {
-            let mut error = Error::new(etype);
-            error.esource = source;
-            Rejection::of(&error).status()
-        };
-        use ErrorSource::{Downstream, Internal, Upstream};
-        assert_eq!(rejection(ErrorType::ReadTimedout, Upstream), 504);
-        assert_eq!(rejection(ErrorType::ConnectTimedout, Upstream), 504);
-        assert_eq!(rejection(ErrorType::ConnectRefused, Upstream), 502);
-        assert_eq!(rejection(ErrorType::InvalidHTTPHeader, Upstream), 502);
-        assert_eq!(rejection(ErrorType::ReadTimedout, Downstream), 408);
-        assert_eq!(rejection(ErrorType::InvalidHTTPHeader, Downstream), 400);
-        assert_eq!(rejection(ErrorType::ConnectionClosed, Downstream), 499);
-        assert_eq!(rejection(ErrorType::HTTPStatus(413), Downstream), 413);
-        assert_eq!(rejection(ErrorType::InternalError, Internal), 500);
     }
 
     #[test]

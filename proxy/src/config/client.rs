@@ -5,7 +5,7 @@ use std::time::Duration;
 use chassis::settings::{Section, duration, size, truth, whole};
 
 use super::size_or_none;
-use crate::http1::chunks::is_in_name;
+use crate::headers::names::is_in_token;
 use crate::http1::head::{MOST_FIELDS, Rules};
 
 /// `client.max_connections`, unless it is set.
@@ -47,7 +47,7 @@ impl ClientLimits {
             idle_timeout: section.value("idle_timeout", None, seconds(60), duration),
             read_timeout: section.value("read_timeout", None, seconds(60), duration),
             write_timeout: section.value("write_timeout", None, seconds(60), duration),
-            min_rate: section.value("min_rate", None, Some(240), size_or_none),
+            min_rate: section.value("min_rate", None, Some(10), size_or_none),
             max_head: section.value("max_head", None, 32 << 10, head_size),
             head: Rules {
                 max_fields: section.value("max_fields", None, head.max_fields, whole(1..=MOST_FIELDS)),
@@ -82,7 +82,7 @@ fn head_size(text: &str) -> Result<usize, String> {
 /// A protocol to switch to: a token, or two with a slash between (RFC 9110, section 7.8). HTTP is none: behind a switch to h2c the
 /// requests of a client would pass unseen.
 fn protocol(text: &str) -> Result<String, String> {
-    let is_token = |text: &str| !text.is_empty() && text.bytes().all(is_in_name);
+    let is_token = |text: &str| !text.is_empty() && text.bytes().all(is_in_token);
     let (name, version) = text.split_once('/').unwrap_or((text, "1"));
     let is_http = ["h2c", "h2", "http"].iter().any(|http| name.eq_ignore_ascii_case(http));
     if is_http || !is_token(name) || !is_token(version) {

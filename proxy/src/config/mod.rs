@@ -57,6 +57,8 @@ pub struct Config {
     pub client: ClientLimits,
     /// What a backend may take.
     pub upstream: UpstreamLimits,
+    /// Who forwards admitted requests.
+    pub forwarder: Forwarder,
     /// How long the process calls itself not ready, and serves on, before it stops taking connections.
     pub lame_duck: Duration,
     /// How long requests in flight may go on after that.
@@ -128,6 +130,7 @@ impl Config {
         let drain_timeout = section.value("drain_timeout", None, Duration::from_secs(30), duration_or_zero);
         let readiness = section.value("readiness", None, Readiness::OnceAlive, discovery::readiness);
 
+        let forwarder = section.value("forwarder", Some("FORWARDER"), Forwarder::Direct, forwarder);
         let registry = RegistryKind::read(section.section("registry"));
         let discovery = Discovery::read(section.section("discovery"));
         let health = Health::read(section.section("health"));
@@ -164,6 +167,7 @@ impl Config {
             limit,
             client,
             upstream,
+            forwarder,
             lame_duck,
             drain_timeout,
             readiness,
@@ -210,6 +214,24 @@ impl Config {
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))
         .collect()
+    }
+}
+
+/// Who forwards admitted requests. A request and its response are the same with either; this is for finding out whether that is
+/// true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forwarder {
+    /// Our own, for HTTP/1.1 without TLS.
+    Direct,
+    /// Pingora's.
+    Pingora,
+}
+
+fn forwarder(text: &str) -> Result<Forwarder, String> {
+    match text {
+        "direct" => Ok(Forwarder::Direct),
+        "pingora" => Ok(Forwarder::Pingora),
+        _ => Err("direct or pingora".into()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chassis::settings::{Section, duration, whole};
+use chassis::settings::{Section, duration, duration_or_zero, size, whole};
 
 /// The most tries after the first.
 pub(super) const MOST_RETRIES: usize = 10;
@@ -18,10 +18,14 @@ pub struct UpstreamLimits {
     pub write_timeout: Duration,
     /// How long an unused connection is kept.
     pub idle_timeout: Duration,
+    /// How long one may have been unused for a request that can't be sent again.
+    pub reuse_idle: Duration,
     /// How long an upgraded connection (WebSocket) may be silent.
     pub tunnel_idle_timeout: Duration,
     /// Tries after the first.
     pub retries: usize,
+    /// How much of a request body is held to be sent again, in bytes.
+    pub retry_buffer: usize,
     /// The ratio of retries to requests that is allowed in total.
     pub retry_budget: f64,
     /// When a failing backend is ejected.
@@ -50,6 +54,8 @@ impl UpstreamLimits {
             write_timeout: section.value("write_timeout", None, seconds(60), duration),
             idle_timeout: section.value("idle_timeout", None, seconds(60), duration),
             tunnel_idle_timeout: section.value("tunnel_idle_timeout", None, seconds(3600), duration),
+            reuse_idle: section.value("reuse_idle", None, Duration::from_millis(500), duration_or_zero),
+            retry_buffer: section.value("retry_buffer", None, 64 << 10, buffer),
             retries: section.value("retries", None, 2, whole(0..=MOST_RETRIES)),
             retry_budget: section.value("retry_budget", None, 0.2, share),
             ejection: Ejection::read(section.section("ejection")),
@@ -73,6 +79,16 @@ impl Ejection {
         section.finish();
         ejection
     }
+}
+
+/// How much may be held for each request.
+fn buffer(text: &str) -> Result<usize, String> {
+    let expected = || "a size up to 16MiB".to_owned();
+    let bytes = size(text).map_err(|_| expected())?;
+    usize::try_from(bytes)
+        .ok()
+        .filter(|bytes| *bytes <= 16 << 20)
+        .ok_or_else(expected)
 }
 
 /// A part of a whole.

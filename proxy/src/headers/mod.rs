@@ -3,9 +3,9 @@
 //! - [`names`]: field names with a meaning of their own.
 //! - [`origin_response`]: reads the head of an origin's response and writes it for the client.
 //! - [`request`]: writes the head of a request for the origin.
-//! - [`response`]: makes the head of a response unambiguous for the client.
+//! - [`straighten`]: rewrites the head of a response that is odd but has one reading.
 
 pub mod names;
 pub mod origin_response;
 pub mod request;
-pub mod response;
+pub mod straighten;

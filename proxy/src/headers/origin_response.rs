@@ -258,8 +258,8 @@ impl<'b> ResponseHead<'b> {
         let ends = match framing {
             Framing::None => !to_head && !announced && !switches,
             Framing::Length(_) => true,
-            // Who sends both a coding and a length may be deceived about the response (RFC 9112, section 6.3).
-            Framing::Chunked => length == Length::None,
+            // A length beside a coding does not count (RFC 9112, section 6.3), but one that is none puts everything in doubt.
+            Framing::Chunked => length != Length::Faulty,
             Framing::Close => false,
         };
         Ok(Self {

@@ -1,66 +1,71 @@
-//! One client connection: reads each request head itself, and gives Pingora the requests that are admitted.
+//! One client connection: reads each request head, decides over it, and has the request answered.
 //!
 //! Pingora's own loop has no deadline for a whole head, waits for ever between requests, and answers a head that it can't
-//! read without logging it. So the head is read here: bounded in length and time, checked by [`head`], admitted or rejected by
-//! [`admission`](crate::admission), and rewritten by [`headers`](crate::headers) for Pingora to proxy. Connections are limited
-//! too, in total and per client. A request that is rejected here is logged and counted like any other.
+//! read without logging it. So the head is read here: bounded in length and time, checked by [`head`], and decided over by
+//! [`admission`](crate::admission). What is rejected is answered here, at little cost. What is admitted is rewritten by
+//! [`headers`](crate::headers) and goes through [`forward`](crate::forward). Connections are limited too, in total and per client.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Once};
-use std::time::{Duration, Instant};
+use std::task::{Poll, ready};
+use std::time::Instant;
 
 use async_trait::async_trait;
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::FusedFuture;
 use pingora::apps::{HttpServerApp, ServerApp};
-use pingora::protocols::http::ServerSession;
-use pingora::protocols::{Shutdown, Stream};
+use pingora::http::RequestHeader;
+use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
 use pingora_limits::inflight::{self, Inflight};
-use pingora_proxy::{HttpProxy, ProxyHttp};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use pingora_proxy::HttpProxy;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::access_log;
-use crate::admission::{Admission, Connection, Refused};
-use crate::config::ClientLimits;
-use crate::headers::request::{Origination, write_request};
-use crate::http1::chunks::Chunks;
-use crate::http1::gate::{Gate, Rest, Terms};
-use crate::http1::head::{self, Body, Head, RequestLine};
+use crate::admission::{Admission, Connection, Rejected};
+use crate::config::{ClientLimits, Forwarder};
+use crate::exchange::record::Record;
+use crate::exchange::request::{Request, is_idempotent};
+use crate::forward::direct::Ending;
+use crate::forward::proxy::EdgeProxy;
+use crate::forward::session::{self, Exchange, HANDOVER, Handover};
+use crate::headers::request::{Origination, Span, write_request};
+use crate::http1::chunked::Decoder;
+use crate::http1::downstream::{Body, Downstream};
+use crate::http1::head;
 use crate::http1::violation::Violation;
 use crate::lifecycle::{Connected, Lifecycle};
 use crate::limiter::refusals::Refusals;
 use crate::metrics::Metrics;
 use crate::policy::{Live, Policy};
 use crate::rejection::{Delivery, Rejection};
-use crate::service::Incoming;
 
-/// How long, and for how many bytes, a client whose connection closes is listened to, so that closing doesn't destroy the answer
-/// before it is read.
-const LINGER: Duration = Duration::from_millis(500);
-const LINGER_BYTES: usize = 256 << 10;
+/// How many connections may be told at a time that there is no place for them. More are closed without a word.
+pub const MAX_TURNED_AWAY: usize = 64;
 
-/// The server of client connections, in front of the application `A`.
-pub struct Edge<A> {
-    /// What proxies a request.
-    pub proxy: Arc<HttpProxy<A>>,
+/// The server of client connections.
+pub struct Edge {
+    /// What serves an admitted request.
+    pub proxy: Arc<HttpProxy<EdgeProxy>>,
     /// What decides whether a request may pass.
     pub admission: Admission,
     /// The rules, which a reload can change.
     pub live: Arc<Live>,
     /// How many connections each client has.
     pub by_client: Inflight,
+    /// Places for connections that are turned away.
+    pub turned_away: Semaphore,
     /// Whether the process is on its way out.
     pub lifecycle: Arc<Lifecycle>,
     /// What Prometheus sees.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     /// Which refusals are logged.
-    pub refusals: Refusals,
+    pub refusals: Arc<Refusals>,
     /// Done once the log has explained the limit.
     pub limit_explained: Once,
     /// Done when the first connection was refused for lack of descriptors.
@@ -69,46 +74,14 @@ pub struct Edge<A> {
 
 /// What came of waiting for a request head.
 enum Arrival {
-    /// A whole head of so many bytes is there.
+    /// A whole head of this length has been received.
     Head(usize),
     /// Nothing but empty lines, which RFC 9112 has servers ignore before a request.
     Nothing,
-    /// The client left, or was idle for too long, or the process is leaving.
-    End,
+    /// The client left in the middle of a head.
+    Left,
     /// What came is no head.
-    Refused(Violation),
-}
-
-/// A request that goes to Pingora.
-struct Passing {
-    /// Its head as Pingora reads it, and what has come of its body.
-    request: BytesMut,
-    /// How many bytes it was as it came.
-    came: usize,
-    /// What is still to come of its body.
-    rest: Rest,
-    incoming: Box<Incoming>,
-}
-
-/// A request that is answered here.
-struct Refusal {
-    why: Refused,
-    delivery: Delivery,
-    /// As for one that passes.
-    came: usize,
-    rest: Rest,
-}
-
-impl<W: Into<Refused>> From<W> for Refusal {
-    /// The last of its connection, because nobody knows where the next request would begin.
-    fn from(why: W) -> Self {
-        Self {
-            why: why.into(),
-            delivery: Delivery::LAST,
-            came: 0,
-            rest: Rest::All,
-        }
-    }
+    Malformed(Violation),
 }
 
 /// A connection's places among all and among its client's.
@@ -117,7 +90,7 @@ struct Places {
     _among_its_own: Option<inflight::Guard>,
 }
 
-impl<A> Edge<A> {
+impl Edge {
     /// A place for one more connection; `None` when there are too many.
     fn place(&self, connection: &Connection, policy: &Policy) -> Option<Places> {
         let limits = &policy.client;
@@ -140,189 +113,236 @@ impl<A> Edge<A> {
     /// `idle_since`; `None` when there will be none.
     async fn first_bytes(
         &self,
-        stream: &mut Gate,
-        received: &mut BytesMut,
+        client: &mut Downstream,
         first: bool,
         idle_since: Instant,
         mut down: Pin<&mut impl FusedFuture<Output = ()>>,
     ) -> Option<()> {
-        let end = idle_since + self.live.idle_timeout();
-        let mut read = poll_fn(|context| stream.poll_first(context, received, end));
+        let idle_timeout = self.live.idle_timeout();
+        let mut receive = poll_fn(|context| client.poll_first(context, idle_since, idle_timeout));
         if !down.is_terminated() {
             tokio::select! {
                 biased;
-                read = &mut read => return read,
+                received = &mut receive => return received,
                 () = &mut down => {}
             }
         }
         // A client sends its first request as soon as it is connected, so that one is under way; the process waits for it.
         let _under_way = first.then(|| self.lifecycle.enter());
-        timeout(self.lifecycle.last_call(first), read).await.ok()?
+        timeout(self.lifecycle.last_call(first), receive).await.ok()?
     }
 
-    /// Reads until `received` begins with a whole head.
-    async fn rest_of_head(&self, stream: &mut Gate, received: &mut BytesMut, limits: &ClientLimits) -> Arrival {
-        let mut scanned = 0;
-        // Nearly all heads come whole, and need no timer.
-        if let Some(arrival) = look_for_head(received, &mut scanned, limits) {
-            return arrival;
-        }
-        let read = timeout(limits.head_timeout, async {
-            loop {
-                if poll_fn(|context| stream.poll_some(context, received)).await.is_none() {
-                    return Arrival::End;
+    /// Serves the request that `client` begins with. Returns the client when another may follow.
+    async fn serve(
+        &self,
+        mut client: Box<Downstream>,
+        connection: &Arc<Connection>,
+        requests: &mut u64,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Box<Downstream>> {
+        let _in_flight = self.lifecycle.enter();
+        let start = Instant::now();
+        let policy = self.live.policy();
+        let arrival = head_of(&mut client, start, &policy.client).await;
+        let mut record = match arrival {
+            Arrival::Nothing => return Some(client),
+            _ => Record::new(connection, start),
+        };
+        let (why, delivery) = match arrival {
+            Arrival::Head(length) => {
+                *requests += 1;
+                let last = *requests >= policy.client.max_requests || self.lifecycle.is_draining();
+                let head = client.received.split_to(length).freeze();
+                if client.received.is_empty() {
+                    client.received = BytesMut::new();
                 }
-                if let Some(arrival) = look_for_head(received, &mut scanned, limits) {
-                    return arrival;
+                match self.decide(head, &mut client, connection, &policy, &mut record, last) {
+                    Ok((header, request)) => {
+                        let exchange = Exchange::new(request, record, client);
+                        return self.forward(header, exchange, shutdown).await;
+                    }
+                    Err(rejected) => rejected,
                 }
             }
-        });
-        let late = Violation::new(
-            Rejection::RequestTimeout,
-            "the head takes longer than client.head_timeout",
-        );
-        read.await.unwrap_or(Arrival::Refused(late))
+            // Nobody knows where the next request would begin.
+            Arrival::Malformed(violation) => {
+                record.arrived(client.received.split().freeze());
+                (violation.into(), Delivery::LAST)
+            }
+            Arrival::Left | Arrival::Nothing => {
+                record.arrived(client.received.split().freeze());
+                record.failed(
+                    Rejection::ClientGone,
+                    Some("the client left in the middle of a head".into()),
+                );
+                return None;
+            }
+        };
+        self.reject(client, &why, delivery, record, &policy).await
     }
 
-    /// Decides over the request at the start of `bytes`, whose head is so long. It may be the `last` of its connection.
+    /// Decides over the request with this head, whose body is next in what `client` has sent. It may be the `last` of its
+    /// connection.
     fn decide(
         &self,
-        bytes: &[u8],
-        length: usize,
-        connection: &Arc<Connection>,
+        bytes: Bytes,
+        client: &mut Downstream,
+        connection: &Connection,
         policy: &Arc<Policy>,
-        start: Instant,
+        record: &mut Record,
         last: bool,
-    ) -> Result<Passing, Refusal> {
-        let (head, after) = bytes.split_at(length);
+    ) -> Result<(Box<RequestHeader>, Request), (Rejected, Delivery)> {
+        record.arrived(bytes.clone());
         let mut scratch = head::scratch();
-        let mut head = head::parse(head, &mut scratch, &policy.client.head)?;
+        let head = head::parse(&bytes, &mut scratch, &policy.client.head);
+        let mut head = head.map_err(|violation| (violation.into(), Delivery::LAST))?;
+        record.read(head.method.len(), head.target.len());
         head.keeps &= !last;
-        let (here, rest) = split(head.body, after)?;
-        let admitted = match self.admission.decide(&head, connection, policy, start) {
-            Ok(admitted) => admitted,
-            Err(why) => return Err(refusal(&head, why, length, here, rest)),
+        client.begin(
+            match head.body {
+                head::Body::Length(length) => Body::Length(length),
+                head::Body::Chunked => Body::Chunked(Decoder::default()),
+                // Until the origin agrees, what follows is the next request.
+                head::Body::Upgrade => Body::Length(0),
+            },
+            &policy.client,
+        );
+        // A client that waits for "100 Continue" sends no body after a rejection, but its next request; or it does send it.
+        let in_doubt = head.expects && !client.body().ended() && client.received.is_empty();
+        let delivery = Delivery {
+            keeps: head.keeps && !in_doubt,
+            head_only: head.method == "HEAD",
         };
+        let admitted = self.admission.decide(&head, connection, policy, record);
+        let (trusted_peer, endpoint) = admitted.map_err(|why| (why, delivery))?;
         let about = Origination {
-            peer: &connection.peer_value,
-            trusted_peer: admitted.client.trusted_peer,
-            backend: &admitted.endpoint.upstream.name,
+            peer: &connection.peer_text,
+            trusted_peer,
+            backend: &endpoint.upstream.name,
+            id: &record.id,
         };
-        let mut request = BytesMut::new();
-        let provenance = write_request(&head, about, &mut request);
-        request.extend_from_slice(&after[..here]);
-        Ok(Passing {
-            request,
-            came: length + here,
-            rest,
-            incoming: Box::new(Incoming { admitted, provenance }),
-        })
+        let (written, header) = SPANS.with_borrow_mut(|spans| {
+            spans.clear();
+            let mut written = BytesMut::new();
+            write_request(&head, about, &mut written, spans);
+            let written = written.freeze();
+            let cases = policy.forwarder == Forwarder::Pingora;
+            let header = session::header(&written, head.method, spans, cases);
+            (written, header)
+        });
+        // What is no request to the library that holds the head is none to anybody.
+        let header = header.map_err(|_| (Rejection::BadRequest.into(), delivery))?;
+        let request = Request {
+            head: written,
+            policy: Arc::clone(policy),
+            endpoint,
+            to_head: head.method == "HEAD",
+            idempotent: is_idempotent(head.method),
+            chunked: head.body == head::Body::Chunked,
+            old: head.old,
+            keeps: head.keeps,
+            expects: head.expects,
+            upgrade: head.upgrade.map(|protocol| bytes.slice_ref(protocol)),
+        };
+        Ok((header, request))
     }
 
-    /// Answers and reports the request at the start of `received`. Returns the stream when the connection is kept, with
-    /// `received` at the next request. The answer does not wait for the rest of the request's body.
-    async fn refuse(
+    /// Has an admitted request served by Pingora's hooks. Returns the client when another request may follow.
+    async fn forward(
         &self,
-        mut stream: Box<Gate>,
-        received: &mut BytesMut,
-        refusal: Refusal,
-        connection: &Connection,
+        header: Box<RequestHeader>,
+        exchange: Exchange,
+        shutdown: &ShutdownWatch,
+    ) -> Option<Box<Downstream>> {
+        let (session, handover) = session::open(header, exchange, &self.lifecycle);
+        let served = async {
+            let served = AssertUnwindSafe(self.proxy.process_new_http(session, shutdown));
+            // A panic takes the client's connection down with the request; nothing else.
+            let _ = served.catch_unwind().await;
+            Handover::client()
+        };
+        let (mut client, ending) = HANDOVER.scope(handover, served).await?;
+        match ending {
+            Ending::Keep if client.discard_body().await => return Some(client),
+            Ending::Keep | Ending::Close => client.linger().await,
+            Ending::Cut => {}
+        }
+        None
+    }
+
+    /// Answers a request here. Returns the client when another may follow. The answer does not wait for the rest of the request's
+    /// body.
+    async fn reject(
+        &self,
+        mut client: Box<Downstream>,
+        why: &Rejected,
+        delivery: Delivery,
+        mut record: Record,
         policy: &Policy,
-        start: Instant,
-    ) -> Option<Box<Gate>> {
-        let Refusal {
-            why,
-            delivery,
-            came,
-            rest,
-        } = refusal;
+    ) -> Option<Box<Downstream>> {
         let answer = match why.retry_after {
             Some(retry_after) => policy.limited.answer(retry_after, delivery),
             None => why.rejection.answer(delivery),
         };
-        let written = async {
-            stream.write_all(&answer).await?;
-            stream.flush().await
-        };
-        let written: std::io::Result<()> = written.await;
-        let bytes = if delivery.head_only {
-            0
-        } else {
-            why.rejection.body().len()
-        };
-        self.report(received, &why, written.is_ok().then_some(bytes), connection, start);
-        if let (Rejection::Limited, Some(client)) = (why.rejection, why.client) {
+        record.failed(why.rejection, why.rule.map(Into::into));
+        let written = client.write_all(&answer).await.is_ok();
+        if written {
+            record.answered_here(why.rejection, delivery);
+        }
+        if let (Rejection::Limited, Some(address)) = (why.rejection, record.client) {
             self.limit_explained
-                .call_once(|| policy.explain_limit(&connection.text_of(client)));
+                .call_once(|| policy.explain_limit(&address.to_string()));
         }
-        let mut kept = delivery.keeps && written.is_ok();
-        let mut next = BytesMut::new();
-        if kept && !rest.ended() {
-            // The rest of the body is in front of the next request.
-            let terms = Terms {
-                rest,
-                waiting: 0,
-                patience: None,
-                expects: false,
-            };
-            stream.shut(terms, start);
-            kept = stream.discard().await.is_ok();
-            next = stream.open();
+        drop(record);
+        if written && delivery.keeps && client.discard_body().await {
+            return Some(client);
         }
-        if kept {
-            received.advance(came);
-            received.unsplit(next);
-            return Some(stream);
-        }
-        Shutdown::shutdown(&mut *stream).await;
-        let _ = timeout(LINGER, async {
-            let mut discarded = vec![0; 4096];
-            let mut left = LINGER_BYTES;
-            while let Ok(read @ 1..) = stream.read(&mut discarded).await {
-                left = left.saturating_sub(read);
-                if left == 0 {
-                    break;
-                }
-            }
-        })
-        .await;
+        client.linger().await;
         None
     }
 
-    /// Counts and logs a request that Pingora has no part in. `received` begins with it; `answered` is how many bytes the body
-    /// of the answer had that the client was sent.
-    fn report(&self, received: &[u8], why: &Refused, answered: Option<usize>, connection: &Connection, start: Instant) {
-        let status = why.rejection.status();
-        if answered.is_some() {
-            self.metrics.responded(status);
+    /// Tells a client that there is no place for its connection. Only some are given the time to read that, because those take
+    /// descriptors too.
+    async fn turn_away(&self, mut client: Box<Downstream>, connection: &Arc<Connection>, policy: &Policy) {
+        let mut record = Record::new(connection, Instant::now());
+        let why = Rejected::from(Rejection::TooManyConnections);
+        if let Ok(_place) = self.turned_away.try_acquire() {
+            self.reject(client, &why, Delivery::LAST, record, policy).await;
+        } else {
+            record.failed(why.rejection, None);
+            if let Some(Ok(())) = client.write_all(&why.rejection.answer(Delivery::LAST)).now_or_never() {
+                record.answered_here(why.rejection, Delivery::LAST);
+            }
         }
-        self.metrics.rejected(why.rejection);
-        if why.rejection.is_drop() {
-            self.metrics.dropped.inc();
-        }
-        // The first took a token, and the second is a mistake of ours. Nothing else bounds the others.
-        let is_bounded = matches!(why.rejection, Rejection::NoBackend | Rejection::Internal);
-        let client = why.client.unwrap_or(connection.peer);
-        if !is_bounded && !self.refusals.allows(client, Instant::now()) {
-            return;
-        }
-        let line = RequestLine::guess(received);
-        let tls = head::is_tls(received).then_some("TLS on the port for plain HTTP; use http://");
-        access_log::Line {
-            method: line.method,
-            target: &line.target,
-            remote_addr: &connection.remote_addr,
-            status,
-            duration: start.elapsed(),
-            client: why.client.map(|client| connection.text_of(client)).as_deref(),
-            backend: None,
-            request_id: None,
-            bytes: answered.map(|bytes| bytes as u64),
-            reason: Some(why.rejection.reason()),
-            error: tls.or(why.error),
-        }
-        .write();
     }
+}
+
+thread_local! {
+    /// Where the fields are of the head that is being written.
+    static SPANS: RefCell<Vec<Span>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Receives until there is a whole head, whose first byte was there at `start`.
+async fn head_of(client: &mut Downstream, start: Instant, limits: &ClientLimits) -> Arrival {
+    let mut scanned = 0;
+    poll_fn(|context| {
+        loop {
+            // Nearly all heads come whole, and need no timer.
+            if let Some(arrival) = look_for_head(&mut client.received, &mut scanned, limits) {
+                return Poll::Ready(arrival);
+            }
+            match client.poll_receive(context) {
+                Poll::Ready(Some(())) => {}
+                Poll::Ready(None) => return Poll::Ready(Arrival::Left),
+                Poll::Pending => {
+                    ready!(client.timer.poll(context, start, limits.head_timeout));
+                    let late = "the head takes longer than client.head_timeout";
+                    return Poll::Ready(Arrival::Malformed(Violation::new(Rejection::RequestTimeout, late)));
+                }
+            }
+        }
+    })
+    .await
 }
 
 /// What `received` begins with, as far as is known; `scanned` bytes of it have been examined.
@@ -336,16 +356,20 @@ fn look_for_head(received: &mut BytesMut, scanned: &mut usize, limits: &ClientLi
     }
     match head::length(received, *scanned) {
         Some(length) if length <= limits.max_head => Some(Arrival::Head(length)),
-        None if !head::can_begin(received) => Some(Arrival::Refused(Violation::malformed(
-            "the first byte can't begin a request",
-        ))),
+        None if !head::can_begin(received) => {
+            Some(Arrival::Malformed(Violation::malformed(if head::is_tls(received) {
+                "TLS on the port for plain HTTP; use http://"
+            } else {
+                "the first byte can't begin a request"
+            })))
+        }
         None if received.len() <= limits.max_head => {
             *scanned = received.len();
             None
         }
         Some(_) | None => {
             let in_first_line = memchr::memchr(b'\n', received).is_none_or(|end| end > limits.max_head);
-            Some(Arrival::Refused(if in_first_line {
+            Some(Arrival::Malformed(if in_first_line {
                 Violation::new(Rejection::UriTooLong, "the request line is longer than client.max_head")
             } else {
                 Violation::new(Rejection::HeadTooLarge, "the head is longer than client.max_head")
@@ -354,125 +378,37 @@ fn look_for_head(received: &mut BytesMut, scanned: &mut usize, limits: &ClientLi
     }
 }
 
-/// The refusal of a request, whose head is so `long`, of whose body so much is `here` and the `rest` is to come.
-fn refusal(head: &Head<'_>, why: Refused, long: usize, here: usize, rest: Rest) -> Refusal {
-    // What comes behind a handshake that is refused is the next request.
-    let (here, rest) = match head.body {
-        Body::Upgrade => (0, Rest::Length(0)),
-        Body::Length(_) | Body::Chunked => (here, rest),
-    };
-    // A client that waits for "100 Continue" sends no body now, and might send it after this answer.
-    let waits = head.expects && !rest.ended();
-    Refusal {
-        why,
-        delivery: Delivery {
-            keeps: head.keeps && !waits,
-            head_only: head.method == "HEAD",
-        },
-        came: long + here,
-        rest,
-    }
-}
-
-/// How many of the bytes that came behind a head are its body, and what of it is still to come. All else that came is the next
-/// request.
-fn split(body: Body, came: &[u8]) -> Result<(usize, Rest), Violation> {
-    match body {
-        Body::Length(length) => {
-            let here = came.len().min(usize::try_from(length).unwrap_or(usize::MAX));
-            Ok((here, Rest::Length(length - here as u64)))
-        }
-        Body::Chunked => {
-            let mut chunks = Chunks::default();
-            let here = chunks.follow(came)?;
-            Ok((here, Rest::Chunked(chunks)))
-        }
-        Body::Upgrade => Ok((came.len(), Rest::All)),
-    }
-}
-
 #[async_trait]
-impl<A> ServerApp for Edge<A>
-where
-    A: ProxyHttp + Send + Sync + 'static,
-    A::CTX: Send + Sync,
-{
+impl ServerApp for Edge {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let remote: SocketAddr = *stream.get_socket_digest()?.peer_addr()?.as_inet()?;
-        let connection = Arc::new(Connection::new(remote));
-        let mut policy = self.live.policy();
-        let mut stream = Box::new(Gate::new(stream, policy.client.write_timeout, policy.client.min_rate));
-        let mut received = BytesMut::new();
+        let connection = Arc::new(Connection::new(
+            remote,
+            Arc::clone(&self.metrics),
+            Arc::clone(&self.refusals),
+        ));
+        let policy = self.live.policy();
+        let mut client = Box::new(Downstream::new(stream, &policy.client));
         let Some(_places) = self.place(&connection, &policy) else {
-            let refusal = Rejection::TooManyConnections.into();
-            self.refuse(stream, &mut received, refusal, &connection, &policy, Instant::now())
-                .await;
+            self.turn_away(client, &connection, &policy).await;
             return None;
         };
+        drop(policy);
         let mut watch = shutdown.clone();
         let mut down = pin!(async move { drop(watch.wait_for(|down| *down).await) }.fuse());
-        let mut requests = 0_u64;
+        let mut requests = 0;
         let mut idle_since = Instant::now();
         loop {
-            if received.is_empty() {
-                received = BytesMut::new();
-                self.first_bytes(&mut stream, &mut received, requests == 0, idle_since, down.as_mut())
+            if client.received.is_empty() {
+                self.first_bytes(&mut client, requests == 0, idle_since, down.as_mut())
                     .await?;
             }
-            let _in_flight = self.lifecycle.enter();
-            let start = Instant::now();
-            policy = self.live.policy();
-            let decision = match self.rest_of_head(&mut stream, &mut received, &policy.client).await {
-                Arrival::Head(length) => {
-                    requests += 1;
-                    let last = requests >= policy.client.max_requests || self.lifecycle.is_draining();
-                    self.decide(&received, length, &connection, &policy, start, last)
-                }
-                Arrival::Nothing => continue,
-                Arrival::End => return None,
-                Arrival::Refused(violation) => Err(violation.into()),
-            };
-            let Passing {
-                request,
-                came,
-                rest,
-                incoming,
-            } = match decision {
-                Ok(passing) => passing,
-                Err(refusal) => {
-                    stream = self
-                        .refuse(stream, &mut received, refusal, &connection, &policy, start)
-                        .await?;
-                    idle_since = Instant::now();
-                    continue;
-                }
-            };
-            received.advance(came);
-            let admitted = &incoming.admitted;
-            let terms = Terms {
-                rest,
-                waiting: received.len(),
-                patience: (!admitted.websocket).then_some(policy.upstream.read_timeout),
-                expects: admitted.expects,
-            };
-            stream.shut(terms, start);
-            let mut session = ServerSession::new_http1(stream);
-            session.set_connection_user_context(Some(incoming));
-            session.set_pipelined_prefix(request);
-            let served = AssertUnwindSafe(self.proxy.process_new_http(session, shutdown));
-            let Ok(reusable) = served.catch_unwind().await else {
-                // The stream went down with the request, and with it the connection; nothing else did.
-                self.report(b"", &Rejection::Internal.into(), None, &connection, start);
-                return None;
-            };
-            if !connection.was_taken() {
-                // Pingora found fault with a head that was written here, and has answered it.
-                self.report(b"", &Rejection::BadRequest.into(), Some(0), &connection, start);
+            // Boxed, so that a connection that waits has no room for it.
+            let before = requests;
+            client = Box::pin(self.serve(client, &connection, &mut requests, shutdown)).await?;
+            if requests != before {
+                idle_since = Instant::now();
             }
-            let (same, _) = reusable?.consume();
-            stream = same.into_any().downcast::<Gate>().ok()?;
-            received.unsplit(stream.open());
-            idle_since = Instant::now();
         }
     }
 

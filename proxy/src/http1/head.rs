@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::str;
 
-use crate::http1::chunks::is_in_name;
+use crate::headers::names::is_in_token;
 use crate::http1::target::{is_authority, is_same_host, split_target, why_no_target};
 use crate::http1::violation::{LF_ALONE, Violation, has_lf_alone};
 use crate::rejection::Rejection;
@@ -139,7 +139,7 @@ impl<'b> RequestLine<'b> {
         let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
         let mut words = line.split(|byte| *byte == b' ').map(<[u8]>::trim_ascii);
         let method = words.next().and_then(|word| str::from_utf8(word).ok());
-        let is_method = |word: &&str| !word.is_empty() && word.bytes().all(is_in_name);
+        let is_method = |word: &&str| !word.is_empty() && word.bytes().all(is_in_token);
         let target = words.next().filter(|word| !word.is_empty());
         Self {
             method: method.filter(is_method).unwrap_or("-"),
@@ -162,7 +162,7 @@ pub enum Body {
 /// Whether the first of `bytes` can begin a request, which begins with its method, a token (RFC 9110, section 9.1). Other
 /// protocols, TLS above all, are refused at their first byte instead of after the time that a head may take.
 pub fn can_begin(bytes: &[u8]) -> bool {
-    bytes.first().is_none_or(|first| is_in_name(*first) || *first == b'\r')
+    bytes.first().is_none_or(|first| is_in_token(*first) || *first == b'\r')
 }
 
 /// Whether `bytes` begin with a TLS handshake record (RFC 8446, section 5.1), as a client sends it that was given `https://`.
@@ -336,7 +336,7 @@ impl Coding {
         }
         let is_chunked = |coding: &[u8]| coding.eq_ignore_ascii_case(b"chunked");
         let is_unknown =
-            |coding: &[u8]| !coding.is_empty() && !is_chunked(coding) && coding.iter().copied().all(is_in_name);
+            |coding: &[u8]| !coding.is_empty() && !is_chunked(coding) && coding.iter().copied().all(is_in_token);
         let mut codings = value.rsplit(|byte| *byte == b',').map(<[u8]>::trim_ascii);
         let last = codings.next().unwrap_or_default();
         let before = codings.next();
@@ -379,7 +379,7 @@ impl<'b> Connection<'b> {
             if protected {
                 return malformed("Connection names a field that is not the connection's");
             }
-            if !option.iter().copied().all(is_in_name) {
+            if !option.iter().copied().all(is_in_token) {
                 return malformed("Connection is not a list of names");
             }
             *place = option;

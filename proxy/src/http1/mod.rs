@@ -1,21 +1,21 @@
 //! The HTTP/1.1 server side: connections from clients.
 //!
-//! - [`connection`]: reads each request head itself, and gives Pingora the requests that are admitted.
+//! - [`connection`]: reads each request head, decides over it, and has the request answered.
+//! - [`downstream`]: the client's side of an exchange, with its deadlines.
 //! - [`head`]: parses and checks a request head before anything else looks at it.
+//! - [`violation`]: which rule a request breaks.
 //! - [`target`]: request targets and the authorities in them.
-//! - [`violation`]: which rule a request breaks, in words for the log.
-//! - [`chunks`]: finds the end of a chunked body.
-//! - [`chunked`]: reads and writes chunked bodies.
-//! - [`gate`]: the client's stream, closed to Pingora behind the end of the current request.
-//! - [`pace`]: whether a client keeps up a minimum rate.
-//! - [`lazy_timer`]: a timer for a deadline that keeps moving.
+//! - [`chunked`]: decodes and encodes chunked bodies.
+//! - [`rate`]: whether a client keeps up a minimum rate.
+//! - [`timer`]: a timer for deadlines that keep moving.
+//! - [`scratch`]: buffers that are needed only while something is read or written.
 
 pub mod chunked;
-pub mod chunks;
 pub mod connection;
-pub mod gate;
+pub mod downstream;
 pub mod head;
-pub mod lazy_timer;
-pub mod pace;
+pub mod rate;
+pub mod scratch;
 pub mod target;
+pub mod timer;
 pub mod violation;

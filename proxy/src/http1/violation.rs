@@ -2,7 +2,7 @@
 //!
 //! The client learns only the status. The words are fixed, so that nothing a client sends gets into the log through them.
 
-use crate::http1::chunks::{BadFraming, is_in_name};
+use crate::headers::names::is_in_token;
 use crate::rejection::Rejection;
 
 /// A rule that a request breaks.
@@ -47,12 +47,6 @@ impl Violation {
     }
 }
 
-impl From<BadFraming> for Violation {
-    fn from(BadFraming: BadFraming) -> Self {
-        Self::malformed("the chunks of the body are not framed as they must be")
-    }
-}
-
 /// Whether a line of `head` ends with a line feed alone.
 pub fn has_lf_alone(head: &[u8]) -> bool {
     memchr::memchr_iter(b'\n', head).any(|newline| newline == 0 || head[newline - 1] != b'\r')
@@ -72,7 +66,7 @@ fn in_request_line(head: &[u8]) -> &'static str {
     let [method, target, version] = words[..] else {
         return "the request line is not a method, a target and a version";
     };
-    if method.is_empty() || !method.iter().copied().all(is_in_name) {
+    if method.is_empty() || !method.iter().copied().all(is_in_token) {
         "the method has a byte that no method may have"
     } else if target.is_empty() || target.iter().any(u8::is_ascii_control) {
         "the target has a byte that no target may have"

@@ -358,7 +358,7 @@ async fn a_panic_in_a_request_costs_that_request_and_is_counted() {
         .said("panicked", |line| line["panic"] == "asked for by a test")
         .await;
     assert!(
-        line["place"].as_str().is_some_and(|place| place.contains("service.rs")),
+        line["place"].as_str().is_some_and(|place| place.contains("proxy.rs")),
         "{line}"
     );
     proxy.reaches("gopherproxy_panics_total", 1.0).await;

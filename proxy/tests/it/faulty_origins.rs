@@ -226,10 +226,6 @@ async fn what_is_no_response_is_502_and_its_connection_is_used_no_more() {
         ("a length in hexadecimal", "Content-Length: 0x2"),
         ("an empty length", "Content-Length:"),
         ("a coding that is not chunked", "Transfer-Encoding: gzip"),
-        (
-            "chunked, and chunked again",
-            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-        ),
         ("a length of more than 64 bits", "Content-Length: 18446744073709551618"),
     ] {
         all.push((name, with_head(lines), Keep, Failed));

@@ -154,7 +154,7 @@ async fn the_log_says_which_rule_a_refused_request_breaks() {
         (
             post(chunked, "secret\r\n"),
             400,
-            "the chunks of the body are not framed as they must be",
+            "a chunk size is not a hexadecimal number",
         ),
         (
             "{\"secret\": 1}\r\n".into(),

@@ -83,7 +83,7 @@ fn the_framing_is_what_rfc_9112_says_and_a_doubt_about_it_costs_the_connection()
             "Content-Length: 2\r\nTransfer-Encoding: chunked",
             GET,
             Chunked,
-            false,
+            true,
         ),
         (
             "200 OK",

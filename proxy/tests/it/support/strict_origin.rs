@@ -153,13 +153,29 @@ impl Reader {
                 return violation("not a chunk size", &line);
             }
             let size = usize::from_str_radix(&text(&line), 16).expect("hexadecimal digits");
+            if size == 0 {
+                self.trailers().await?;
+                return Ok(body);
+            }
             body.extend(self.bytes(size).await?);
             let end = self.line().await?;
             if !end.is_empty() {
-                return violation("bytes behind a chunk, or a trailer", &end);
+                return violation("bytes behind a chunk", &end);
             }
-            if size == 0 {
-                return Ok(body);
+        }
+    }
+
+    async fn trailers(&mut self) -> Result<(), Fault> {
+        const FORBIDDEN: [&str; 3] = ["content-length", "transfer-encoding", "host"];
+        loop {
+            let line = self.line().await?;
+            if line.is_empty() {
+                return Ok(());
+            }
+            let text = text(&line).to_lowercase();
+            match text.split_once(": ") {
+                Some((name, _)) if !FORBIDDEN.contains(&name) => {}
+                _ => return violation("not a trailer", &line),
             }
         }
     }

@@ -1,21 +1,37 @@
-//! A timer for a deadline that keeps moving.
+//! A timer for deadlines that keep moving.
 //!
-//! Each request moves the deadlines of an idle client and a silent backend, and nearly always they are never reached. Setting a
-//! timer costs more than anything else that happens then. So this one is not touched when the deadline moves, and is set again
+//! Each request moves the deadlines of an idle client and a silent origin, and nearly always they are never reached. Setting a
+//! timer costs more than anything else that happens then. So this one is not touched when a deadline moves, and is set again
 //! only when it fires too early: once per timeout, not thousands of times.
+//!
+//! Time in which the process did not run (stopped, suspended) is not held against anybody.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use chassis::pauses;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// One timer, for one end at a time.
+/// One timer, for one deadline at a time.
 #[derive(Debug, Default)]
-pub struct LazyTimer(Option<Pin<Box<Sleep>>>);
+pub struct Timer(Option<Pin<Box<Sleep>>>);
 
-impl LazyTimer {
+impl Timer {
+    /// Ready when the process has run for `limit` since `since`.
+    pub fn poll(&mut self, context: &mut Context<'_>, since: std::time::Instant, limit: Duration) -> Poll<()> {
+        let end = Instant::from_std(since) + limit;
+        ready!(self.poll_until(context, end));
+        let lost = pauses::lost_since(since);
+        if lost.is_zero() {
+            Poll::Ready(())
+        } else {
+            self.poll_until(context, end + lost)
+        }
+    }
+
     /// Ready when `end` has passed.
-    pub fn poll_until(&mut self, context: &mut Context<'_>, end: Instant) -> Poll<()> {
+    fn poll_until(&mut self, context: &mut Context<'_>, end: Instant) -> Poll<()> {
         let timer = self.0.get_or_insert_with(|| Box::pin(sleep_until(end)));
         if timer.deadline() > end {
             timer.as_mut().reset(end);
@@ -33,13 +49,12 @@ impl LazyTimer {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::time::Duration;
 
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn it_fires_at_the_end_however_the_end_has_moved() {
-        let mut timer = LazyTimer::default();
+        let mut timer = Timer::default();
         let start = Instant::now();
         for seconds in [60, 5, 30, 31, 1] {
             let end = start + Duration::from_secs(seconds);

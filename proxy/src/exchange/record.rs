@@ -1,0 +1,187 @@
+//! What becomes of a request, counted and logged exactly once, whoever answers it.
+//!
+//! A [`Record`] begins when the head of a request arrives, and whoever knows something of the request's fate notes it there. It is
+//! written when it is dropped. So a refusal, a response, a client that leaves and a panic all end in the same line.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::access_log;
+use crate::admission::Connection;
+use crate::exchange::request::RequestId;
+use crate::http1::head::RequestLine;
+use crate::rejection::{Delivery, Rejection};
+use crate::upstream::Upstream;
+
+/// The record of one request.
+pub struct Record {
+    connection: Arc<Connection>,
+    /// When its head began to arrive.
+    start: Instant,
+    /// What came of its head.
+    head: Bytes,
+    /// Where in `head` the method and the target end, if it could be read.
+    line: Option<(usize, usize)>,
+    /// Identifies it.
+    pub id: RequestId,
+    /// Whose it is, where that was found out.
+    pub client: Option<IpAddr>,
+    /// Where it was last sent.
+    pub backend: Option<Arc<Upstream>>,
+    /// The status that the client got; 0 while it has none.
+    pub status: u16,
+    /// How much of the body of a response it got.
+    pub bytes: u64,
+    /// Why the proxy answered itself, or the response broke off.
+    pub rejection: Option<Rejection>,
+    /// The words of the error behind that.
+    pub error: Option<Cow<'static, str>>,
+    /// A backend has answered, whatever the status.
+    pub answered: bool,
+    /// How long it took to its end, where that was not the moment in which the record ends.
+    took: Option<Duration>,
+}
+
+impl Record {
+    /// The record of a request that began to arrive on `connection` at `start`.
+    pub fn new(connection: &Arc<Connection>, start: Instant) -> Self {
+        Self {
+            connection: Arc::clone(connection),
+            start,
+            head: Bytes::new(),
+            line: None,
+            id: RequestId::random(),
+            client: None,
+            backend: None,
+            status: 0,
+            bytes: 0,
+            rejection: None,
+            error: None,
+            answered: false,
+            took: None,
+        }
+    }
+
+    /// Notes what came of its head.
+    pub fn arrived(&mut self, head: Bytes) {
+        self.head = head;
+    }
+
+    /// Notes that its head could be read, and how long the method and the target are.
+    pub fn read(&mut self, method: usize, target: usize) {
+        self.line = Some((method, method + 1 + target));
+    }
+
+    /// Notes why it was refused or broke off. Of several reasons the first counts.
+    pub fn failed(&mut self, rejection: Rejection, error: Option<Cow<'static, str>>) {
+        if self.rejection.is_none() {
+            self.rejection = Some(rejection);
+            self.error = error;
+        }
+    }
+
+    /// Notes that the client was sent a rejection.
+    pub fn answered_here(&mut self, rejection: Rejection, delivery: Delivery) {
+        self.status = rejection.status();
+        self.bytes = if delivery.head_only {
+            0
+        } else {
+            rejection.body().len() as u64
+        };
+        self.ended();
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.took.is_some()
+    }
+
+    /// Notes that it has ended: what follows is not its time.
+    pub fn ended(&mut self) {
+        self.took.get_or_insert_with(|| self.start.elapsed());
+    }
+
+    /// Since when it is there.
+    pub fn start(&self) -> Instant {
+        self.start
+    }
+
+    fn request_line(&self) -> (&str, Cow<'_, str>) {
+        match self.line {
+            Some((method, end)) => (
+                str::from_utf8(&self.head[..method]).unwrap_or("-"),
+                String::from_utf8_lossy(&self.head[method + 1..end]),
+            ),
+            None => {
+                let line = RequestLine::guess(&self.head);
+                (line.method, line.target)
+            }
+        }
+    }
+
+    /// Whether it goes into the log. A refusal costs its client no token, so nothing else bounds how many lines it makes.
+    fn is_logged(&self) -> bool {
+        let is_refusal =
+            self.backend.is_none() && !matches!(self.rejection, Some(Rejection::NoBackend | Rejection::Internal));
+        let client = self.client.unwrap_or(self.connection.peer);
+        !is_refusal || self.connection.refusals.allows(client, Instant::now())
+    }
+
+    fn count(&self, took: Duration) {
+        let metrics = &self.connection.metrics;
+        if self.answered {
+            metrics.processed.inc();
+            if let Some(upstream) = &self.backend {
+                upstream.duration(metrics).observe(took.as_secs_f64());
+            }
+        }
+        if let Some(rejection) = self.rejection {
+            metrics.rejected(rejection);
+            if rejection.is_drop() && !self.answered {
+                metrics.dropped.inc();
+            }
+        }
+        if self.status != 0 {
+            metrics.responded(self.status);
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.failed(Rejection::Internal, None);
+        } else if self.status == 0 {
+            self.failed(Rejection::ClientGone, None);
+        }
+        let took = self.took.unwrap_or_else(|| self.start.elapsed());
+        self.count(took);
+        if !self.is_logged() {
+            return;
+        }
+        let (method, target) = self.request_line();
+        let status = match (self.status, self.rejection) {
+            // Nobody was sent this one, but it says what happened.
+            (0, Some(rejection)) => rejection.status(),
+            (status, _) => status,
+        };
+        access_log::Line {
+            method,
+            target: &target,
+            remote_addr: &self.connection.remote_addr,
+            status,
+            duration: took,
+            client: self.client.map(|client| self.connection.text_of(client)).as_deref(),
+            backend: self.backend.as_ref().map(|upstream| &*upstream.name),
+            request_id: Some(self.id.as_str()),
+            bytes: (self.status != 0).then_some(self.bytes),
+            reason: self.rejection.map(Rejection::reason),
+            error: self.error.as_deref(),
+        }
+        .write();
+    }
+}

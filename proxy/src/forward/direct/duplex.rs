@@ -1,0 +1,557 @@
+//! One try of a request: what the client sends goes to the origin, and what the origin answers goes to the client, both at once.
+//!
+//! Each direction holds at most what was read in one go and not taken yet, and reads nothing more until that is gone. So a response
+//! that nobody reads, or an upload that nobody takes, waits in the kernels of both ends. Neither direction waits for the other: an
+//! answer that comes before the end of the request reaches the client at once.
+
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::io::IoSlice;
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use super::upload::Upload;
+use super::{Broken, Ending};
+use crate::exchange::record::Record;
+use crate::exchange::request::Request;
+use crate::exchange::retry::Failure;
+use crate::headers::origin_response::{self, Delivery, Framing, ResponseHead};
+use crate::headers::straighten::{may_straighten, straighten};
+use crate::http1::chunked::{BadFraming, Decoder, write_chunk, write_last};
+use crate::http1::downstream::{ClientFault, Downstream};
+use crate::http1::head;
+use crate::http1::scratch::Scratch;
+use crate::lifecycle::Lifecycle;
+
+/// A body of this size or less is sent together with its head, at the price of a copy.
+const COPIED: usize = 4096;
+
+/// What has come of a response, as its origin delimits it.
+#[derive(Debug)]
+enum Coming {
+    Length(u64),
+    Chunked(Decoder),
+    /// Until the origin closes the connection.
+    Close {
+        closed: bool,
+    },
+}
+
+impl Coming {
+    fn ended(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(decoder) => decoder.ended(),
+            Self::Close { closed } => *closed,
+        }
+    }
+}
+
+/// A response whose head has been sent to the client.
+#[derive(Debug)]
+struct Response {
+    coming: Coming,
+    /// The client gets it in chunks.
+    chunked: bool,
+    /// The origin's connection can be used again once the response has ended.
+    reusable: bool,
+    keeps: bool,
+}
+
+/// One try.
+pub struct Duplex<'t> {
+    request: &'t Request,
+    lifecycle: &'t Lifecycle,
+    record: &'t mut Record,
+    client: &'t mut Downstream,
+    upload: &'t mut Upload,
+    origin: TcpStream,
+    /// What the origin said when it could not be sent more.
+    send_error: Option<std::io::Error>,
+    /// The beginning of a response head that did not come at once.
+    partial: BytesMut,
+    /// What the client has not taken yet of the response.
+    pending: BytesMut,
+    response: Option<Response>,
+    heard: bool,
+    switched: bool,
+    /// The origin has answered an expectation, or the client has sent its body without waiting for that.
+    continues: bool,
+    /// Since when the origin is waited for, to say something or to take something.
+    says_since: Option<Instant>,
+    takes_since: Option<Instant>,
+}
+
+impl<'t> Duplex<'t> {
+    /// A try of `request` on `origin`.
+    pub fn new(
+        request: &'t Request,
+        origin: TcpStream,
+        lifecycle: &'t Lifecycle,
+        client: &'t mut Downstream,
+        upload: &'t mut Upload,
+        record: &'t mut Record,
+    ) -> Self {
+        Self {
+            request,
+            lifecycle,
+            record,
+            client,
+            upload,
+            origin,
+            send_error: None,
+            partial: BytesMut::new(),
+            pending: BytesMut::new(),
+            response: None,
+            heard: false,
+            switched: false,
+            continues: false,
+            says_since: None,
+            takes_since: None,
+        }
+    }
+
+    /// Whether the origin has said anything.
+    pub fn heard(&self) -> bool {
+        self.heard
+    }
+
+    /// Whether the client was sent something of a final response.
+    pub fn is_answering(&self) -> bool {
+        self.response.is_some() || self.switched
+    }
+
+    /// The connection to the origin, if it can be used for another request.
+    pub fn into_reusable(self) -> Option<TcpStream> {
+        let response = self.response?;
+        (response.reusable && response.coming.ended()).then_some(self.origin)
+    }
+
+    /// Ready when the client has its whole response.
+    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Ending, Broken>> {
+        if !self.switched {
+            if let Poll::Ready(Err(fault)) = self.poll_upload(context) {
+                return Poll::Ready(Err(fault.into()));
+            }
+            if let Poll::Ready(done) = self.poll_download(context) {
+                return Poll::Ready(done);
+            }
+        }
+        if self.switched {
+            return self.poll_tunnel(context);
+        }
+        if self.client.body().ended() && self.client.poll_gone(context).is_ready() {
+            return Poll::Ready(Err(ClientFault::Gone.into()));
+        }
+        self.poll_deadlines(context).map(Err)
+    }
+
+    /// Moves the request to the origin, for as long as both ends are ready.
+    fn poll_upload(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ClientFault>> {
+        self.upload.take_received(self.client)?;
+        while self.send_error.is_none() {
+            ready!(self.poll_send(context));
+            if self.upload.is_done() {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.upload.poll_read(context, self.client))?;
+            self.continues = true;
+        }
+        Poll::Pending
+    }
+
+    /// Sends what has been read of the request. An origin that takes no more may have answered before.
+    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let before = self.upload.unsent();
+        let sent = self.upload.poll_send(context, &mut self.origin);
+        if self.upload.unsent() < before {
+            self.says_since = None;
+            self.takes_since = None;
+        }
+        match sent {
+            Poll::Ready(sent) => {
+                self.send_error = sent.err();
+                Poll::Ready(())
+            }
+            Poll::Pending => {
+                self.takes_since.get_or_insert_with(Instant::now);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Moves the response to the client, for as long as both ends are ready. Ready when the client has all of it.
+    fn poll_download(&mut self, context: &mut Context<'_>) -> Poll<Result<Ending, Broken>> {
+        loop {
+            ready!(self.poll_flush(context))?;
+            if let Some(response) = &self.response
+                && response.coming.ended()
+            {
+                self.record.ended();
+                return Poll::Ready(Ok(if response.keeps { Ending::Keep } else { Ending::Close }));
+            }
+            let mut read = Scratch::take();
+            match ready!(pin!(self.origin.read_buf(&mut *read)).poll(context)) {
+                Ok(0) => self.origin_closed()?,
+                Ok(_) if self.response.is_some() => {
+                    self.says_since = None;
+                    self.body(context, &read, Scratch::take())?;
+                }
+                Ok(_) => self.head(context, &read)?,
+                Err(error) => return Poll::Ready(Err(Broken::closed(&error))),
+            }
+            if self.switched {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Sends the client what it has not taken.
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ClientFault>> {
+        while !self.pending.is_empty() {
+            let taken = ready!(self.client.poll_write(context, &[IoSlice::new(&self.pending)]))?;
+            self.pending.advance(taken);
+            if self.pending.is_empty() {
+                self.pending = BytesMut::new();
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends the client `head` and then `body`, and keeps what it does not take.
+    fn send(&mut self, context: &mut Context<'_>, mut head: Scratch, mut body: &[u8]) -> Result<(), ClientFault> {
+        if !head.is_empty() && body.len() <= COPIED {
+            head.extend_from_slice(body);
+            body = &[];
+        }
+        let mut head = &head[..];
+        while !(head.is_empty() && body.is_empty()) {
+            let both = [IoSlice::new(head), IoSlice::new(body)];
+            let parts = match (head, body) {
+                ([], _) => &both[1..],
+                (_, []) => &both[..1],
+                _ => &both[..],
+            };
+            match self.client.poll_write(context, parts) {
+                Poll::Ready(taken) => {
+                    let taken = taken?;
+                    let of_head = taken.min(head.len());
+                    head = &head[of_head..];
+                    body = &body[taken - of_head..];
+                }
+                Poll::Pending => {
+                    self.pending.reserve(head.len() + body.len());
+                    self.pending.extend_from_slice(head);
+                    self.pending.extend_from_slice(body);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What it means that the origin has closed its half.
+    fn origin_closed(&mut self) -> Result<(), Broken> {
+        match &mut self.response {
+            Some(Response {
+                coming: Coming::Close { closed },
+                chunked,
+                ..
+            }) => {
+                *closed = true;
+                if *chunked {
+                    write_last(&mut self.pending, b"");
+                }
+                Ok(())
+            }
+            Some(_) => Err(origin(
+                Failure::Closed,
+                "the backend closed the connection in the middle of a response",
+            )),
+            None => Err(match &self.send_error {
+                Some(error) => Broken::closed(error),
+                None => origin(Failure::Closed, "the backend closed the connection before a response"),
+            }),
+        }
+    }
+
+    /// Reads the head of a response, and those of informational ones before it, and passes it on.
+    fn head(&mut self, context: &mut Context<'_>, read: &[u8]) -> Result<(), Broken> {
+        self.heard = true;
+        let mut whole = std::mem::take(&mut self.partial);
+        let mut bytes = if whole.is_empty() {
+            read
+        } else {
+            whole.extend_from_slice(read);
+            &whole[..]
+        };
+        let mut out = Scratch::take();
+        loop {
+            let (mut room, mut other_room) = (head::room(), head::room());
+            let mut parsed = origin_response::parse(bytes, &mut room, self.request.to_head);
+            let straight;
+            if parsed.is_err() {
+                straight = straighten(bytes);
+                if let Some((head, length)) = &straight {
+                    let again = origin_response::parse(head, &mut other_room, self.request.to_head);
+                    parsed = again.map(|parsed| parsed.map(|(head, _)| (head, *length)));
+                } else if may_straighten(bytes) {
+                    parsed = Ok(None);
+                }
+            }
+            let Some((head, length)) = parsed.map_err(|what| origin(Failure::Malformed, what))? else {
+                self.partial.extend_from_slice(bytes);
+                return Ok(self.send(context, out, b"")?);
+            };
+            bytes = &bytes[length..];
+            match head.status {
+                101 => {
+                    self.switch(&head, &mut out)?;
+                    self.record.bytes = bytes.len() as u64;
+                    return Ok(self.send(context, out, bytes)?);
+                }
+                100..=199 => {
+                    if !self.continues {
+                        self.continues = true;
+                        self.client.excuse_sending();
+                    }
+                    // HTTP/1.0 has none.
+                    if !self.request.old {
+                        head.write(&self.delivery(true), &mut out);
+                    }
+                }
+                _ => {
+                    self.answer(&head, &mut out);
+                    return self.body(context, bytes, out);
+                }
+            }
+        }
+    }
+
+    fn delivery(&self, keeps: bool) -> Delivery {
+        Delivery {
+            keeps,
+            old: self.request.old,
+            trailers: !self.request.old,
+        }
+    }
+
+    /// Notes that the origin has answered, with this status.
+    fn answered(&mut self, status: u16) {
+        self.record.status = status;
+        self.record.answered = true;
+        if let Some(upstream) = &self.record.backend {
+            upstream.answered();
+        }
+        // What follows is not the time that the backend took to answer.
+        self.upload.release();
+    }
+
+    fn switch(&mut self, head: &ResponseHead<'_>, out: &mut BytesMut) -> Result<(), Broken> {
+        let wanted = self.request.upgrade.as_deref();
+        let agreed = wanted
+            .zip(head.upgrade())
+            .is_some_and(|(wanted, got)| wanted.eq_ignore_ascii_case(got));
+        if !agreed {
+            return Err(origin(
+                Failure::Malformed,
+                "the backend switches to a protocol that nobody asked for",
+            ));
+        }
+        self.answered(head.status);
+        self.record.ended();
+        head.write(&self.delivery(false), out);
+        self.client.switch();
+        self.switched = true;
+        Ok(())
+    }
+
+    /// Begins the final response.
+    fn answer(&mut self, head: &ResponseHead<'_>, out: &mut BytesMut) {
+        self.answered(head.status);
+        let whole = self.client.body().ended();
+        if !whole {
+            self.client.both_talk();
+        }
+        // A client that waits for "100 Continue" sends no body after this answer, but its next request; or it does send it.
+        let in_doubt = self.request.expects && !self.continues && !whole;
+        // What came behind a handshake that the origin does not accept is another protocol's, or a request: nobody knows.
+        let in_doubt = in_doubt || (self.request.upgrade.is_some() && !self.client.received.is_empty());
+        let keeps = self.request.keeps && !in_doubt && !self.lifecycle.is_draining();
+        let framing = head.write(&self.delivery(keeps), out);
+        self.response = Some(Response {
+            coming: match head.framing {
+                Framing::None => Coming::Length(0),
+                Framing::Length(length) => Coming::Length(length),
+                Framing::Chunked => Coming::Chunked(Decoder::default()),
+                Framing::Close => Coming::Close { closed: false },
+            },
+            chunked: matches!(framing, Framing::Chunked),
+            // An origin that answers before it has the request may take the rest of it for the next one.
+            reusable: head.reusable && self.upload.is_done(),
+            keeps: keeps && !matches!(framing, Framing::Close),
+        });
+    }
+
+    /// Passes on `bytes` of the body, behind what is in `out`.
+    fn body(&mut self, context: &mut Context<'_>, bytes: &[u8], mut out: Scratch) -> Result<(), Broken> {
+        let Some(response) = &mut self.response else {
+            return Ok(());
+        };
+        let (mut taken, mut as_they_are) = (bytes.len(), &b""[..]);
+        let mut broken = None;
+        let data = match &mut response.coming {
+            Coming::Length(left) => {
+                taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= taken as u64;
+                as_they_are = &bytes[..taken];
+                taken
+            }
+            Coming::Chunked(decoder) => {
+                let mut decode = |out: &mut BytesMut| {
+                    match decoder.decode(bytes, out, usize::MAX) {
+                        Ok(decoded) => taken = decoded,
+                        Err(bad) => broken = Some(bad),
+                    }
+                    Ok::<_, Infallible>(())
+                };
+                let decoded = if response.chunked {
+                    let Ok(decoded) = write_chunk(&mut out, decode);
+                    decoded
+                } else {
+                    let before = out.len();
+                    let Ok(()) = decode(&mut out);
+                    out.len() - before
+                };
+                if response.chunked && decoder.ended() {
+                    write_last(&mut out, decoder.trailers());
+                }
+                decoded
+            }
+            Coming::Close { .. } if response.chunked => {
+                let Ok(written) = write_chunk(&mut out, |out| {
+                    out.extend_from_slice(bytes);
+                    Ok::<_, Infallible>(())
+                });
+                written
+            }
+            Coming::Close { .. } => {
+                as_they_are = bytes;
+                bytes.len()
+            }
+        };
+        // Whatever comes behind a response belongs to nobody.
+        response.reusable &= taken == bytes.len();
+        self.record.bytes += data as u64;
+        // What came before the framing broke is the client's.
+        self.send(context, out, as_they_are)?;
+        broken.map_or(Ok(()), |BadFraming(what)| Err(origin(Failure::Malformed, what)))
+    }
+
+    /// Moves what comes in either direction, until one end closes and the other has everything.
+    fn poll_tunnel(&mut self, context: &mut Context<'_>) -> Poll<Result<Ending, Broken>> {
+        let (there, there_moved) = self.poll_tunnel_up(context);
+        let (back, back_moved) = self.poll_tunnel_down(context)?;
+        if there_moved || back_moved {
+            self.says_since = None;
+        }
+        // What the other end has closed for is sent first.
+        if (there || back) && self.pending.is_empty() && (back || self.upload.unsent() == 0) {
+            return Poll::Ready(Ok(Ending::Close));
+        }
+        let since = *self.says_since.get_or_insert_with(Instant::now);
+        let limit = self.request.policy.upstream.tunnel_idle_timeout;
+        ready!(self.client.timer.poll(context, since, limit));
+        Poll::Ready(Err(origin(
+            Failure::TimedOut,
+            "nothing was said for upstream.tunnel_idle_timeout",
+        )))
+    }
+
+    /// From the client to the origin: whether that is over, and whether anything was moved.
+    fn poll_tunnel_up(&mut self, context: &mut Context<'_>) -> (bool, bool) {
+        let mut moved = false;
+        loop {
+            let before = self.upload.unsent();
+            let sent = self.upload.poll_send(context, &mut self.origin);
+            moved |= self.upload.unsent() < before;
+            match sent {
+                Poll::Ready(Ok(())) if self.client.body().ended() => return (true, moved),
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return (true, moved),
+                Poll::Pending => return (false, moved),
+            }
+            match self.upload.poll_read(context, self.client) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return (true, moved),
+                Poll::Pending => return (false, moved),
+            }
+        }
+    }
+
+    /// From the origin to the client, likewise.
+    fn poll_tunnel_down(&mut self, context: &mut Context<'_>) -> Result<(bool, bool), Broken> {
+        let mut moved = false;
+        loop {
+            let before = self.pending.len();
+            let flushed = self.poll_flush(context);
+            moved |= self.pending.len() < before;
+            match flushed {
+                Poll::Ready(flushed) => flushed?,
+                Poll::Pending => return Ok((false, moved)),
+            }
+            let mut read = Scratch::take();
+            match pin!(self.origin.read_buf(&mut *read)).poll(context) {
+                Poll::Ready(Ok(0) | Err(_)) => return Ok((true, moved)),
+                Poll::Ready(Ok(count)) => {
+                    moved = true;
+                    self.record.bytes += count as u64;
+                    self.send(context, Scratch::take(), &read)?;
+                }
+                Poll::Pending => return Ok((false, moved)),
+            }
+        }
+    }
+
+    /// Ready when somebody has been waited for too long.
+    fn poll_deadlines(&mut self, context: &mut Context<'_>) -> Poll<Broken> {
+        let limits = &self.request.policy.upstream;
+        let stalls = self.client.taking().is_some();
+        let waits_for_word = self.request.expects && !self.continues && !self.client.body().ended();
+        // While the client doesn't read, the origin may have nowhere to put what it would say.
+        let says = !stalls && (self.upload.is_done() || waits_for_word || self.send_error.is_some());
+        let takes = !stalls && self.upload.unsent() > 0;
+        let since = |wait: &mut Option<Instant>| *wait.get_or_insert_with(Instant::now);
+        let says = says.then(|| (since(&mut self.says_since), limits.read_timeout));
+        let takes = takes.then(|| (since(&mut self.takes_since), limits.write_timeout));
+        let sends = self.client.sending().filter(|_| !waits_for_word);
+        let reads = self.client.taking();
+        let earliest = [says, takes, sends, reads]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(since, limit)| *since + *limit);
+        let Some((from, limit)) = earliest else {
+            return Poll::Pending;
+        };
+        ready!(self.client.timer.poll(context, from, limit));
+        let ended = |wait: Option<(Instant, Duration)>| wait == earliest;
+        Poll::Ready(if ended(sends) {
+            ClientFault::SlowToSend.into()
+        } else if ended(reads) {
+            ClientFault::SlowToRead.into()
+        } else if ended(takes) {
+            origin(Failure::TimedOut, "the backend took nothing for upstream.write_timeout")
+        } else {
+            origin(Failure::TimedOut, "the backend said nothing for upstream.read_timeout")
+        })
+    }
+}
+
+fn origin(failure: Failure, what: &'static str) -> Broken {
+    Broken::Origin(failure, Cow::Borrowed(what))
+}

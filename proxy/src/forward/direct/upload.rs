@@ -1,0 +1,179 @@
+//! What goes to the origin: the head of a request and its body, and what is held of both to be sent again.
+
+use std::convert::Infallible;
+use std::io::{self, IoSlice};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::net::TcpStream;
+
+use super::poll_write;
+use crate::exchange::request::Request;
+use crate::http1::chunked::{write_chunk, write_last};
+use crate::http1::downstream::{Body, ClientFault, Downstream};
+use crate::http1::scratch::Scratch;
+
+/// The sending half of an exchange. It outlives a try that fails, so that the next can begin where the client's request began.
+#[derive(Debug)]
+pub struct Upload {
+    head: Bytes,
+    /// How much of the head has been sent in this try.
+    head_sent: usize,
+    /// The body is sent in chunks.
+    chunked: bool,
+    /// The body as it is sent: from its beginning while it is held, or else what has not been sent.
+    body: BytesMut,
+    /// How much of `body` has been sent in this try; 0 when it is not held.
+    body_sent: usize,
+    /// Up to how many bytes of the body are held to be sent again; `None` when nothing will be.
+    hold: Option<usize>,
+    /// Something of the body was sent and is not held.
+    lost: bool,
+    /// The end of the body is in `body`, or was sent.
+    whole: bool,
+}
+
+impl Upload {
+    /// Nothing of `request` has been sent. Up to `hold` bytes of its body are held if it may be repeated.
+    pub fn new(request: &Request, hold: usize) -> Self {
+        Self {
+            head: request.head.clone(),
+            head_sent: 0,
+            chunked: request.chunked,
+            body: BytesMut::new(),
+            body_sent: 0,
+            hold: request.idempotent.then_some(hold),
+            lost: false,
+            whole: false,
+        }
+    }
+
+    /// Begins another try.
+    pub fn rewind(&mut self) {
+        self.head_sent = 0;
+        self.body_sent = 0;
+    }
+
+    /// Whether the request can be sent again, whatever is still to come of its body.
+    pub fn is_repeatable(&self, client: &Downstream) -> bool {
+        self.hold.is_some_and(|hold| match client.body() {
+            Body::Length(left) => self.body.len() as u64 + left <= hold as u64,
+            Body::Chunked(_) => self.whole,
+            Body::Tunnel { .. } => false,
+        })
+    }
+
+    /// Whether all that was read of the request can be sent again.
+    pub fn is_held(&self) -> bool {
+        !self.lost
+    }
+
+    /// Holds nothing any more, because nothing will be sent again.
+    pub fn release(&mut self) {
+        self.hold = None;
+        self.forget_sent();
+    }
+
+    fn forget_sent(&mut self) {
+        self.lost |= self.body_sent > 0;
+        self.body.advance(self.body_sent);
+        self.body_sent = 0;
+        if self.body.is_empty() {
+            // An upload that waits has no buffer.
+            self.body = BytesMut::new();
+        }
+    }
+
+    /// Whether anything of the body was read or anything was sent.
+    fn has_begun(&self) -> bool {
+        self.head_sent > 0 || self.lost || self.whole || !self.body.is_empty()
+    }
+
+    /// Whether the whole head has been sent.
+    pub fn head_is_sent(&self) -> bool {
+        self.head_sent == self.head.len()
+    }
+
+    /// Whether everything has been sent.
+    pub fn is_done(&self) -> bool {
+        self.whole && !self.has_unsent()
+    }
+
+    /// How much the origin has not taken of what was read.
+    pub fn unsent(&self) -> usize {
+        self.head.len() - self.head_sent + self.body.len() - self.body_sent
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.unsent() > 0
+    }
+
+    /// Reads more of the body. Ready when there is more to send, or the body has ended.
+    pub fn poll_read(&mut self, context: &mut Context<'_>, client: &mut Downstream) -> Poll<Result<(), ClientFault>> {
+        if !self.chunked && client.body().ended() {
+            self.whole = true;
+            return Poll::Ready(Ok(()));
+        }
+        let mut data = Scratch::take();
+        ready!(client.poll_body(context, &mut data))?;
+        self.note(&data, client);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes what has been received of the body, so that it goes out together with the head.
+    ///
+    /// # Errors
+    /// When the client is at fault.
+    pub fn take_received(&mut self, client: &mut Downstream) -> Result<(), ClientFault> {
+        if self.has_begun() || client.received.is_empty() || client.body().ended() {
+            return Ok(());
+        }
+        let mut data = Scratch::take();
+        client.received_body(&mut data)?;
+        self.note(&data, client);
+        Ok(())
+    }
+
+    /// Notes `data` of the body, which may be all of it.
+    fn note(&mut self, data: &[u8], client: &Downstream) {
+        if self.hold.is_some_and(|hold| self.body.len() + data.len() > hold) {
+            self.release();
+        }
+        if self.chunked {
+            let Ok(_) = write_chunk(&mut self.body, |out| {
+                out.extend_from_slice(data);
+                Ok::<_, Infallible>(())
+            });
+        } else {
+            self.body.extend_from_slice(data);
+        }
+        if client.body().ended() {
+            if self.chunked {
+                write_last(&mut self.body, client.trailers());
+            }
+            self.whole = true;
+        }
+    }
+
+    /// Sends what there is. Ready when the origin has taken all of it.
+    pub fn poll_send(&mut self, context: &mut Context<'_>, origin: &mut TcpStream) -> Poll<io::Result<()>> {
+        while self.has_unsent() {
+            let head = &self.head[self.head_sent..];
+            let body = &self.body[self.body_sent..];
+            let both = [IoSlice::new(head), IoSlice::new(body)];
+            let parts = match (head, body) {
+                ([], _) => &both[1..],
+                (_, []) => &both[..1],
+                _ => &both[..],
+            };
+            let sent = ready!(poll_write(context, origin, parts))?;
+            let of_head = sent.min(head.len());
+            self.head_sent += of_head;
+            self.body_sent += sent - of_head;
+            if self.hold.is_none() {
+                self.forget_sent();
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,414 @@
+//! Pingora's hooks, in the order in which they run.
+//!
+//! Every admitted request passes here. `request_filter` forwards it directly, or leaves it to Pingora's own upstream half, whose
+//! hooks follow: `upstream_peer` → `response_filter` → `fail_to_connect` or `error_while_proxy`, which decide whether another try may
+//! follow → `fail_to_proxy`. `logging` ends the record of either.
+
+use std::borrow::Cow;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chassis::shortage::is_shortage;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::prelude::{Error, ErrorType, HttpPeer, Result};
+use pingora::{ErrorSource, RetryType};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+
+use crate::exchange::retry::{self, Failure, Next, Try};
+use crate::forward::direct::Direct;
+use crate::forward::session::{Exchange, Fault, Handover};
+use crate::metrics::Metrics;
+use crate::pool::Pool;
+use crate::rejection::Rejection;
+use crate::retry_budget::RetryBudget;
+use crate::upstream::Endpoint;
+
+/// The proxy's application.
+pub struct EdgeProxy {
+    /// Forwards what needs nothing of Pingora's.
+    pub direct: Direct,
+    /// The backends.
+    pub pool: Arc<Pool>,
+    /// How many requests may be tried again.
+    pub budget: Arc<RetryBudget>,
+    /// What Prometheus sees.
+    pub metrics: Arc<Metrics>,
+}
+
+/// What is known of a request, and of the tries that Pingora makes.
+#[derive(Default)]
+pub struct RequestCtx {
+    /// Always there in practice: Pingora gets no request without it.
+    exchange: Option<Box<Exchange>>,
+    /// Where the request was last sent.
+    endpoint: Option<Endpoint>,
+    tries: usize,
+    /// What is not to be tried again.
+    tried: Vec<Endpoint>,
+    /// The last try had a connection.
+    connected: bool,
+    /// The last try was on a kept connection that the backend had closed.
+    stale: bool,
+    /// A piece of the body was sent in this try, so its head was too.
+    body_sent: bool,
+}
+
+impl RequestCtx {
+    fn exchange(&mut self) -> Result<&mut Exchange> {
+        match &mut self.exchange {
+            Some(exchange) => Ok(exchange),
+            None => Error::e_explain(ErrorType::InternalError, "a request that was not admitted"),
+        }
+    }
+}
+
+/// In a debug build that a test has started with PANIC_FOR_TESTS, a request can ask for a panic: that a panic costs its own
+/// request and nothing else can't be seen without one.
+fn panic_for_tests(request: &RequestHeader) {
+    #[allow(clippy::panic, reason = "it is what was asked for")]
+    if cfg!(debug_assertions)
+        && request.headers.contains_key("x-test-panic")
+        && std::env::var_os("PANIC_FOR_TESTS").is_some()
+    {
+        panic!("asked for by a test");
+    }
+}
+
+/// An error of Pingora's for the log. What it quotes is left out, because heads have secrets in them.
+fn in_words(error: &Error) -> Cow<'static, str> {
+    if let Some(fault) = Fault::behind(error) {
+        return fault.to_string().into();
+    }
+    let kind = error.etype().as_str().to_owned();
+    match error.root_cause().downcast_ref::<std::io::Error>() {
+        Some(cause) => (kind + ": " + &cause.to_string()).into(),
+        None => kind.into(),
+    }
+}
+
+fn failure_of(error: &Error) -> Failure {
+    if Fault::behind(error) == Some(Fault::SilentBackend) {
+        return Failure::TimedOut;
+    }
+    match error.etype() {
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => Failure::Closed,
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout | ErrorType::ConnectTimedout => Failure::TimedOut,
+        _ => Failure::Malformed,
+    }
+}
+
+fn rejection_of(error: &Error) -> Rejection {
+    match Fault::behind(error) {
+        Some(Fault::Client(fault)) => return fault.rejection(),
+        Some(Fault::SilentBackend) => return Rejection::BackendTimeout,
+        Some(Fault::Malformed(_)) => return Rejection::BackendFailed,
+        None => {}
+    }
+    match (error.esource(), failure_of(error)) {
+        (ErrorSource::Upstream, Failure::TimedOut) => Rejection::BackendTimeout,
+        (ErrorSource::Upstream, _) => Rejection::BackendFailed,
+        (ErrorSource::Downstream, _) => Rejection::ClientGone,
+        (ErrorSource::Internal | ErrorSource::Unset, _) => Rejection::Internal,
+    }
+}
+
+impl EdgeProxy {
+    /// Whether there may be another try, which is paid for from the budget if it is not for a stale connection.
+    fn may_try_again(&self, ctx: &mut RequestCtx, next: Next) -> bool {
+        let (tries, stale) = (ctx.tries, ctx.stale);
+        let Some(exchange) = &ctx.exchange else { return false };
+        let limits = &exchange.request.policy.upstream;
+        match next {
+            Next::Reconnect => stale,
+            Next::Retry => {
+                tries <= limits.retries
+                    && self.pool.has_other_than(&ctx.tried)
+                    && self.budget.take(limits.retry_budget, Instant::now())
+            }
+            Next::Fail => false,
+        }
+    }
+
+    /// Records that this try has failed, `connected` or not: the backend's failure, unless this machine had too little of something.
+    fn try_failed(&self, ctx: &mut RequestCtx, error: &Error, connected: bool) {
+        ctx.connected = connected;
+        if let (Some(endpoint), Some(exchange)) = (&ctx.endpoint, &ctx.exchange) {
+            let limits = &exchange.request.policy.upstream.ejection;
+            if is_shortage(error.root_cause()) {
+                // It says nothing about the backend.
+            } else if connected {
+                self.pool.failed(&endpoint.upstream, limits);
+            } else {
+                self.pool.unreachable(endpoint, limits);
+            }
+            ctx.tried.push(endpoint.clone());
+        }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for EdgeProxy {
+    // Boxed, because Pingora's futures hold it more than once, and are copied.
+    type CTX = Box<RequestCtx>;
+
+    fn new_ctx(&self) -> Self::CTX {
+        let exchange = Handover::take();
+        Box::new(RequestCtx {
+            endpoint: exchange.as_ref().map(|exchange| exchange.request.endpoint.clone()),
+            exchange,
+            ..RequestCtx::default()
+        })
+    }
+
+    /// Nothing here uses Pingora's modules (compression and the like), so none are built for each request.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    /// Written by hand, as is `logging`: a future without a state needs no allocation.
+    fn early_request_filter<'s, 'r, 'c, 'f>(
+        &'s self,
+        _session: &'r mut Session,
+        _ctx: &'c mut Self::CTX,
+    ) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'f>>
+    where
+        's: 'f,
+        'r: 'f,
+        'c: 'f,
+        Self: 'f,
+    {
+        Box::pin(Passed)
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
+        panic_for_tests(session.req_header());
+        let exchange = ctx.exchange()?;
+        let Some(mut client) = exchange.client.take() else {
+            return Ok(false);
+        };
+        let ending = self
+            .direct
+            .forward(&exchange.request, &mut client, &mut exchange.record)
+            .await;
+        Handover::give_back(client, ending);
+        Ok(true)
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
+        ctx.tries += 1;
+        ctx.body_sent = false;
+        if ctx.tries > 1 {
+            self.metrics.upstream_retries.inc();
+        }
+        let stale = std::mem::take(&mut ctx.stale);
+        if ctx.tries > 1 && !stale {
+            let again = self.pool.pick_again(&ctx.tried, ctx.connected);
+            ctx.endpoint = again.or(ctx.endpoint.take());
+        }
+        let Some(endpoint) = ctx.endpoint.clone() else {
+            return Error::e_explain(ErrorType::InternalError, "a request without a backend");
+        };
+        let exchange = ctx.exchange()?;
+        exchange.record.backend = Some(Arc::clone(&endpoint.upstream));
+        // Its series is there before its answer is, while the backend is surely known.
+        endpoint.upstream.duration(&self.metrics);
+        let limits = &exchange.request.policy.upstream;
+        let mut peer = endpoint.peer(limits);
+        // For all others the session has the timer.
+        peer.options.read_timeout = exchange.request.upgrade.is_some().then_some(limits.tunnel_idle_timeout);
+        if stale {
+            // A group of its own has no kept connection, and what is made for it is not kept.
+            peer.group_key = fastrand::u64(1..);
+            peer.options.idle_timeout = Some(Duration::ZERO);
+        }
+        Ok(peer)
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        ctx.body_sent = true;
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        let exchange = ctx.exchange()?;
+        let switches = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
+        if switches && exchange.request.upgrade.is_none() {
+            let fault = Fault::Malformed("the backend switches to a protocol that nobody asked for");
+            return Err(fault.into_error(ErrorType::InvalidHTTPHeader).into_up());
+        }
+        if switches || !response.status.is_informational() {
+            exchange.record.answered = true;
+            if let Some(upstream) = &exchange.record.backend {
+                upstream.answered();
+            }
+        }
+        if switches {
+            exchange.record.ended();
+        }
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut Self::CTX,
+    ) -> Result<Option<Duration>> {
+        if end_of_stream {
+            ctx.exchange()?.record.ended();
+        }
+        Ok(None)
+    }
+
+    /// Nothing was sent, so any request may be tried at another address, or on another backend.
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Self::CTX,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        self.try_failed(ctx, &error, false);
+        error.set_retry(self.may_try_again(ctx, Next::Retry));
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut Self::CTX,
+        reused: bool,
+    ) -> Box<Error> {
+        let rejection = rejection_of(&error);
+        let of_backend = matches!(rejection, Rejection::BackendFailed | Rejection::BackendTimeout);
+        let body_sent = ctx.body_sent;
+        let idempotent = ctx
+            .exchange
+            .as_ref()
+            .is_some_and(|exchange| exchange.request.idempotent);
+        let next = if of_backend {
+            retry::next(Try {
+                failure: failure_of(&error),
+                reused: reused && error.retry == RetryType::ReusedOnly,
+                // Of a head that could not be written nobody knows how much was; but without it nothing else was.
+                head_sent: body_sent || !matches!(error.etype(), ErrorType::WriteError),
+                heard: false,
+                answering: session.response_written().is_some(),
+                idempotent,
+                held: !session.as_ref().retry_buffer_truncated(),
+            })
+        } else {
+            Next::Fail
+        };
+        ctx.stale = next == Next::Reconnect;
+        if of_backend && !ctx.stale && session.is_body_done() {
+            self.try_failed(ctx, &error, true);
+        }
+        error.set_retry(self.may_try_again(ctx, next));
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Self::CTX) -> FailToProxy {
+        let rejection = rejection_of(error);
+        let mut answer = FailToProxy {
+            error_code: rejection.status(),
+            can_reuse_downstream: false,
+        };
+        let Ok(exchange) = ctx.exchange() else {
+            return answer;
+        };
+        let finished = exchange.record.answered && exchange.record.has_ended() && !session.was_upgraded();
+        if !finished {
+            exchange.record.failed(rejection, Some(in_words(error)));
+        }
+        if session.response_written().is_none() && rejection != Rejection::ClientGone {
+            let header = Box::new(rejection.header());
+            let body = Bytes::from_static(rejection.body().as_bytes());
+            if session.write_response_header(header, false).await.is_ok()
+                && session.write_response_body(Some(body), true).await.is_ok()
+            {
+                // It closes when the client has read this.
+                answer.can_reuse_downstream = true;
+            }
+        }
+        answer
+    }
+
+    /// The access log reports every failure, with the error's text.
+    fn suppress_error_log(&self, _session: &Session, _ctx: &Self::CTX, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &Self::CTX,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+
+    fn logging<'s, 'r, 'e, 'c, 'f>(
+        &'s self,
+        session: &'r mut Session,
+        _error: Option<&'e Error>,
+        ctx: &'c mut Self::CTX,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'f>>
+    where
+        's: 'f,
+        'r: 'f,
+        'e: 'f,
+        'c: 'f,
+        Self: 'f,
+    {
+        if let Some(mut exchange) = ctx.exchange.take() {
+            if let Some(response) = session.response_written() {
+                exchange.record.status = response.status.as_u16();
+                exchange.record.bytes = session.body_bytes_sent() as u64;
+            }
+            // It is written when it is dropped.
+            drop(exchange);
+        }
+        Box::pin(Done)
+    }
+}
+
+/// The future of a hook that has nothing to wait for.
+struct Done;
+
+impl Future for Done {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
+}
+
+/// The same for one that can fail, and does not.
+struct Passed;
+
+impl Future for Passed {
+    type Output = Result<()>;
+
+    fn poll(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,439 @@
+//! The client's side of an exchange: its stream, what has been received on it, and its deadlines.
+//!
+//! - A client may send its next request before it has the answer to the last (pipelining). A body is read to its end and not a
+//!   byte further; what follows stays in [`Downstream::received`].
+//! - Chunked bodies are decoded strictly ([`Decoder`]), so nobody behind this proxy reads the client's framing.
+//! - Every wait for the client has a deadline, and over a whole request it must keep up a minimum rate: one that sends or takes a
+//!   byte now and then would meet every deadline and hold a connection, the origin's too, for as long as it likes.
+//! - An idle connection has no buffers. Reads go through [`Scratch`] or the stack, and what is left over is kept until it is used.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut, BytesMut};
+use pingora::protocols::Stream;
+use pingora::protocols::l4::ext::get_tcp_info;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{sleep, timeout};
+
+use crate::config::ClientLimits;
+use crate::http1::chunked::{BadFraming, Decoder};
+use crate::http1::rate::Rate;
+use crate::http1::scratch::Scratch;
+use crate::http1::timer::Timer;
+use crate::rejection::Rejection;
+
+/// How much of a head is read at a time, on the stack; most heads fit.
+const READ: usize = 4096;
+
+/// How much of later requests is read while one is being served; the rest waits in the kernel, as a client that sends too fast
+/// must.
+const MAX_AHEAD: usize = 16 << 10;
+
+/// How long the rest of a request body may take to arrive when nobody waits for it any more. If it is not there then, the
+/// connection closes.
+const UNWANTED_BODY: Duration = Duration::from_secs(1);
+
+/// How long a client whose connection closes is listened to once it has taken everything: closing on one that still sends would
+/// destroy what it has not read (RFC 9112, section 9.6).
+const LINGER: Duration = Duration::from_millis(500);
+/// How long it may take to take everything.
+const LINGER_UNREAD: Duration = Duration::from_secs(30);
+/// How much of what it sends meanwhile is read.
+const LINGER_BYTES: usize = 256 << 10;
+
+/// The body of the current request.
+#[derive(Debug)]
+pub enum Body {
+    /// So many bytes are still to come.
+    Length(u64),
+    /// Chunks are.
+    Chunked(Decoder),
+    /// The connection was switched to another protocol: whatever comes, until the client closes.
+    Tunnel {
+        /// The client has closed.
+        closed: bool,
+    },
+}
+
+impl Body {
+    /// Whether all of it has been read.
+    pub fn ended(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(decoder) => decoder.ended(),
+            Self::Tunnel { closed } => *closed,
+        }
+    }
+}
+
+/// What a client did that ends its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientFault {
+    /// It closed the connection.
+    Gone,
+    /// It sent nothing, or too little.
+    SlowToSend,
+    /// It took nothing of the response, or too little.
+    SlowToRead,
+    /// The framing of its body is broken.
+    BadFraming(&'static str),
+    /// Its body is longer than `client.max_body`.
+    BodyTooLarge,
+}
+
+impl ClientFault {
+    /// What it is answered, if it can be.
+    pub fn rejection(self) -> Rejection {
+        match self {
+            // A client that takes too little has gone, in effect.
+            Self::Gone | Self::SlowToRead => Rejection::ClientGone,
+            Self::SlowToSend => Rejection::RequestTimeout,
+            Self::BadFraming(_) => Rejection::BadRequest,
+            Self::BodyTooLarge => Rejection::BodyTooLarge,
+        }
+    }
+}
+
+impl fmt::Display for ClientFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gone => "the client closed the connection",
+            Self::SlowToSend => "the client sent its request too slowly",
+            Self::SlowToRead => "the client read the response too slowly",
+            Self::BadFraming(what) => what,
+            Self::BodyTooLarge => "the request body is longer than client.max_body",
+        })
+    }
+}
+
+impl From<BadFraming> for ClientFault {
+    fn from(BadFraming(what): BadFraming) -> Self {
+        Self::BadFraming(what)
+    }
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Downstream {
+    stream: Stream,
+    /// What has been received and belongs to nobody yet: a head, the beginning of a body, later requests.
+    pub received: BytesMut,
+    body: Body,
+    /// How much of the body has been read.
+    body_bytes: u64,
+    reading: Rate,
+    writing: Rate,
+    read_timeout: Duration,
+    write_timeout: Duration,
+    min_rate: Option<u64>,
+    max_body: Option<u64>,
+    /// For whatever is waited for on behalf of this client; never for two things at a time.
+    pub timer: Timer,
+}
+
+impl Downstream {
+    /// The client behind `stream`.
+    pub fn new(stream: Stream, limits: &ClientLimits) -> Self {
+        Self {
+            stream,
+            received: BytesMut::new(),
+            body: Body::Length(0),
+            body_bytes: 0,
+            reading: Rate::default(),
+            writing: Rate::default(),
+            read_timeout: limits.read_timeout,
+            write_timeout: limits.write_timeout,
+            min_rate: limits.min_rate,
+            max_body: limits.max_body,
+            timer: Timer::default(),
+        }
+    }
+
+    /// Begins a request with this body, which is next in `received`, under these limits.
+    pub fn begin(&mut self, body: Body, limits: &ClientLimits) {
+        self.body = body;
+        self.body_bytes = 0;
+        self.reading = Rate::default();
+        self.writing = Rate::default();
+        self.read_timeout = limits.read_timeout;
+        self.write_timeout = limits.write_timeout;
+        self.min_rate = limits.min_rate;
+        self.max_body = limits.max_body;
+    }
+
+    /// The body of the current request.
+    pub fn body(&self) -> &Body {
+        &self.body
+    }
+
+    /// The trailers of a chunked body that has ended, each line with its CRLF.
+    pub fn trailers(&self) -> &[u8] {
+        match &self.body {
+            Body::Chunked(decoder) => decoder.trailers(),
+            Body::Length(_) | Body::Tunnel { .. } => b"",
+        }
+    }
+
+    /// From now on whatever comes belongs to another protocol.
+    pub fn switch(&mut self) {
+        self.body = Body::Tunnel { closed: false };
+        self.both_talk();
+    }
+
+    /// From now on the client is answered while it sends, so that how fast it does may depend on the answer.
+    pub fn both_talk(&mut self) {
+        self.min_rate = None;
+    }
+
+    /// Reads ahead into `received`, past a buffer on the stack, so that a connection that waits holds none. `None` when nothing
+    /// comes any more.
+    pub fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Option<()>> {
+        let mut room = [MaybeUninit::uninit(); READ];
+        let mut read = ReadBuf::uninit(&mut room);
+        let failed = ready!(Pin::new(&mut self.stream).poll_read(context, &mut read)).is_err();
+        self.received.extend_from_slice(read.filled());
+        Poll::Ready((!failed && !read.filled().is_empty()).then_some(()))
+    }
+
+    /// Waits for the first bytes of a request, on a connection that is idle since `since` and may be for `limit`. `None` when
+    /// nothing comes any more, or in time.
+    pub fn poll_first(&mut self, context: &mut Context<'_>, since: Instant, limit: Duration) -> Poll<Option<()>> {
+        match self.poll_receive(context) {
+            Poll::Pending => self.timer.poll(context, since, limit).map(|()| None),
+            received => received,
+        }
+    }
+
+    /// Reads ahead while the request is being served. Ready when the client has gone away.
+    pub fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        while self.received.len() < MAX_AHEAD {
+            if ready!(self.poll_receive(context)).is_none() {
+                // Whoever has sent another request still wants its answers.
+                return if self.received.is_empty() {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                };
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Reads more of the body and appends its data to `data`, for which it has spare capacity. Ready when there is some, or the
+    /// body has ended.
+    pub fn poll_body(&mut self, context: &mut Context<'_>, data: &mut BytesMut) -> Poll<Result<(), ClientFault>> {
+        let before = data.len();
+        while !self.body.ended() && data.len() == before {
+            if self.received.is_empty() {
+                ready!(self.poll_read_body(context, data))?;
+            } else {
+                self.take_received(data)?;
+            }
+        }
+        Poll::Ready(self.count(data.len() - before))
+    }
+
+    /// Counts `bytes` of the body.
+    fn count(&mut self, bytes: usize) -> Result<(), ClientFault> {
+        self.body_bytes += bytes as u64;
+        if self.max_body.is_some_and(|max| self.body_bytes > max) && !matches!(self.body, Body::Tunnel { .. }) {
+            return Err(ClientFault::BodyTooLarge);
+        }
+        Ok(())
+    }
+
+    /// Moves what has been received of the body to `data`, as far as that has spare capacity, and reads no more.
+    ///
+    /// # Errors
+    /// When the client is at fault.
+    pub fn received_body(&mut self, data: &mut BytesMut) -> Result<(), ClientFault> {
+        let before = data.len();
+        self.take_received(data)?;
+        self.count(data.len() - before)
+    }
+
+    fn take_received(&mut self, data: &mut BytesMut) -> Result<(), ClientFault> {
+        let room = data.capacity() - data.len();
+        let taken = match &mut self.body {
+            Body::Chunked(decoder) => decoder.decode(&self.received, data, room)?,
+            Body::Length(left) => {
+                let here = u64::min(*left, self.received.len().min(room) as u64);
+                *left -= here;
+                // No more than was received.
+                let here = usize::try_from(here).unwrap_or(usize::MAX);
+                data.extend_from_slice(&self.received[..here]);
+                here
+            }
+            Body::Tunnel { .. } => {
+                let here = self.received.len().min(room);
+                data.extend_from_slice(&self.received[..here]);
+                here
+            }
+        };
+        self.received.advance(taken);
+        if self.received.is_empty() {
+            self.received = BytesMut::new();
+        }
+        Ok(())
+    }
+
+    /// Reads from the stream, when nothing is left of what was received.
+    fn poll_read_body(&mut self, context: &mut Context<'_>, data: &mut BytesMut) -> Poll<Result<(), ClientFault>> {
+        let mut raw = None;
+        let read = match &mut self.body {
+            Body::Chunked(_) => {
+                let raw = raw.insert(Scratch::take());
+                pin!(self.stream.read_buf(&mut **raw)).poll(context)
+            }
+            Body::Length(left) => {
+                let most = usize::try_from(*left).unwrap_or(usize::MAX);
+                pin!(self.stream.read_buf(&mut (&mut *data).limit(most))).poll(context)
+            }
+            Body::Tunnel { .. } => pin!(self.stream.read_buf(data)).poll(context),
+        };
+        let Poll::Ready(read) = read else {
+            if self.reading.waits_since().is_none() {
+                self.reading.wait(Instant::now());
+            }
+            return Poll::Pending;
+        };
+        let read = read.unwrap_or(0);
+        if !self.reading.keeps(read, self.min_rate) {
+            return Poll::Ready(Err(ClientFault::SlowToSend));
+        }
+        match &mut self.body {
+            Body::Tunnel { closed } => *closed = read == 0,
+            _ if read == 0 => return Poll::Ready(Err(ClientFault::Gone)),
+            Body::Length(left) => *left -= read as u64,
+            Body::Chunked(decoder) => {
+                let raw = raw.as_deref().map_or(&b""[..], |raw| raw);
+                let room = data.capacity() - data.len();
+                let decoded = decoder.decode(raw, data, room)?;
+                self.received.extend_from_slice(&raw[decoded..]);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends some of `parts`; returns how many bytes.
+    pub fn poll_write(&mut self, context: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<Result<usize, ClientFault>> {
+        let stream = Pin::new(&mut self.stream);
+        let written = match parts {
+            [only] => stream.poll_write(context, only),
+            parts => stream.poll_write_vectored(context, parts),
+        };
+        match written {
+            Poll::Ready(Ok(written @ 1..)) if self.writing.keeps(written, self.min_rate) => Poll::Ready(Ok(written)),
+            Poll::Ready(Ok(1..)) => Poll::Ready(Err(ClientFault::SlowToRead)),
+            Poll::Ready(_) => Poll::Ready(Err(ClientFault::Gone)),
+            Poll::Pending => {
+                if self.writing.waits_since().is_none() {
+                    self.writing.wait(Instant::now());
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Since when the client is waited for to send more of its body, and for how long it may be.
+    pub fn sending(&self) -> Option<(Instant, Duration)> {
+        Some((self.reading.waits_since()?, self.read_timeout))
+    }
+
+    /// Since when the client is waited for to take more of the response, and for how long it may be.
+    pub fn taking(&self) -> Option<(Instant, Duration)> {
+        Some((self.writing.waits_since()?, self.write_timeout))
+    }
+
+    /// The client is not waited for, whatever it was asked before.
+    pub fn excuse_sending(&mut self) {
+        self.reading.excuse();
+    }
+
+    /// Writes all of `bytes`, within the deadlines of a response.
+    ///
+    /// # Errors
+    /// When the client is gone, or too slow.
+    pub async fn write_all(&mut self, mut bytes: &[u8]) -> Result<(), ClientFault> {
+        poll_fn(|context| {
+            while !bytes.is_empty() {
+                let Poll::Ready(written) = self.poll_write(context, &[IoSlice::new(bytes)]) else {
+                    return self.poll_slow(context).map(Err);
+                };
+                bytes = &bytes[written?..];
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+
+    /// Ready when the client has been waited for too long.
+    pub fn poll_slow(&mut self, context: &mut Context<'_>) -> Poll<ClientFault> {
+        let waits = [
+            (self.sending(), ClientFault::SlowToSend),
+            (self.taking(), ClientFault::SlowToRead),
+        ];
+        let waits = waits.into_iter().filter_map(|(wait, fault)| Some((wait?, fault)));
+        match waits.min_by_key(|((since, limit), _)| *since + *limit) {
+            Some(((since, limit), fault)) => self.timer.poll(context, since, limit).map(|()| fault),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Reads the rest of the body and forgets it. Returns whether it came in time, so that another request may follow.
+    pub async fn discard_body(&mut self) -> bool {
+        self.max_body = None;
+        let discarded = poll_fn(|context| {
+            while !self.body.ended() {
+                let mut data = Scratch::take();
+                if ready!(self.poll_body(context, &mut data)).is_err() {
+                    return Poll::Ready(false);
+                }
+            }
+            Poll::Ready(true)
+        });
+        timeout(UNWANTED_BODY, discarded).await.unwrap_or(false)
+    }
+
+    /// Closes the connection so that the client can read all that was sent: ends our half, then reads on until the client closes,
+    /// or has taken everything and gets no further.
+    pub async fn linger(mut self: Box<Self>) {
+        self.received = BytesMut::new();
+        if !matches!(timeout(self.write_timeout, self.stream.shutdown()).await, Ok(Ok(()))) {
+            return;
+        }
+        let end = Instant::now() + LINGER_UNREAD;
+        let mut look = pin!(sleep(LINGER));
+        let mut left = LINGER_BYTES;
+        loop {
+            let read = poll_fn(|context| {
+                let mut data = Scratch::take();
+                pin!(self.stream.read_buf(&mut *data)).poll(context)
+            });
+            tokio::select! {
+                biased;
+                read = read => match read {
+                    Ok(read @ 1..) if read < left => left -= read,
+                    _ => return,
+                },
+                () = &mut look => {
+                    if Instant::now() > end || !has_unread(&self.stream) {
+                        return;
+                    }
+                    look.as_mut().reset(tokio::time::Instant::now() + LINGER);
+                }
+            }
+        }
+    }
+}
+
+/// Whether something that was sent has not reached the other end's kernel.
+fn has_unread(stream: &Stream) -> bool {
+    get_tcp_info(stream.id()).is_ok_and(|info| info.tcpi_notsent_bytes > 0 || info.tcpi_unacked > 0)
+}
