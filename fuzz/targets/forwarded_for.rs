@@ -6,7 +6,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use gopherproxy::client::{Client, Networks, identify};
+use gopherproxy::config::Networks;
+use gopherproxy::exchange::client::{Client, identify};
 use http::HeaderValue;
 use ipnet::IpNet;
 use libfuzzer_sys::{Corpus, fuzz_target};

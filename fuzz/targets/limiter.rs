@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use gopherproxy::config::Limit;
-use gopherproxy::limiter::{ClientLimiter, Verdict};
+use gopherproxy::limit::{ClientLimiter, Verdict};
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 /// The parts of the limiter's table, by which the places are multiplied.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use gopherproxy::config::Limit;
-use gopherproxy::limiter::{ClientLimiter, Verdict};
+use gopherproxy::limit::{ClientLimiter, Verdict};
 
 const LIMIT: Limit = Limit {
     burst: 5,

@@ -8,6 +8,7 @@ mod address;
 mod client;
 mod discovery;
 mod limit;
+mod networks;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use address::{any, network, port, socket_address};
 pub use client::{ClientLimits, DEFAULT_MAX_CONNECTIONS};
 pub use discovery::{Discovery, Health, Readiness, RegistryKind};
 pub use limit::Limit;
+pub use networks::Networks;
 use upstream::MOST_RETRIES;
 pub use upstream::{Ejection, UpstreamLimits};
 

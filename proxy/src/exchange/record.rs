@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::access_log;
-use crate::admission::Connection;
+use crate::exchange::admission::Connection;
 use crate::exchange::request::RequestId;
 use crate::http1::head::RequestLine;
+use crate::observe::access_log;
+use crate::pool::endpoint::Upstream;
 use crate::rejection::{Delivery, Rejection};
-use crate::upstream::Upstream;
 
 /// The record of one request.
 pub struct Record {

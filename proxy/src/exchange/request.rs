@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::policy::Policy;
-use crate::upstream::Endpoint;
+use crate::pool::endpoint::Endpoint;
+use crate::snapshot::Policy;
 
 /// A request that goes to an origin, without its body, which is still the client's to send.
 #[derive(Clone)]

@@ -22,11 +22,11 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use crate::exchange::retry::{self, Failure, Next, Try};
 use crate::forward::direct::Direct;
 use crate::forward::session::{Exchange, Fault, Handover};
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
 use crate::pool::Pool;
+use crate::pool::endpoint::Endpoint;
+use crate::pool::retry_budget::RetryBudget;
 use crate::rejection::Rejection;
-use crate::retry_budget::RetryBudget;
-use crate::upstream::Endpoint;
 
 /// The proxy's application.
 pub struct EdgeProxy {

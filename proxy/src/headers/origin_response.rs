@@ -11,11 +11,11 @@ use std::ops::Range;
 use bytes::{BufMut, BytesMut};
 use chassis::clock::HttpDate;
 
-use crate::headers::names::is_in_token;
 use crate::headers::origin_response::fields::{
     Coding, Connection, Indices, Kind, Length, drop_all, drop_nominated, holds,
 };
 use crate::http1::head;
+use crate::http1::names::is_in_token;
 use crate::http1::violation::{LF_ALONE, has_lf_alone};
 
 /// The longest head, in bytes.

@@ -5,10 +5,10 @@
 
 use bytes::{BufMut, BytesMut};
 
-use crate::client::FORWARDED_FOR;
+use crate::exchange::client::FORWARDED_FOR;
 use crate::exchange::request::RequestId;
-use crate::headers::names::{ends_here, is, is_claim};
 use crate::http1::head::{Body, Head};
+use crate::http1::names::{ends_here, is, is_claim};
 
 /// How long the fields are that [`write_request`] adds, but for their values.
 const ADDED: usize = 256;
@@ -147,7 +147,7 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut,
 }
 
 /// The hops that a trusted peer names. Bytes that are not text end what can be known, as they do for
-/// [`identify`](crate::client::identify): the origin sees what lies to the right of them.
+/// [`identify`](crate::exchange::client::identify): the origin sees what lies to the right of them.
 fn forwarded_for(head: &Head<'_>) -> Vec<u8> {
     let mut lines = Vec::new();
     for line in head.values(FORWARDED_FOR).rev() {

@@ -5,7 +5,7 @@
 
 use bytes::{Buf, BufMut, BytesMut};
 
-use crate::headers::names::{is_forbidden_in_trailers, is_in_token};
+use crate::http1::names::{is_forbidden_in_trailers, is_in_token};
 
 /// The most bytes in a size line, its CRLF included.
 const MAX_LINE: u16 = 256;

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::str;
 
-use crate::headers::names::is_in_token;
+use crate::http1::names::is_in_token;
 use crate::http1::target::{is_authority, is_same_host, split_target, why_no_target};
 use crate::http1::violation::{LF_ALONE, Violation, has_lf_alone};
 use crate::rejection::Rejection;

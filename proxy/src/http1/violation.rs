@@ -2,7 +2,7 @@
 //!
 //! The client learns only the status. The words are fixed, so that nothing a client sends gets into the log through them.
 
-use crate::headers::names::is_in_token;
+use crate::http1::names::is_in_token;
 use crate::rejection::Rejection;
 
 /// A rule that a request breaks.

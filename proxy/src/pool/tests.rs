@@ -3,7 +3,7 @@ use std::sync::mpsc;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::members::Members;
+use crate::discovery::members::Members;
 
 const LIMITS: Ejection = Ejection {
     failures: 1,

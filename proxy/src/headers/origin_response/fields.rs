@@ -1,7 +1,7 @@
 //! What the fields of an origin's response say about its framing and its connection.
 
-use crate::headers::names::{is, is_in_token};
 use crate::http1::head::is_canonical_length;
+use crate::http1::names::{is, is_in_token};
 
 /// The fields with a meaning of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,9 +12,9 @@ use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use prometheus::Histogram;
 
 use crate::config::UpstreamLimits;
-use crate::ejection::Conduct;
-use crate::forward::kept::{Kept, Room};
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
+use crate::pool::ejection::Conduct;
+use crate::pool::kept::{Kept, Room};
 
 /// A backend that requests can be sent to.
 #[derive(Debug)]

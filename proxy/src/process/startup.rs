@@ -24,10 +24,10 @@ use tokio::time::{sleep, timeout};
 
 use crate::config::Config;
 use crate::discovery::RegistryDiscovery;
-use crate::lifecycle::Stage;
-use crate::policy::Live;
 use crate::pool::Pool;
-use crate::signals::{Signals, Sockets};
+use crate::process::lifecycle::Stage;
+use crate::process::signals::{Signals, Sockets};
+use crate::snapshot::Live;
 
 /// How long a successor waits for the running process to get a signal.
 const SIGNAL_PATIENCE: Duration = Duration::from_secs(60);

@@ -13,9 +13,9 @@ use registry::{RedisStore, Replaceable};
 use tokio::sync::{Notify, watch};
 
 use crate::config::{Config, RegistryKind};
-use crate::metrics::Metrics;
-use crate::policy::Live;
+use crate::observe::metrics::Metrics;
 use crate::pool::{Intervals, Pool};
+use crate::snapshot::Live;
 
 /// Everything that a new configuration is given to.
 pub struct Reload {

@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use ipnet::{IpNet, Ipv4Net};
+use crate::config::Networks;
 
 /// The field that trusted proxies list the client and each other in.
 pub const FORWARDED_FOR: &str = "x-forwarded-for";
@@ -21,31 +21,6 @@ pub struct Client {
     /// A trusted proxy sent the request without X-Forwarded-For: it is the proxy's own, such as a health check, and no
     /// client's.
     pub peers_own: bool,
-}
-
-/// A set of networks.
-#[derive(Debug, Clone, Default)]
-pub struct Networks(Vec<IpNet>);
-
-impl Networks {
-    /// These networks. One of IPv4 addresses that are mapped into IPv6 is the IPv4 network.
-    pub fn new(networks: Vec<IpNet>) -> Self {
-        Self(networks.into_iter().map(unmapped).collect())
-    }
-
-    /// Whether `address` is in one of them.
-    pub fn contain(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.0.iter().any(|network| network.contains(&address))
-    }
-}
-
-fn unmapped(network: IpNet) -> IpNet {
-    let IpNet::V6(mapped) = network else { return network };
-    let parts = mapped.addr().to_ipv4_mapped().zip(mapped.prefix_len().checked_sub(96));
-    parts
-        .and_then(|(address, length)| Ipv4Net::new(address, length).ok())
-        .map_or(network, IpNet::V4)
 }
 
 /// The client of a request that came from `peer` with these lines of X-Forwarded-For.
@@ -149,18 +124,5 @@ mod tests {
             assert!(!own("10.0.0.1", lines), "{lines:?}");
         }
         assert!(!own("192.0.2.1", &[]));
-    }
-
-    #[test]
-    fn a_network_of_mapped_ipv4_is_the_ipv4_network() {
-        let networks = |network: &str| Networks::new(vec![network.parse().unwrap()]);
-        for network in ["::ffff:10.0.0.0/104", "::ffff:10.0.0.1/128"] {
-            assert!(networks(network).contain("10.0.0.1".parse().unwrap()), "{network}");
-            assert!(!networks(network).contain("11.0.0.1".parse().unwrap()), "{network}");
-        }
-        assert!(
-            !networks("::/0").contain("10.0.0.1".parse().unwrap()),
-            "IPv6 is not IPv4"
-        );
     }
 }

@@ -19,7 +19,7 @@ use pingora_load_balancing::health_check::{HealthCheck, TcpHealthCheck};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::discovery::RegistryDiscovery;
-use crate::members::backend_at;
+use crate::discovery::members::backend_at;
 
 /// How many addresses are checked at the same time, by a round and because they are new.
 const CHECKS_AT_ONCE: usize = 256;

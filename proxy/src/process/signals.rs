@@ -32,8 +32,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::lifecycle::{Lifecycle, Stage};
-use crate::reload::{Reload, one_at_a_time};
+use crate::process::lifecycle::{Lifecycle, Stage};
+use crate::process::reload::{Reload, one_at_a_time};
 
 /// How long a successor may take to find its backends.
 const SUCCESSOR_PATIENCE: Duration = Duration::from_secs(30);

@@ -2,7 +2,7 @@
 //!
 //! Pingora's own loop has no deadline for a whole head, waits for ever between requests, and answers a head that it can't
 //! read without logging it. So the head is read here: bounded in length and time, checked by [`head`], and decided over by
-//! [`admission`](crate::admission). What is rejected is answered here, at little cost. What is admitted is rewritten by
+//! [`admission`](crate::exchange::admission). What is rejected is answered here, at little cost. What is admitted is rewritten by
 //! [`headers`](crate::headers) and goes through [`forward`](crate::forward). Connections are limited too, in total and per client.
 
 use std::cell::RefCell;
@@ -27,8 +27,8 @@ use pingora_proxy::HttpProxy;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::admission::{Admission, Connection, Rejected};
 use crate::config::{ClientLimits, Forwarder};
+use crate::exchange::admission::{Admission, Connection, Rejected};
 use crate::exchange::record::Record;
 use crate::exchange::request::{Request, is_idempotent};
 use crate::forward::direct::Ending;
@@ -39,11 +39,11 @@ use crate::http1::chunked::Decoder;
 use crate::http1::downstream::{Body, Downstream};
 use crate::http1::head;
 use crate::http1::violation::Violation;
-use crate::lifecycle::{Connected, Lifecycle};
-use crate::limiter::refusals::Refusals;
-use crate::metrics::Metrics;
-use crate::policy::{Live, Policy};
+use crate::limit::refusals::Refusals;
+use crate::observe::metrics::Metrics;
+use crate::process::lifecycle::{Connected, Lifecycle};
 use crate::rejection::{Delivery, Rejection};
+use crate::snapshot::{Live, Policy};
 
 /// How many connections may be told at a time that there is no place for them. More are closed without a word.
 pub const MAX_TURNED_AWAY: usize = 64;

@@ -14,9 +14,9 @@ use log::{info, warn};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::members::Members;
-use crate::metrics::Metrics;
-use crate::state_file;
+use crate::discovery::members::Members;
+use crate::discovery::state_file;
+use crate::observe::metrics::Metrics;
 
 /// How long a start waits for the file to be read.
 const READ_PATIENCE: Duration = Duration::from_secs(1);

@@ -7,6 +7,12 @@
 //!
 //! One loop makes that list (`publish`), at most every few milliseconds, however many reasons there are. So a request
 //! that fails never looks at more than its own backend.
+//!
+//! - [`endpoint`]: one backend and its addresses.
+//! - [`health`]: whether an address accepts connections.
+//! - [`ejection`]: when a failing backend is ejected.
+//! - [`kept`]: connections that wait for their next request.
+//! - [`retry_budget`]: how many retries are allowed.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -21,12 +27,17 @@ use tokio::sync::{Notify, watch};
 
 use crate::config::Ejection;
 use crate::discovery::RegistryDiscovery;
-use crate::forward::kept::Room;
-use crate::health_check::{Check, SharedCheck};
-use crate::metrics::Metrics;
-use crate::upstream::{Endpoint, Upstream};
+use crate::observe::metrics::Metrics;
+use crate::pool::endpoint::{Endpoint, Upstream};
+use crate::pool::health::{Check, SharedCheck};
+use crate::pool::kept::Room;
 
+pub mod ejection;
+pub mod endpoint;
+pub mod health;
+pub mod kept;
 mod loops;
+pub mod retry_budget;
 #[cfg(test)]
 mod tests;
 

@@ -2,8 +2,16 @@
 //!
 //! The last good set is worth more than no set. A read that fails, or finds the set empty, is an error here, because Pingora keeps
 //! the backends it has on `Err` and would drop them all on an empty `Ok`; a name that does not resolve keeps the
-//! addresses it last had; and a proxy that starts takes the set that an earlier one left in its [`state_file`](crate::state_file)
+//! addresses it last had; and a proxy that starts takes the set that an earlier one left in its [`state_file`](crate::discovery::state_file)
 //! when the registry has given none within a moment. Which of them are alive is the health check's business, not this module's.
+//!
+//! - [`members`]: the members of the registry, each with its addresses.
+//! - [`state_store`]: saves the last good set for the next start.
+//! - [`state_file`]: the format and the safety of its file.
+
+pub mod members;
+pub mod state_file;
+pub mod state_store;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -20,9 +28,9 @@ use pingora_load_balancing::discovery::ServiceDiscovery;
 use registry::{Malformed, Member, Registry, Resolver, Snapshot};
 use tokio::time::{sleep, timeout};
 
-use crate::members::{Members, backend_at};
-use crate::metrics::Metrics;
-use crate::state_store::StateStore;
+use crate::discovery::members::{Members, backend_at};
+use crate::discovery::state_store::StateStore;
+use crate::observe::metrics::Metrics;
 
 /// How long the names of one read may take, all at the same time.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -367,7 +375,7 @@ mod tests {
         let path = directory.path().join("backends");
         let mut saved = Members::default();
         saved.insert(&"192.0.2.1:80".into(), ["192.0.2.1:80".parse().unwrap()]);
-        crate::state_file::write(&path, &saved).unwrap();
+        crate::discovery::state_file::write(&path, &saved).unwrap();
         let state_store = StateStore::open(path, metrics()).unwrap();
         let discovery = RegistryDiscovery::new(registry, metrics(), Some(state_store));
         let (backends, _) = discovery.discover().await.unwrap();

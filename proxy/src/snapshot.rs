@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use log::{Level, info, log};
 
-use crate::client::Networks;
-use crate::config::{ClientLimits, Config, DEFAULT_MAX_CONNECTIONS, Forwarder, Limit, Readiness, UpstreamLimits};
-use crate::limiter::ClientLimiter;
+use crate::config::{
+    ClientLimits, Config, DEFAULT_MAX_CONNECTIONS, Forwarder, Limit, Networks, Readiness, UpstreamLimits,
+};
+use crate::limit::ClientLimiter;
 use crate::rejection::LimitedAnswers;
 
 /// The rules that requests are served by.

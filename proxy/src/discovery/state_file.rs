@@ -20,7 +20,7 @@ use registry::Member;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::members::Members;
+use crate::discovery::members::Members;
 
 const FIRST_LINE: &str = "gopherproxy backends, version 1";
 /// A longer file, in bytes, is none of ours. A member with its address takes about fifty.

@@ -9,19 +9,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::{self, FORWARDED_FOR};
+use crate::exchange::client::{self, FORWARDED_FOR};
 use crate::exchange::record::Record;
 use crate::exchange::request::RequestId;
 use crate::http1::head::{Body, Head};
 use crate::http1::violation::Violation;
-use crate::limiter::Verdict;
-use crate::limiter::refusals::Refusals;
-use crate::metrics::Metrics;
-use crate::policy::Policy;
+use crate::limit::Verdict;
+use crate::limit::refusals::Refusals;
+use crate::observe::metrics::Metrics;
 use crate::pool::Pool;
+use crate::pool::endpoint::Endpoint;
+use crate::pool::retry_budget::RetryBudget;
 use crate::rejection::Rejection;
-use crate::retry_budget::RetryBudget;
-use crate::upstream::Endpoint;
+use crate::snapshot::Policy;
 
 /// What the requests of one connection share. Its addresses are formatted once, because each request uses them more than once.
 pub struct Connection {

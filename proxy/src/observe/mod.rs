@@ -1,0 +1,7 @@
+//! What operators see.
+//!
+//! - [`metrics`]: the metrics for Prometheus.
+//! - [`access_log`]: one line per request.
+
+pub mod access_log;
+pub mod metrics;
