@@ -179,7 +179,7 @@ fn access_log_line(bencher: Bencher<'_, '_>) {
         remote_addr: "127.0.0.1:51440",
         status: 200,
         duration: Duration::from_nanos(1_886_123),
-        client: Some("127.0.0.1"),
+        client: "127.0.0.1",
         backend: Some("127.0.0.1:8081"),
         request_id: Some("915cae9096c17214589afa967fd2af4d"),
         bytes: Some(26),

@@ -123,11 +123,16 @@ impl Record {
         }
     }
 
+    /// Whose it is: the peer's, where nothing better is known.
+    fn client(&self) -> IpAddr {
+        self.client.unwrap_or(self.connection.peer)
+    }
+
     /// Whether it goes into the log. A refusal costs its client no token, so nothing else bounds how many lines it makes.
     fn is_logged(&self) -> bool {
         let is_refusal =
             self.backend.is_none() && !matches!(self.rejection, Some(Rejection::NoBackend | Rejection::Internal));
-        let client = self.client.unwrap_or(self.connection.peer);
+        let client = self.client();
         !is_refusal || self.connection.refusals.allows(client, Instant::now())
     }
 
@@ -175,7 +180,7 @@ impl Drop for Record {
             remote_addr: &self.connection.remote_addr,
             status,
             duration: took,
-            client: self.client.map(|client| self.connection.text_of(client)).as_deref(),
+            client: &self.connection.text_of(self.client()),
             backend: self.backend.as_ref().map(|upstream| &*upstream.name),
             request_id: Some(self.id.as_str()),
             bytes: (self.status != 0).then_some(self.bytes),

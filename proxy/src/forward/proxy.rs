@@ -105,6 +105,7 @@ fn failure_of(error: &Error) -> Failure {
 fn rejection_of(error: &Error) -> Rejection {
     match Fault::behind(error) {
         Some(Fault::Client(fault)) => return fault.rejection(),
+        Some(Fault::Answered) => return Rejection::ClientGone,
         Some(Fault::SilentBackend) => return Rejection::BackendTimeout,
         Some(Fault::Malformed(_)) => return Rejection::BackendFailed,
         None => {}
@@ -186,6 +187,9 @@ impl ProxyHttp for EdgeProxy {
     async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
         panic_for_tests(session.req_header());
         let exchange = ctx.exchange()?;
+        if let Some(fault) = exchange.fault {
+            return Err(Fault::Client(fault).into_error(ErrorType::ReadError));
+        }
         let Some(mut client) = exchange.client.take() else {
             return Ok(false);
         };
@@ -334,11 +338,13 @@ impl ProxyHttp for EdgeProxy {
         let Ok(exchange) = ctx.exchange() else {
             return answer;
         };
-        let finished = exchange.record.answered && exchange.record.has_ended() && !session.was_upgraded();
+        let finished = Fault::behind(error) == Some(Fault::Answered)
+            || exchange.record.answered && exchange.record.has_ended() && !session.was_upgraded();
         if !finished {
             exchange.record.failed(rejection, Some(in_words(error)));
         }
         if session.response_written().is_none() && rejection != Rejection::ClientGone {
+            session.as_downstream_mut().shutdown().await;
             let header = Box::new(rejection.header());
             let body = Bytes::from_static(rejection.body().as_bytes());
             if session.write_response_header(header, false).await.is_ok()

@@ -75,6 +75,8 @@ pub struct Exchange {
     pub record: Record,
     /// The client, unless the session has it.
     pub client: Option<Box<Downstream>>,
+    /// What is wrong with what has come of the request's body, if anything is, and the session has the client.
+    pub fault: Option<ClientFault>,
 }
 
 impl Exchange {
@@ -84,6 +86,7 @@ impl Exchange {
             request,
             record,
             client: Some(client),
+            fault: None,
         }
     }
 }
@@ -98,7 +101,11 @@ pub fn open(
     let client = exchange.client.take_if(|_| forwarded);
     let session = Session {
         header: Some(header),
-        forwarding: client.map(|client| Forwarding::new(client, &exchange.request, lifecycle)),
+        forwarding: client.map(|mut client| {
+            let mut first = BytesMut::with_capacity(client.received.len());
+            exchange.fault = client.received_body(&mut first).err();
+            Forwarding::new(client, first, &exchange.request, lifecycle)
+        }),
     };
     let handover = Handover {
         exchange: Cell::new(Some(Box::new(exchange))),
@@ -112,6 +119,8 @@ pub fn open(
 pub enum Fault {
     /// The client's.
     Client(ClientFault),
+    /// Nobody's: the client has its whole response, and waits for nothing that the rest of its request could change.
+    Answered,
     /// The origin was silent for too long.
     SilentBackend,
     /// The origin answered something that can't be passed on.
@@ -122,6 +131,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Client(fault) => fault.fmt(f),
+            Self::Answered => f.write_str("the response came before the end of the request"),
             Self::SilentBackend => f.write_str("the backend said nothing for upstream.read_timeout"),
             Self::Malformed(what) => f.write_str(what),
         }
@@ -200,6 +210,8 @@ fn broken(what: &'static str) -> Box<Error> {
 #[derive(Debug)]
 struct Forwarding {
     client: Box<Downstream>,
+    /// What had come of the body before Pingora asked for it.
+    first: BytesMut,
     lifecycle: Arc<Lifecycle>,
     to_head: bool,
     old: bool,
@@ -257,7 +269,7 @@ impl Drop for Session {
 }
 
 impl Forwarding {
-    fn new(client: Box<Downstream>, request: &Request, lifecycle: &Arc<Lifecycle>) -> Self {
+    fn new(client: Box<Downstream>, first: BytesMut, request: &Request, lifecycle: &Arc<Lifecycle>) -> Self {
         Self {
             lifecycle: Arc::clone(lifecycle),
             to_head: request.to_head,
@@ -265,7 +277,8 @@ impl Forwarding {
             keeps: request.keeps,
             expects: request.expects,
             upgrades: request.upgrade.is_some(),
-            empty: client.body().ended(),
+            empty: first.is_empty() && client.body().ended(),
+            first,
             client,
             patience: request.policy.upstream.read_timeout,
             silent_since: None,
@@ -282,10 +295,21 @@ impl Forwarding {
         }
     }
 
+    /// Whether Pingora has had the whole body.
+    fn body_ended(&self) -> bool {
+        self.first.is_empty() && self.client.body().ended()
+    }
+
     /// Ready with more of the body, or its end.
     fn poll_body(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
-        let mut data = BytesMut::with_capacity(SCRATCH);
-        match self.client.poll_body(context, &mut data) {
+        let mut data = std::mem::take(&mut self.first);
+        let polled = if data.is_empty() {
+            data.reserve(SCRATCH);
+            self.client.poll_body(context, &mut data)
+        } else {
+            Poll::Ready(Ok(()))
+        };
+        match polled {
             Poll::Ready(Ok(())) => {
                 self.continues = true;
                 self.silent_since = None;
@@ -379,6 +403,8 @@ impl Forwarding {
     fn body(&mut self, data: Option<&[u8]>, end: bool, out: &mut BytesMut) {
         let data = data.unwrap_or_default();
         let chunked = matches!(self.framing, Some(Framing::Chunked));
+        let ends = end && !self.ended;
+        self.ended |= end;
         if matches!(self.framing, Some(Framing::None)) && !self.switched {
             return;
         }
@@ -391,18 +417,19 @@ impl Forwarding {
         } else {
             out.extend_from_slice(data);
         }
-        if end && !self.ended {
-            self.ended = true;
-            if chunked {
-                write_last(out, b"");
-            }
+        if ends && chunked {
+            write_last(out, b"");
         }
     }
 
     async fn write(&mut self, out: &[u8]) -> Result<()> {
         self.silent_since = None;
         let written = self.client.write_all(out).await;
-        written.map_err(|fault| Fault::Client(fault).into_error(ErrorType::WriteError).into_down())
+        written.map_err(|fault| Fault::Client(fault).into_error(ErrorType::WriteError).into_down())?;
+        if self.ended {
+            self.ending = if self.keeps { Ending::Keep } else { Ending::Close };
+        }
+        Ok(())
     }
 }
 
@@ -418,7 +445,7 @@ impl Custom for Session {
 
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
         let forwarding = self.forwarding()?;
-        if forwarding.client.body().ended() {
+        if forwarding.body_ended() {
             return Ok(None);
         }
         poll_fn(|context| forwarding.poll_body(context)).await
@@ -514,12 +541,15 @@ impl Custom for Session {
         self.forwarding.as_ref()?.written.as_deref()
     }
 
-    async fn shutdown(&mut self, _code: u32, _context: &str) {}
+    /// No request follows on this connection.
+    async fn shutdown(&mut self, _code: u32, _context: &str) {
+        if let Some(forwarding) = &mut self.forwarding {
+            forwarding.keeps = false;
+        }
+    }
 
     fn is_body_done(&mut self) -> bool {
-        self.forwarding
-            .as_ref()
-            .is_none_or(|forwarding| forwarding.client.body().ended())
+        self.forwarding.as_ref().is_none_or(Forwarding::body_ended)
     }
 
     async fn finish(&mut self) -> Result<()> {
@@ -537,10 +567,16 @@ impl Custom for Session {
 
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         let forwarding = self.forwarding()?;
+        if forwarding.ended && forwarding.switched {
+            return Ok(None);
+        }
+        if forwarding.ended && !forwarding.body_ended() {
+            return Err(Fault::Answered.into_error(ErrorType::ReadError));
+        }
         poll_fn(|context| {
-            if no_body_expected || (forwarding.client.body().ended() && !forwarding.switched) {
+            if no_body_expected || (forwarding.body_ended() && !forwarding.switched) {
                 forwarding.poll_idle(context).map(Err)
-            } else if forwarding.client.body().ended() {
+            } else if forwarding.body_ended() {
                 Poll::Ready(Ok(None))
             } else {
                 forwarding.poll_body(context)

@@ -19,6 +19,9 @@ const MAX_DIGITS: u16 = 15;
 /// The space that [`write_chunk`] needs in front of the data: the digits of a `u64`, and CRLF.
 const SIZE_ROOM: usize = 18;
 
+/// How much longer than its data a chunk can be while [`write_chunk`] writes it.
+pub const CHUNK_OVERHEAD: usize = SIZE_ROOM + 2;
+
 /// The framing is not what RFC 9112, section 7.1 says. The text is for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadFraming(pub &'static str);

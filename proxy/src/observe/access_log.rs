@@ -26,7 +26,7 @@ pub struct Line<'r> {
     /// From the head of the request to the end of the response.
     pub duration: Duration,
     /// Whose request it was: an address.
-    pub client: Option<&'r str>,
+    pub client: &'r str,
     /// The backend that answered, or the last one that was tried.
     pub backend: Option<&'r str>,
     /// The X-Request-Id that the backend saw.
@@ -48,9 +48,7 @@ impl Line<'_> {
             line.plain("remote_addr", self.remote_addr);
             line.number("status", self.status.into());
             line.millis("duration_ms", self.duration);
-            if let Some(client) = self.client {
-                line.plain("client", client);
-            }
+            line.plain("client", self.client);
             if let Some(backend) = self.backend {
                 line.plain("backend", backend);
             }
@@ -99,7 +97,7 @@ mod tests {
                 remote_addr: "127.0.0.1:1",
                 status: 200,
                 duration: Duration::ZERO,
-                client: None,
+                client: "127.0.0.1",
                 backend: None,
                 request_id: None,
                 bytes: None,

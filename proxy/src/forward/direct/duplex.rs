@@ -27,6 +27,7 @@ use crate::http1::downstream::{ClientFault, Downstream};
 use crate::http1::head;
 use crate::http1::scratch::Scratch;
 use crate::process::lifecycle::Lifecycle;
+use crate::rejection::Rejection;
 
 /// A body of this size or less is sent together with its head, at the price of a copy.
 const COPIED: usize = 4096;
@@ -507,7 +508,12 @@ impl<'t> Duplex<'t> {
             }
             let mut read = Scratch::take();
             match pin!(self.origin.read_buf(&mut *read)).poll(context) {
-                Poll::Ready(Ok(0) | Err(_)) => return Ok((true, moved)),
+                Poll::Ready(Ok(0)) => return Ok((true, moved)),
+                Poll::Ready(Err(error)) => {
+                    let words = format!("the connection to the backend broke: {error}");
+                    self.record.failed(Rejection::BackendFailed, Some(words.into()));
+                    return Ok((true, moved));
+                }
                 Poll::Ready(Ok(count)) => {
                     moved = true;
                     self.record.bytes += count as u64;

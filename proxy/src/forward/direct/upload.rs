@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use super::poll_write;
 use crate::exchange::request::Request;
-use crate::http1::chunked::{write_chunk, write_last};
+use crate::http1::chunked::{CHUNK_OVERHEAD, write_chunk, write_last};
 use crate::http1::downstream::{Body, ClientFault, Downstream};
 use crate::http1::scratch::Scratch;
 
@@ -140,6 +140,8 @@ impl Upload {
             self.release();
         }
         if self.chunked {
+            // Growing step by step, it would take twice as much.
+            self.body.reserve(data.len() + CHUNK_OVERHEAD);
             let Ok(_) = write_chunk(&mut self.body, |out| {
                 out.extend_from_slice(data);
                 Ok::<_, Infallible>(())
