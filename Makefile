@@ -18,6 +18,9 @@ FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= member forwarded_for config head response_head response_chunks limiter
 # cargo-fuzz passes flags that only the nightly compiler accepts; RUSTC_BOOTSTRAP makes the stable one accept them.
 FUZZ = RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
+# The tests of what clients and origins see of HTTP. They pass over both forwarders; proxy/tests/it/support/forwarder.rs has the exceptions.
+HTTP_TESTS = bodies closing connection_reuse connections failing_backends faulty_origins forwarding full_duplex hostile limit log memory \
+	origin_answers protocols records refusals retries smuggling targets websocket
 # One image after the other: the classic builder does not notice that they share a build stage, and would run it for each at once.
 COMPOSE_BUILD = COMPOSE_PARALLEL_LIMIT=1 docker compose build
 # The system's tools first, then those that loadtest/tools.sh has unpacked. Debian's servers are in sbin.
@@ -117,14 +120,16 @@ microbench: rust ## times the limiter, the choice of a backend, heads, chunks an
 instructions: rust ## counts the instructions of a request, and fails if they have grown; RECORD=1 records them
 	@RECORD=$(RECORD) exec sh loadtest/callgrind.sh
 
-test: rust tools ## runs every test, with real sockets and a real redis-server
+test: rust tools ## runs every test, with real sockets and a real redis-server; those of HTTP over both forwarders
 	@$(FIRST_BUILD)
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
+	FORWARDER=pingora $(CARGO) test --package gopherproxy --test it -- $(HTTP_TESTS:%=%::)
 
 test-thorough: rust tools ## the same with many more upgrades, restarts and faults, for longer
 	$(CARGO) build --workspace --bins
 	THOROUGH=1 $(CARGO) test --workspace
+	THOROUGH=1 FORWARDER=pingora $(CARGO) test --package gopherproxy --test it -- $(HTTP_TESTS:%=%::)
 
 fuzz: ## runs every fuzz target for FUZZ_SECONDS (60) over its corpus; installs cargo-fuzz where it is missing
 	@$(NEEDS) rust c++

@@ -99,6 +99,15 @@ impl Connection {
         }
     }
 
+    /// The same connection for another task, which sends while this one reads.
+    pub fn sender(&self) -> Self {
+        let stream = socket2::SockRef::from(&self.stream).try_clone().expect("a descriptor");
+        Self {
+            stream: TcpStream::from_std(stream.into()).expect("a runtime"),
+            received: Vec::new(),
+        }
+    }
+
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.try_send(bytes).await.expect("the server takes it");
     }
@@ -162,6 +171,47 @@ impl Connection {
             .await
             .expect("the server closes");
         rest
+    }
+
+    /// Everything until the server closes, which it does without a reset.
+    pub async fn try_rest(&mut self) -> std::io::Result<Vec<u8>> {
+        let mut rest = std::mem::take(&mut self.received);
+        timeout(LIMIT, self.stream.read_to_end(&mut rest)).await??;
+        Ok(rest)
+    }
+
+    /// Reads the head of a response and leaves the body.
+    pub async fn head(&mut self) -> Response {
+        self.try_response(true).await.expect("a head")
+    }
+
+    /// Reads everything up to `end`, and that.
+    pub async fn until(&mut self, end: &str) -> String {
+        let read = async {
+            loop {
+                let found = self
+                    .received
+                    .windows(end.len())
+                    .position(|window| window == end.as_bytes());
+                match found {
+                    Some(at) => break self.received.drain(..at + end.len()).collect::<Vec<u8>>(),
+                    None => self.more().await.expect("the connection is open"),
+                }
+            }
+        };
+        let bytes = timeout(LIMIT, read).await.expect("in time");
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Reads the next chunk of a body; the last is empty, and the trailers behind it are left.
+    pub async fn chunk(&mut self) -> Vec<u8> {
+        let size = self.until("\r\n").await;
+        let size = usize::from_str_radix(size.trim(), 16).expect("a chunk size");
+        let chunk = self.bytes(size).await;
+        if size > 0 {
+            self.bytes(2).await;
+        }
+        chunk
     }
 
     /// Exactly `count` bytes.

@@ -1,6 +1,7 @@
 //! What the tests stand on: processes, an HTTP client that shows what is on the wire, and waiting for a condition.
 
 pub mod child;
+pub mod forwarder;
 pub mod http;
 pub mod load;
 pub mod process;
@@ -86,6 +87,13 @@ pub fn loopback() -> Vec<IpAddr> {
         eprintln!("not tested with ::1, which this machine does not have");
     }
     addresses
+}
+
+/// A proxy over this origin, with these further lines of configuration.
+pub async fn proxy_to(origin: &RawOrigin, more: &str) -> Process {
+    let proxy = Process::proxy(&(embedded(&[origin.address]) + more)).await;
+    proxy.active_backends(1).await;
+    proxy
 }
 
 /// A configuration for a proxy with the sentinel inside it, so quick that a test need not wait, and without a limit.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{LIMIT, Started, child, eventually, get};
+use super::{LIMIT, Started, child, eventually, forwarder, get};
 
 /// The name of a process's configuration in its directory.
 const CONFIGURATION: &str = "gopherproxy.yaml";
@@ -84,7 +84,7 @@ impl Process {
         .expect("made");
     }
 
-    /// Starts `binary` with nothing of this process's environment but `variables`.
+    /// Starts `binary` with nothing of this process's environment but FORWARDER, and `variables`.
     pub fn start(binary: PathBuf, configuration: Option<&str>, variables: &[(&str, &str)]) -> Self {
         Self::start_with(binary, configuration, variables, &[])
     }
@@ -104,7 +104,11 @@ impl Process {
             std::fs::write(&path, configuration).expect("the configuration is written");
             command.arg("-c").arg(path);
         }
-        command.env_clear().envs(variables.iter().copied()).stdin(Stdio::null());
+        command
+            .env_clear()
+            .envs(forwarder::variable())
+            .envs(variables.iter().copied());
+        command.stdin(Stdio::null());
         let (out, stdout) = std::io::pipe().expect("a pipe");
         command.stdout(stdout.try_clone().expect("a descriptor"));
         let child = child::start(command);

@@ -38,6 +38,27 @@ impl Peer {
         }
     }
 
+    /// Reads the head of a request and nothing behind it, and notes it; `None` when the proxy closes.
+    pub async fn head(&mut self) -> Option<String> {
+        self.until("\r\n\r\n").await.inspect(|head| {
+            self.requests.lock().expect("no test panics with it").push(head.clone());
+        })
+    }
+
+    /// Reads up to `end` and nothing behind it; `None` when the proxy closes.
+    pub async fn until(&mut self, end: &str) -> Option<String> {
+        let mut text = Vec::new();
+        while !text.ends_with(end.as_bytes()) {
+            text.push(self.stream.read_u8().await.ok()?);
+        }
+        Some(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Makes the end of the connection a reset.
+    pub fn reset(self) {
+        let _ = socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO));
+    }
+
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         // The proxy may have gone away, which is its right.
         let _ = self.stream.write_all(bytes.as_ref()).await;

@@ -1,0 +1,170 @@
+//! Bodies of every framing, cut at random places, both ways at once: what arrives is what was sent.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use tokio::io::AsyncReadExt;
+use tokio::time::sleep;
+
+use crate::support::raw_origin::Peer;
+use crate::support::{Connection, RawOrigin, proxy_to, thorough};
+
+const LARGEST: usize = 400_000;
+
+/// How much is sent at a time, now and then after a pause.
+async fn next_piece(rng: &mut Rng, left: usize) -> usize {
+    match rng.u8(..40) {
+        0 => sleep(Duration::from_millis(rng.u64(..5))).await,
+        1..10 => tokio::task::yield_now().await,
+        _ => {}
+    }
+    let most = [1, 10, 1000, 9000, 70_000][rng.usize(..5)];
+    rng.usize(1..=most).min(left)
+}
+
+/// The pieces of a body in chunks, the last of which may come alone.
+fn chunk(rng: &mut Rng, piece: &[u8]) -> Vec<u8> {
+    let extension = if rng.u8(..10) == 0 { ";a=\"b\"" } else { "" };
+    [format!("{:x}{extension}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat()
+}
+
+fn framing(chunked: bool, length: usize) -> String {
+    if chunked {
+        "Transfer-Encoding: chunked\r\n\r\n".to_owned()
+    } else {
+        format!("Content-Length: {length}\r\n\r\n")
+    }
+}
+
+/// Reads the next piece of a request's body; empty at its end.
+async fn take(peer: &mut Peer, length: &mut Option<usize>) -> Vec<u8> {
+    let mut piece = Vec::new();
+    if let Some(left) = length {
+        piece.resize((*left).min(50_000), 0);
+        if piece.is_empty() {
+            return piece;
+        }
+        let read = peer.stream.read(&mut piece).await.expect("the body goes on");
+        piece.truncate(read);
+        *left -= read;
+    } else {
+        let size = peer.until("\r\n").await.expect("a chunk");
+        piece.resize(usize::from_str_radix(size.trim(), 16).expect("a size"), 0);
+        peer.stream.read_exact(&mut piece).await.expect("the body goes on");
+        assert_eq!(peer.until("\n").await.as_deref(), Some("\r\n"));
+    }
+    piece
+}
+
+/// Echoes each body as the path says: `length` once it has it all, `chunked` and `close` while it comes.
+async fn echo(mut peer: Peer) {
+    let mut rng = Rng::new();
+    while let Some(head) = peer.head().await {
+        let mode = head.split([' ', '/']).nth(2).expect("a path").to_owned();
+        let mut length = head.split("Content-Length: ").nth(1).map(|rest| {
+            let digits = rest.lines().next().expect("a value");
+            digits.parse().expect("a length")
+        });
+        if length.is_none() && !head.contains("Transfer-Encoding: chunked") {
+            length = Some(0);
+        }
+        let mut body = Vec::new();
+        match &*mode {
+            "chunked" => peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await,
+            "close" => peer.send("HTTP/1.1 200 OK\r\n\r\n").await,
+            _ => {}
+        }
+        loop {
+            let piece = take(&mut peer, &mut length).await;
+            if piece.is_empty() {
+                break;
+            }
+            match &*mode {
+                "chunked" => {
+                    let piece = chunk(&mut rng, &piece);
+                    let cut = rng.usize(..piece.len());
+                    peer.send(&piece[..cut]).await;
+                    peer.send(&piece[cut..]).await;
+                }
+                "close" => peer.send(piece).await,
+                _ => body.extend(piece),
+            }
+        }
+        match &*mode {
+            "chunked" => peer.send("0\r\n\r\n").await,
+            "close" => return,
+            _ => {
+                peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()))
+                    .await;
+                while !body.is_empty() {
+                    let count = next_piece(&mut rng, body.len()).await;
+                    peer.send(body.drain(..count).collect::<Vec<u8>>()).await;
+                }
+            }
+        }
+    }
+}
+
+async fn upload(mut client: Connection, mut rng: Rng, head: String, chunked: bool, body: Vec<u8>) {
+    client.send(head).await;
+    let mut at = 0;
+    while at < body.len() {
+        let count = next_piece(&mut rng, body.len() - at).await;
+        let piece = &body[at..at + count];
+        if chunked {
+            client.send(chunk(&mut rng, piece)).await;
+        } else {
+            client.send(piece).await;
+        }
+        at += count;
+    }
+    if chunked {
+        client.send("0\r\n\r\n").await;
+    }
+}
+
+async fn client(address: std::net::SocketAddr, seed: u64) {
+    let mut rng = Rng::with_seed(seed);
+    let mut client = Connection::open(address).await;
+    for round in 0..thorough(60, 2000) {
+        let length = [0, 1, rng.usize(..5000), rng.usize(..LARGEST)][rng.usize(..4)];
+        let body: Vec<u8> = (0..length).map(|_| rng.u8(..)).collect();
+        let mode = ["length", "chunked", "close"][rng.usize(..3)];
+        let old = rng.u8(..8) == 0;
+        let chunked = !old && rng.bool();
+        let version = if old { "1.0" } else { "1.1" };
+        let head = format!("POST /{mode} HTTP/{version}\r\nHost: a\r\n{}", framing(chunked, length));
+        let what = format!("seed {seed}, round {round}: {length} bytes, {mode}, HTTP/{version}, chunked: {chunked}");
+        let sending = tokio::spawn(upload(client.sender(), rng.fork(), head, chunked, body.clone()));
+        let answer = match client.try_response(false).await {
+            Ok(answer) => answer,
+            Err(error) => panic!("{what}: {error}"),
+        };
+        assert_eq!(answer.status, 200, "{what}");
+        assert!(
+            answer.body == body,
+            "{what}: {} bytes came back, or others",
+            answer.body.len()
+        );
+        sending.await.expect("all was taken");
+        if answer.header("connection") == Some("close") {
+            assert!(old, "{what}: the connection is not kept");
+            client = Connection::open(address).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_arrives_as_it_was_sent_however_it_is_framed_and_cut() {
+    let origin = RawOrigin::start(echo).await;
+    let proxy = proxy_to(&origin, "").await;
+    let seed = fastrand::u64(..);
+    let clients: Vec<_> = (0..8)
+        .map(|number| tokio::spawn(client(proxy.address(), seed.wrapping_add(number))))
+        .collect();
+    for client in clients {
+        client.await.expect("every body came back");
+    }
+    proxy.reaches("gopherproxy_inflight_requests", 0.0).await;
+    assert!(proxy.lines("request").iter().all(|line| line.get("reason").is_none()));
+}

@@ -1,0 +1,128 @@
+//! How the proxy ends a connection on which the client may still send: it lingers (RFC 9112, section 9.6), so that no reset destroys
+//! what the client has not read yet.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::support::{
+    Connection, Process, RawOrigin, UNLIMITED, embedded, eventually, get, origin, proxy_over, proxy_to,
+};
+
+/// Sends `more` when the answer has begun, reads all, and checks that it ends in an orderly way. Returns the length of the rest.
+async fn ends_in_order(name: &str, client: &mut Connection, more: &str) -> usize {
+    // On both sides of the moment in which the proxy closes.
+    for _ in 0..4 {
+        let sent = client.try_send(more).await;
+        assert!(sent.is_ok(), "{name}: {sent:?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    match client.try_rest().await {
+        Ok(rest) => rest.len(),
+        Err(error) => panic!("{name}: {error}"),
+    }
+}
+
+#[tokio::test]
+async fn a_large_answer_on_a_connection_that_ends_arrives_whole_though_the_client_sends_on() {
+    const SIZE: usize = 300_000;
+    let (proxy, origins) = proxy_over(1).await;
+    let once = Process::proxy(&(embedded(&[origins[0].address()]) + "  client: {max_requests: 1}\n")).await;
+    once.active_backends(1).await;
+    for (name, proxy, version, fields) in [
+        ("Connection: close", &proxy, "1.1", "Connection: close\r\n"),
+        ("HTTP/1.0", &proxy, "1.0", ""),
+        ("max_requests", &once, "1.1", ""),
+    ] {
+        for more in ["x", "GET /more HTTP/1.1\r\nHost: a\r\n\r\n"] {
+            // Most of the answer waits in the proxy's kernel when the proxy has done its part.
+            let mut client = Connection::open_with_window(proxy.address(), 4096).await;
+            client
+                .send(format!("GET /bytes/{SIZE} HTTP/{version}\r\nHost: a\r\n{fields}\r\n"))
+                .await;
+            let head = client.head().await;
+            assert_eq!(head.header("connection"), Some("close"), "{name}");
+            assert_eq!(ends_in_order(name, &mut client, more).await, SIZE, "{name}, {more:?}");
+        }
+    }
+    proxy.reaches("gopherproxy_connections", 0.0).await;
+}
+
+#[tokio::test]
+async fn a_refusal_on_a_connection_that_ends_is_no_reset_though_the_client_sends_on() {
+    let origin = origin();
+    let base = embedded(&[origin.address()]);
+    let all =
+        Process::proxy(&(base.clone() + "  client: {max_body: 1KiB, read_timeout: 300ms, max_head: 4KiB}\n")).await;
+    all.active_backends(1).await;
+    let limited = Process::proxy(&base.replace(UNLIMITED, "  limit: {burst: 1, per_second: 0.001}\n")).await;
+    limited.active_backends(1).await;
+    assert_eq!(get(limited.address(), "/").await.status, 200);
+    let unserved = Process::proxy(&embedded(&[([127, 0, 0, 1], 1).into()])).await;
+    let full = Process::proxy(&(base.clone() + "  client: {max_connections: 1}\n")).await;
+    let _first = Connection::open(full.address()).await;
+    full.reaches("gopherproxy_connections", 1.0).await;
+    let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(8 << 10));
+    let rows = [
+        (400, &all, "GET / HTTP/1.1\r\n\r\n"),
+        (400, &all, "\x16\x03\x01\x02\x00\x01\x00\x01\x00\x03\x03\r\n\r\n"),
+        (405, &all, "TRACE / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        (
+            408,
+            &all,
+            "POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nhalf",
+        ),
+        (
+            413,
+            &all,
+            "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2000\r\n\r\n",
+        ),
+        (414, &all, &long),
+        (429, &limited, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
+        (429, &limited, "GET / HTTP/1.0\r\n\r\n"),
+        (
+            501,
+            &all,
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
+        ),
+        (503, &unserved, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"),
+        (503, &full, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+    ];
+    for (status, proxy, request) in rows {
+        let mut client = Connection::open(proxy.address()).await;
+        client.send(request).await;
+        let answer = client.response().await;
+        let name = format!("{status} to {:.40}", request.escape_debug());
+        assert_eq!(
+            (answer.status, answer.header("connection")),
+            (status, Some("close")),
+            "{name}"
+        );
+        assert_eq!(ends_in_order(&name, &mut client, "xy").await, 0, "{name}");
+    }
+    for proxy in [&all, &limited, &unserved] {
+        proxy.reaches("gopherproxy_connections", 0.0).await;
+    }
+}
+
+#[tokio::test]
+async fn the_last_answers_of_a_proxy_that_leaves_arrive_whole_though_their_clients_send_on() {
+    const SIZE: usize = 300_000;
+    let origin = RawOrigin::start(|mut peer| async move {
+        peer.head().await;
+        sleep(Duration::from_millis(500)).await;
+        peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n"))
+            .await;
+        peer.send(vec![b'x'; SIZE]).await;
+    })
+    .await;
+    let proxy = proxy_to(&origin, "").await;
+    let mut client = Connection::open_with_window(proxy.address(), 4096).await;
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    eventually("it is under way", async || !origin.requests().is_empty()).await;
+    proxy.signal("TERM");
+    assert_eq!(client.head().await.header("connection"), Some("close"));
+    assert_eq!(ends_in_order("leaving", &mut client, "x").await, SIZE);
+    let (status, _) = proxy.ended().await;
+    assert_eq!(status.code(), Some(0));
+}

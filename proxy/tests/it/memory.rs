@@ -1,0 +1,124 @@
+//! What one client can make the proxy hold.
+//!
+//! The allocator keeps some of what it was given back, and threads have arenas, so that one connection can't be measured. These tests
+//! measure many, beside as many that do nothing.
+
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use crate::support::{Connection, Process, RawOrigin, embedded, eventually, forwarder, origin, proxy_to, resident_kib};
+
+const CLIENTS: usize = 160;
+
+/// The most for each, in KiB.
+const MOST: usize = 128;
+
+async fn idle_clients(proxy: &Process, window: u32) -> Vec<Connection> {
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = Connection::open_with_window(proxy.address(), window).await;
+        assert_eq!(client.get("/").await.status, 200);
+        clients.push(client);
+    }
+    clients
+}
+
+/// How much more memory the process has than `before` once it no longer grows, for each client in KiB.
+async fn held_by_each(proxy: &Process, before: usize) -> usize {
+    let mut last = 0;
+    eventually("it grows no more", async || {
+        sleep(Duration::from_millis(500)).await;
+        let now = resident_kib(proxy);
+        let grows = now > last + 64;
+        last = now;
+        !grows
+    })
+    .await;
+    last.saturating_sub(before) / CLIENTS
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_response_that_its_client_does_not_read_waits_at_the_origin() {
+    if forwarder::skips("memory::a_response_that_its_client_does_not_read_waits_at_the_origin") {
+        return;
+    }
+    let origin = origin();
+    for path in [
+        format!("/bytes/{}", 10 << 20),
+        format!("/bytes/{}", 64 << 20),
+        "/chunked/10000000".to_owned(),
+    ] {
+        let proxy = Process::proxy(&embedded(&[origin.address()])).await;
+        proxy.active_backends(1).await;
+        let mut clients = idle_clients(&proxy, 64 << 10).await;
+        let before = resident_kib(&proxy);
+        for client in &mut clients {
+            client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        }
+        for client in &mut clients {
+            assert_eq!(client.head().await.status, 200);
+        }
+        let held = held_by_each(&proxy, before).await;
+        assert!(held <= MOST, "{path}: {held} KiB for each");
+        drop(clients);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_the_origin_does_not_read_waits_at_the_client() {
+    if forwarder::skips("memory::an_upload_that_the_origin_does_not_read_waits_at_the_client") {
+        return;
+    }
+    let origin = RawOrigin::start(|mut peer| async move {
+        while let Some(head) = peer.head().await {
+            if head.starts_with("POST ") || head.starts_with("PUT ") {
+                std::future::pending::<()>().await;
+            }
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        }
+    })
+    .await;
+    for (method, framing, most) in [
+        ("POST", format!("Content-Length: {}\r\n\r\n", 1 << 30), MOST),
+        // The piece that goes out now follows what was held to be sent again, and the allocator may have both for a while.
+        (
+            "PUT",
+            "Transfer-Encoding: chunked\r\n\r\n40000000\r\n".to_owned(),
+            MOST + 64,
+        ),
+    ] {
+        // So many connections at once, and floods beside them, are much for one accepting task.
+        let proxy = proxy_to(&origin, "  upstream: {connect_timeout: 20s}\n").await;
+        let clients = idle_clients(&proxy, 64 << 10).await;
+        let before = resident_kib(&proxy);
+        let mut floods = Vec::new();
+        for mut client in clients {
+            client
+                .send(format!("{method} / HTTP/1.1\r\nHost: a\r\n{framing}"))
+                .await;
+            floods.push(tokio::spawn(async move {
+                // Until nobody takes any more.
+                while timeout(Duration::from_secs(2), client.try_send([0; 64 << 10]))
+                    .await
+                    .is_ok_and(|sent| sent.is_ok())
+                {}
+                client
+            }));
+        }
+        let mut clients = Vec::new();
+        for flood in floods {
+            clients.push(flood.await.expect("it is held back"));
+        }
+        let held = held_by_each(&proxy, before).await;
+        assert!(held <= most, "{method}: {held} KiB for each");
+        let inflight = proxy.metric("gopherproxy_inflight_requests").await;
+        let ended: Vec<_> = proxy
+            .lines("request")
+            .into_iter()
+            .filter(|line| line["method"] != "GET")
+            .collect();
+        assert!(inflight == CLIENTS as f64 && ended.is_empty(), "{inflight}: {ended:#?}");
+        drop(clients);
+    }
+}

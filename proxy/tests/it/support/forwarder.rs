@@ -1,0 +1,110 @@
+//! Which forwarder the proxies of the tests use: FORWARDER=pingora runs the tests over Pingora's own proxying.
+
+use std::ffi::OsString;
+use std::process::Command;
+
+const VARIABLE: &str = "FORWARDER";
+
+/// What Pingora's own proxying can't do: the tests that are skipped over it, and why.
+const SKIPPED: [(&str, &str); 17] = [
+    (
+        "connection_reuse::a_connection_on_which_the_answer_came_before_the_end_of_the_request_is_not_used_again",
+        "it uses such a connection again once the rest of the request has been sent",
+    ),
+    (
+        "connection_reuse::posts_on_connections_that_the_origin_closes_when_idle_all_arrive_once",
+        "its pool does not say how long a connection was idle",
+    ),
+    (
+        "connection_reuse::the_body_of_an_answer_to_head_is_nobodys",
+        "it uses a connection again at once after an answer to HEAD",
+    ),
+    (
+        "connection_reuse::what_must_not_be_repeated_is_not_put_on_a_connection_that_was_idle_for_long",
+        "its pool does not say how long a connection was idle",
+    ),
+    (
+        "full_duplex::an_early_answer_arrives_at_once_though_the_origin_neither_reads_nor_closes",
+        "it reads no response while a piece of the request waits",
+    ),
+    (
+        "full_duplex::an_upload_that_waits_for_the_origin_does_not_hold_up_its_reports",
+        "it reads no response while a piece of the request waits",
+    ),
+    (
+        "memory::a_response_that_its_client_does_not_read_waits_at_the_origin",
+        "several pieces wait in the channels between its two halves",
+    ),
+    (
+        "memory::an_upload_that_the_origin_does_not_read_waits_at_the_client",
+        "several pieces wait in the channels between its two halves",
+    ),
+    (
+        "origin_answers::a_chunked_answer_with_two_readings_is_cut",
+        "its reader of chunks is lenient",
+    ),
+    (
+        "origin_answers::interim_answers_without_end_are_no_answer",
+        "it waits anew after each of them",
+    ),
+    (
+        "origin_answers::the_fields_of_an_answer_keep_their_order_their_case_and_their_values",
+        "it keeps fields of one name together",
+    ),
+    (
+        "origin_answers::trailers_of_a_request_pass_to_the_origin",
+        "it has no trailers over HTTP/1.1",
+    ),
+    (
+        "origin_answers::trailers_of_an_answer_pass_to_whom_they_can_be_sent",
+        "it has no trailers over HTTP/1.1",
+    ),
+    (
+        "websocket::an_origin_that_talks_at_once_is_heard_though_every_core_is_busy",
+        "it closes such a tunnel now and then: its issue 946",
+    ),
+    (
+        "smuggling::a_request_line_means_one_thing_or_is_refused",
+        "its type for a URI does not take every byte",
+    ),
+    (
+        "targets::every_byte_that_cannot_end_a_target_passes_unchanged",
+        "its type for a URI does not take every byte",
+    ),
+    (
+        "websocket::a_tunnel_carries_much_both_ways_at_the_same_time",
+        "it reads nothing from the origin while a piece for it waits",
+    ),
+];
+
+/// The variable for a process that a test starts, if it is set for the tests.
+pub fn variable() -> Option<(&'static str, OsString)> {
+    std::env::var_os(VARIABLE).map(|value| (VARIABLE, value))
+}
+
+/// Whether the test of this name, which is in the table above, is skipped in this run.
+#[allow(clippy::print_stderr, reason = "for whoever runs the tests")]
+pub fn skips(test: &str) -> bool {
+    let Some((_, reason)) = SKIPPED.iter().find(|(name, _)| *name == test) else {
+        panic!("{test} is not in the table of tests that can be skipped");
+    };
+    let skips = variable().is_some_and(|(_, value)| value == "pingora");
+    if skips {
+        eprintln!("skipped over Pingora's own proxying: {reason}");
+    }
+    skips
+}
+
+#[test]
+fn each_test_that_can_be_skipped_exists() {
+    let this = std::env::current_exe().expect("it runs");
+    let listed = Command::new(this).arg("--list").output().expect("it starts");
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    for (name, reason) in SKIPPED {
+        assert!(
+            listed.lines().any(|line| line == format!("{name}: test")),
+            "no test {name}"
+        );
+        assert!(!reason.is_empty(), "{name}");
+    }
+}
