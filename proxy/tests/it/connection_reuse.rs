@@ -59,17 +59,13 @@ async fn the_body_of_an_answer_to_head_is_nobodys() {
 
 #[tokio::test]
 async fn a_connection_on_which_the_answer_came_before_the_end_of_the_request_is_not_used_again() {
-    if forwarder::skips(
-        "connection_reuse::a_connection_on_which_the_answer_came_before_the_end_of_the_request_is_not_used_again",
-    ) {
-        return;
-    }
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
-    // It takes the body for the next request.
+    // It answers before it has the body, and takes that for the next request. Whatever comes on such a connection is another's body.
     let origin = RawOrigin::start(|mut peer| async move {
+        let mut early = false;
         while let Some(head) = peer.head().await {
-            let answer = if head.starts_with("GET /smuggled ") { EVIL } else { GOOD };
-            peer.send(answer).await;
+            peer.send(if early { EVIL } else { GOOD }).await;
+            early |= head.starts_with("POST ");
         }
     })
     .await;

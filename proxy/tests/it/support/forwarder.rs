@@ -6,11 +6,7 @@ use std::process::Command;
 const VARIABLE: &str = "FORWARDER";
 
 /// What Pingora's own proxying can't do: the tests that are skipped over it, and why.
-const SKIPPED: [(&str, &str); 17] = [
-    (
-        "connection_reuse::a_connection_on_which_the_answer_came_before_the_end_of_the_request_is_not_used_again",
-        "it uses such a connection again once the rest of the request has been sent",
-    ),
+const SKIPPED: [(&str, &str); 16] = [
     (
         "connection_reuse::posts_on_connections_that_the_origin_closes_when_idle_all_arrive_once",
         "its pool does not say how long a connection was idle",
