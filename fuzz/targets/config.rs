@@ -50,8 +50,8 @@ fn sound(config: &Config) {
         config.health.timeout,
         config.client.head_timeout,
         config.client.idle_timeout,
-        config.client.read_timeout,
-        config.client.write_timeout,
+        config.client.transfer.read_timeout,
+        config.client.transfer.write_timeout,
         config.upstream.connect_timeout,
         config.upstream.read_timeout,
         config.upstream.write_timeout,
@@ -66,6 +66,7 @@ fn sound(config: &Config) {
     assert!(sentinel.rise > 0 && sentinel.fall > 0);
     assert!(ejection.failures > 0 && (0.0..=1.0).contains(&ejection.max_share));
     assert!((0.0..=1.0).contains(&config.upstream.retry_budget));
+    assert!(config.upstream.retry_buffer <= 16 << 20);
 }
 
 /// Whether `message` has the password, which stands nowhere but in `REDIS_URL`.

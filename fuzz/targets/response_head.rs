@@ -2,11 +2,14 @@
 //!
 //! The first byte of the input says what the request was and how the response is delivered, in its bits; the rest is what came from
 //! the origin. A plain reading comes to the same framing and the same fields for the client; the head is the same in
-//! whatever pieces it arrives, and read from fields; and what the client gets is read here with the framing that was promised.
+//! whatever pieces it arrives, and read from fields; and what the client gets is read here with the framing that was promised. A head
+//! that is odd (LF alone, folded values, a space before a colon) is first refused, and once straightened it means what a lenient
+//! plain reading says.
 #![no_main]
 
 use bytes::BytesMut;
 use gopherproxy::headers::origin_response::{Delivery, Framing, ResponseHead, parse};
+use gopherproxy::headers::straighten::{may_straighten, straighten};
 use gopherproxy::http1::head;
 use libfuzzer_sys::{Corpus, fuzz_target};
 
@@ -20,12 +23,46 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         old: bits & 4 != 0,
         trailers: bits & 8 != 0,
     };
+    let straight = straighten(stream);
+    assert_eq!(straight, lenient(stream));
+    let strict = check(stream, to_head, delivery, usize::from(bits >> 4));
+    match (strict, straight) {
+        (Ok(Some(length)), straight) => {
+            let (straight, same_length) = straight.expect("what is straight stays so");
+            assert_eq!(
+                (stream[..length].trim_ascii_start(), length),
+                (&straight[..], same_length)
+            );
+        }
+        (Err(_), Some((straight, length))) => {
+            let again = check(&straight, to_head, delivery, 0);
+            if again == Ok(Some(straight.len())) {
+                // Nobody takes a part of it for all.
+                for cut in [length - 1, length / 2, usize::from(bits >> 4), 0] {
+                    let part = &stream[..cut.min(length - 1)];
+                    match parse(part, &mut head::room(), to_head) {
+                        Ok(read) => assert!(read.is_none()),
+                        Err(_) => assert!(straighten(part).is_none() && may_straighten(part), "{cut} bytes of it"),
+                    }
+                }
+            }
+        }
+        (Ok(None) | Err(_), _) => {}
+    }
+    Corpus::Keep
+});
+
+/// Checks what comes of `stream`, read strictly. Returns the length of the head.
+fn check(stream: &[u8], to_head: bool, delivery: Delivery, cut: usize) -> Result<Option<usize>, &'static str> {
     let mut room = head::room();
     let read = parse(stream, &mut room, to_head);
     let plain = plain(stream, to_head);
-    let Ok(Some((head, length))) = read else {
-        assert!(plain.is_none(), "{read:?}");
-        return Corpus::Keep;
+    let (head, length) = match read {
+        Ok(Some(read)) => read,
+        read => {
+            assert!(plain.is_none(), "{read:?}");
+            return read.map(|_| None);
+        }
     };
     let plain = plain.expect("a head");
     assert_eq!(
@@ -33,7 +70,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         (plain.status, plain.framing, plain.reusable)
     );
     assert_eq!(length, plain.length);
-    for cut in [length - 1, length / 2, usize::from(bits >> 4), 0] {
+    for cut in [length - 1, length / 2, cut, 0] {
         let part = parse(&stream[..cut.min(length - 1)], &mut head::room(), to_head).map(|read| read.is_none());
         assert_eq!(part, Ok(true), "{cut} bytes of it");
     }
@@ -59,18 +96,49 @@ fuzz_target!(|input: &[u8]| -> Corpus {
 
     if plain.fields.len() > 230 {
         // There may be too many with those that are added.
-        return Corpus::Keep;
+        return Ok(Some(length));
     }
     let mut room = head::room();
-    let (seen, length) = parse(written, &mut room, to_head)
+    let (seen, written_length) = parse(written, &mut room, to_head)
         .expect("a good head")
         .expect("a whole head");
     assert_eq!(
-        (seen.status, seen.framing, length),
+        (seen.status, seen.framing, written_length),
         (head.status, framing, written.len())
     );
-    Corpus::Keep
-});
+    Ok(Some(length))
+}
+
+/// The head at the start of `stream`, read leniently and in the usual form, and its length.
+fn lenient(stream: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let stream = &stream[..stream.len().min(64 << 10)];
+    let (mut lines, mut at): (Vec<Vec<u8>>, _) = (Vec::new(), 0);
+    loop {
+        let end = stream[at..].iter().position(|byte| *byte == b'\n')? + at;
+        let line = &stream[at..end];
+        let mut line = line.strip_suffix(b"\r").unwrap_or(line).to_vec();
+        at = end + 1;
+        match (line.first(), lines.len()) {
+            (None, 0) => {}
+            (None, _) => break,
+            (Some(first), 2..) if is_space(first) => {
+                let value = lines.last_mut()?;
+                value.push(b' ');
+                value.extend(line.iter().skip_while(|byte| is_space(byte)));
+            }
+            (Some(_), 0) => lines.push(line),
+            (Some(_), _) => {
+                if let Some(colon) = line.iter().position(|byte| *byte == b':') {
+                    let name = line[..colon].iter().rposition(|byte| !is_space(byte));
+                    line.drain(name.map_or(0, |last| last + 1)..colon);
+                }
+                lines.push(line);
+            }
+        }
+    }
+    Some((lines.join(&b"\r\n"[..]).into_iter().chain(*b"\r\n\r\n").collect(), at))
+}
 
 /// A head, read the plain way.
 struct Plain<'s> {
@@ -200,7 +268,8 @@ impl Plain<'_> {
             self.reusable = keeps && !announces && !to_head;
         } else if coded {
             self.framing = Framing::Chunked;
-            self.reusable = keeps && length.is_none();
+            // A length beside a coding does not count, but one that is none puts everything in doubt.
+            self.reusable = keeps && length != Some(None);
         } else if let Some(length) = self.announced {
             self.framing = Framing::Length(length);
             self.reusable = keeps;

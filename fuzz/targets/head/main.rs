@@ -1,19 +1,19 @@
-//! Request heads and chunked bodies, as they come out of a connection in pieces.
+//! Request heads and bodies, as they arrive on a client's connection in pieces.
 //!
 //! The first line of the input says how the rest, the stream, is cut: each of its bytes is the length of a piece, `a` for
-//! one byte to `z` for 26, over and over. Whatever the cuts are the proxy has to come to the same answer; to that of
-//! [`model`], which reads the whole at once; what it lets through, httparse has to read as the same request; and what it
-//! passes on has to be that request without what ends here, to the model and to Pingora.
+//! one byte to `z` for 26, over and over. Whatever the cuts are, the proxy comes to the same answer, which is that of
+//! [`model`], a reader of the whole stream at once. httparse reads what is accepted as the same request. What is passed on is that
+//! request without the fields that end here, to the model and to Pingora. The body is read to its end and not a byte further.
 #![no_main]
 
+mod body;
 mod model;
 mod pingora_view;
 
 use bytes::BytesMut;
+use gopherproxy::exchange::request::RequestId;
 use gopherproxy::headers::request::{Origination, write_request};
-use gopherproxy::http1::chunks::{BadFraming, Chunks};
 use gopherproxy::http1::head::{self, Body, RequestLine};
-use http::HeaderValue;
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 fuzz_target!(|input: &[u8]| -> Corpus {
@@ -28,7 +28,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         ..head::Rules::default()
     };
     let _ = head::parse(stream, &mut head::scratch(), &rules);
-    let _ = follow_chunks(cuts, stream);
+    body::check(Body::Chunked, cuts, stream);
 
     let length = length_in_pieces(cuts, stream);
     assert_eq!(length, model::head_length(stream));
@@ -49,33 +49,25 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         assert!(rules.raw_targets);
     }
 
+    let trusted_peer = cuts.len() % 2 == 1;
+    let given = parsed.values("x-request-id").next().filter(|_| trusted_peer);
     let about = Origination {
-        peer: &HeaderValue::from_static("192.0.2.1"),
-        trusted_peer: cuts.len() % 2 == 1,
+        peer: "192.0.2.1",
+        trusted_peer,
         backend: "backend:80",
+        id: &given.and_then(RequestId::given).unwrap_or_else(RequestId::random),
     };
-    let mut written = BytesMut::new();
-    let provenance = write_request(&parsed, about, &mut written);
+    let (mut written, mut spans) = (BytesMut::new(), Vec::new());
+    write_request(&parsed, about, &mut written, &mut spans);
+    let written = written.freeze();
     let passed_on = model::request(&written);
-    model::check_passed_on(&request, about.trusted_peer, &passed_on);
-    let here = match parsed.body {
-        Body::Length(length) => rest.len().min(usize::try_from(length).unwrap_or(usize::MAX)),
-        Body::Chunked => match follow_chunks(cuts, rest) {
-            Ok((here, _)) => here,
-            Err(BadFraming) => return Corpus::Keep,
-        },
-        Body::Upgrade => rest.len(),
-    };
-    // Pingora reads only the targets that are URIs.
-    if str::from_utf8(passed_on.target).is_ok_and(|target| http::Uri::try_from(target).is_ok()) {
-        let mut seen = pingora_view::agrees(&passed_on, &written, pieces(cuts, &rest[..here]));
-        provenance.tell(&mut seen).expect("there is room for more fields");
-        model::check_told(about.trusted_peer, &seen.headers);
-    }
+    model::check_passed_on(&request, trusted_peer, &passed_on);
+    pingora_view::agrees(&passed_on, parsed.method, &written, &spans);
+    body::check(parsed.body, cuts, rest);
     Corpus::Keep
 });
 
-/// `stream` in the pieces that `cuts` tells.
+/// `stream` in the pieces that `cuts` says.
 fn pieces<'s>(cuts: &'s [u8], mut stream: &'s [u8]) -> impl Iterator<Item = &'s [u8]> {
     let mut lengths = cuts.iter().map(|byte| usize::from(byte & 31).max(1)).cycle();
     std::iter::from_fn(move || {
@@ -100,28 +92,6 @@ fn length_in_pieces(cuts: &[u8], stream: &[u8]) -> Option<usize> {
     }
     assert_eq!(found, head::length(stream, 0));
     found
-}
-
-/// Follows a chunked body in pieces, byte by byte and at once, and returns how much of `stream` it is and what was in it.
-fn follow_chunks(cuts: &[u8], stream: &[u8]) -> Result<(usize, Option<Vec<u8>>), BadFraming> {
-    fn follow<'s>(pieces: impl Iterator<Item = &'s [u8]>) -> Result<(usize, bool), BadFraming> {
-        let (mut chunks, mut at) = (Chunks::default(), 0);
-        for piece in pieces {
-            let taken = chunks.follow(piece)?;
-            assert!(taken == piece.len() || chunks.ended());
-            at += taken;
-        }
-        Ok((at, chunks.ended()))
-    }
-    let answer = follow(std::iter::once(stream));
-    assert_eq!(follow(pieces(cuts, stream)), answer, "cut by {cuts:?}");
-    assert_eq!(follow(stream.chunks(1)), answer, "byte by byte");
-
-    let whole = model::chunked(stream);
-    let end = answer.as_ref().ok().and_then(|(at, ended)| ended.then_some(*at));
-    assert_eq!(end, whole.as_ref().map(|(length, _)| *length));
-    let (at, _) = answer?;
-    Ok((at, whole.map(|(_, data)| data)))
 }
 
 /// httparse takes all of the head for a request, with the same line and the same fields.

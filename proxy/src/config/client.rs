@@ -5,6 +5,7 @@ use std::time::Duration;
 use chassis::settings::{Section, duration, size, truth, whole};
 
 use super::size_or_none;
+use crate::http1::downstream::Limits;
 use crate::http1::head::{MOST_FIELDS, Rules};
 use crate::http1::names::is_in_token;
 
@@ -18,18 +19,12 @@ pub struct ClientLimits {
     pub head_timeout: Duration,
     /// Between requests, and before the first.
     pub idle_timeout: Duration,
-    /// Between two pieces of a request body.
-    pub read_timeout: Duration,
-    /// For the client to take a piece of the response.
-    pub write_timeout: Duration,
-    /// The fewest bytes a second, on the average, that a request body may come at and a response be taken at.
-    pub min_rate: Option<u64>,
+    /// What sending a request and reading its response may take.
+    pub transfer: Limits,
     /// The longest request head, in bytes.
     pub max_head: usize,
     /// What a request head may be.
     pub head: Rules,
-    /// The longest request body, in bytes.
-    pub max_body: Option<u64>,
     /// The most requests on one connection.
     pub max_requests: u64,
     /// The most connections at a time.
@@ -45,16 +40,18 @@ impl ClientLimits {
         let limits = Self {
             head_timeout: section.value("head_timeout", None, seconds(10), duration),
             idle_timeout: section.value("idle_timeout", None, seconds(60), duration),
-            read_timeout: section.value("read_timeout", None, seconds(60), duration),
-            write_timeout: section.value("write_timeout", None, seconds(60), duration),
-            min_rate: section.value("min_rate", None, Some(10), size_or_none),
+            transfer: Limits {
+                read_timeout: section.value("read_timeout", None, seconds(60), duration),
+                write_timeout: section.value("write_timeout", None, seconds(60), duration),
+                min_rate: section.value("min_rate", None, Some(10), size_or_none),
+                max_body: section.value("max_body", None, None, size_or_none),
+            },
             max_head: section.value("max_head", None, 32 << 10, head_size),
             head: Rules {
                 max_fields: section.value("max_fields", None, head.max_fields, whole(1..=MOST_FIELDS)),
                 raw_targets: section.value("raw_targets", None, head.raw_targets, truth),
                 upgrades: section.list("upgrades", None, head.upgrades, protocol),
             },
-            max_body: section.value("max_body", None, None, size_or_none),
             max_requests: section.value("max_requests", None, 10_000, whole(1..=u64::MAX)),
             max_connections: section.value("max_connections", None, DEFAULT_MAX_CONNECTIONS, whole(1..=1_000_000)),
             max_connections_per_client: section.value("max_connections_per_client", None, 5_000, whole(1..=1_000_000)),

@@ -329,7 +329,7 @@ fn values_are_taken_as_other_proxies_write_them() {
     assert_eq!(config.listen, "0.0.0.0:80".parse().unwrap());
     assert_eq!(config.admin_listen, "127.0.0.1:2112".parse().unwrap());
     assert_eq!(
-        (config.client.max_head, config.client.max_body),
+        (config.client.max_head, config.client.transfer.max_body),
         (32_768, Some(10_000_000))
     );
     assert_eq!(config.sentinel.targets, ["origin:8081".parse().unwrap()]);

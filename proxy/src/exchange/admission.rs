@@ -130,7 +130,7 @@ impl Admission {
                 ..Rejection::Limited.into()
             });
         }
-        if matches!((head.body, policy.client.max_body), (Body::Length(length), Some(max)) if length > max) {
+        if matches!((head.body, policy.client.transfer.max_body), (Body::Length(length), Some(max)) if length > max) {
             return Err(Violation::new(
                 Rejection::BodyTooLarge,
                 "the request body is longer than client.max_body",

@@ -56,6 +56,8 @@ pub struct RequestCtx {
     stale: bool,
     /// A piece of the body was sent in this try, so its head was too.
     body_sent: bool,
+    /// The head of a response came in this try, of an interim one perhaps.
+    heard: bool,
 }
 
 impl RequestCtx {
@@ -204,6 +206,7 @@ impl ProxyHttp for EdgeProxy {
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
         ctx.tries += 1;
         ctx.body_sent = false;
+        ctx.heard = false;
         if ctx.tries > 1 {
             self.metrics.upstream_retries.inc();
         }
@@ -248,6 +251,7 @@ impl ProxyHttp for EdgeProxy {
         response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
+        ctx.heard = true;
         let exchange = ctx.exchange()?;
         let switches = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
         if switches && exchange.request.upgrade.is_none() {
@@ -313,7 +317,7 @@ impl ProxyHttp for EdgeProxy {
                 reused: reused && error.retry == RetryType::ReusedOnly,
                 // Of a head that could not be written nobody knows how much was; but without it nothing else was.
                 head_sent: body_sent || !matches!(error.etype(), ErrorType::WriteError),
-                heard: false,
+                heard: ctx.heard,
                 answering: session.response_written().is_some(),
                 idempotent,
                 held: !session.as_ref().retry_buffer_truncated(),

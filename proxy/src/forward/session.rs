@@ -367,12 +367,13 @@ impl Forwarding {
                 .into_up()
         })?;
         let informational = response.status.is_informational() && status != 101;
-        if informational {
+        // Others do not answer an expectation: the client goes on waiting.
+        if status == 100 && !self.continues {
             self.continues = true;
             self.client.excuse_sending();
-            if self.old {
-                return Ok(());
-            }
+        }
+        if informational && self.old {
+            return Ok(());
         }
         let in_doubt = (self.expects && !self.continues && !self.client.body().ended())
             || (self.upgrades && status != 101 && !self.client.received.is_empty());

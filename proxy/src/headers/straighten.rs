@@ -26,19 +26,35 @@ pub fn straighten(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
             [b' ' | b'\t', ..] if fields > 0 => {
                 straight.truncate(straight.len() - 2);
                 straight.push(b' ');
-                straight.extend_from_slice(text.trim_ascii_start());
+                straight.extend_from_slice(trim_start(text));
                 straight.extend_from_slice(b"\r\n");
             }
             _ => {
                 fields += usize::from(!first);
                 let (name, rest) = text.split_at(text.iter().position(|byte| *byte == b':').unwrap_or(0));
-                straight.extend_from_slice(if first { name } else { name.trim_ascii_end() });
+                straight.extend_from_slice(if first { name } else { trim_end(name) });
                 straight.extend_from_slice(rest);
                 straight.extend_from_slice(b"\r\n");
             }
         }
     }
     None
+}
+
+/// `text` without the spaces and tabs it begins with. A CR or another control character is left for the parser to refuse.
+fn trim_start(mut text: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] = text {
+        text = rest;
+    }
+    text
+}
+
+/// The same for those it ends with.
+fn trim_end(mut text: &[u8]) -> &[u8] {
+    while let [rest @ .., b' ' | b'\t'] = text {
+        text = rest;
+    }
+    text
 }
 
 /// Whether [`straighten`] may have something to do when more has come: what is there begins as a response does.
@@ -64,6 +80,12 @@ mod tests {
                 "HTTP/1.1 200 OK\r\nA: 2\r\nB: c : d\r\n\r\n",
             ),
             ("HTTP/1.1 200 a : b\n\n", "HTTP/1.1 200 a : b\r\n\r\n"),
+            // What some readers take for the end of a line is no white space.
+            ("HTTP/1.1 200 OK\nA\r: b\n\n", "HTTP/1.1 200 OK\r\nA\r: b\r\n\r\n"),
+            (
+                "HTTP/1.1 200 OK\nA: b\n \r\x0cc\n\n",
+                "HTTP/1.1 200 OK\r\nA: b \r\x0cc\r\n\r\n",
+            ),
             // A fold of nothing is left for the parser to refuse.
             ("HTTP/1.1 200 OK\n A: b\n\n", "HTTP/1.1 200 OK\r\n A: b\r\n\r\n"),
         ] {

@@ -21,7 +21,6 @@ use pingora::protocols::l4::ext::get_tcp_info;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{sleep, timeout};
 
-use crate::config::ClientLimits;
 use crate::http1::chunked::{BadFraming, Decoder};
 use crate::http1::rate::Rate;
 use crate::http1::scratch::Scratch;
@@ -118,6 +117,19 @@ impl From<BadFraming> for ClientFault {
     }
 }
 
+/// What a client may take to send a request and to read its response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Between two pieces of a request body.
+    pub read_timeout: Duration,
+    /// For the client to take a piece of the response.
+    pub write_timeout: Duration,
+    /// The fewest bytes a second, on average, that a request body may arrive at and a response be read at.
+    pub min_rate: Option<u64>,
+    /// The longest request body, in bytes.
+    pub max_body: Option<u64>,
+}
+
 /// A client's connection.
 #[derive(Debug)]
 pub struct Downstream {
@@ -129,17 +141,14 @@ pub struct Downstream {
     body_bytes: u64,
     reading: Rate,
     writing: Rate,
-    read_timeout: Duration,
-    write_timeout: Duration,
-    min_rate: Option<u64>,
-    max_body: Option<u64>,
+    limits: Limits,
     /// For whatever is waited for on behalf of this client; never for two things at a time.
     pub timer: Timer,
 }
 
 impl Downstream {
     /// The client behind `stream`.
-    pub fn new(stream: Stream, limits: &ClientLimits) -> Self {
+    pub fn new(stream: Stream, limits: &Limits) -> Self {
         Self {
             stream,
             received: BytesMut::new(),
@@ -147,24 +156,18 @@ impl Downstream {
             body_bytes: 0,
             reading: Rate::default(),
             writing: Rate::default(),
-            read_timeout: limits.read_timeout,
-            write_timeout: limits.write_timeout,
-            min_rate: limits.min_rate,
-            max_body: limits.max_body,
+            limits: *limits,
             timer: Timer::default(),
         }
     }
 
     /// Begins a request with this body, which is next in `received`, under these limits.
-    pub fn begin(&mut self, body: Body, limits: &ClientLimits) {
+    pub fn begin(&mut self, body: Body, limits: &Limits) {
         self.body = body;
         self.body_bytes = 0;
         self.reading = Rate::default();
         self.writing = Rate::default();
-        self.read_timeout = limits.read_timeout;
-        self.write_timeout = limits.write_timeout;
-        self.min_rate = limits.min_rate;
-        self.max_body = limits.max_body;
+        self.limits = *limits;
     }
 
     /// The body of the current request.
@@ -188,7 +191,7 @@ impl Downstream {
 
     /// From now on the client is answered while it sends, so that how fast it does may depend on the answer.
     pub fn both_talk(&mut self) {
-        self.min_rate = None;
+        self.limits.min_rate = None;
     }
 
     /// Reads ahead into `received`, past a buffer on the stack, so that a connection that waits holds none. `None` when nothing
@@ -242,7 +245,7 @@ impl Downstream {
     /// Counts `bytes` of the body.
     fn count(&mut self, bytes: usize) -> Result<(), ClientFault> {
         self.body_bytes += bytes as u64;
-        if self.max_body.is_some_and(|max| self.body_bytes > max) && !matches!(self.body, Body::Tunnel { .. }) {
+        if self.limits.max_body.is_some_and(|max| self.body_bytes > max) && !matches!(self.body, Body::Tunnel { .. }) {
             return Err(ClientFault::BodyTooLarge);
         }
         Ok(())
@@ -304,7 +307,7 @@ impl Downstream {
             return Poll::Pending;
         };
         let read = read.unwrap_or(0);
-        if !self.reading.keeps(read, self.min_rate) {
+        if !self.reading.keeps(read, self.limits.min_rate) {
             return Poll::Ready(Err(ClientFault::SlowToSend));
         }
         match &mut self.body {
@@ -329,7 +332,9 @@ impl Downstream {
             parts => stream.poll_write_vectored(context, parts),
         };
         match written {
-            Poll::Ready(Ok(written @ 1..)) if self.writing.keeps(written, self.min_rate) => Poll::Ready(Ok(written)),
+            Poll::Ready(Ok(written @ 1..)) if self.writing.keeps(written, self.limits.min_rate) => {
+                Poll::Ready(Ok(written))
+            }
             Poll::Ready(Ok(1..)) => Poll::Ready(Err(ClientFault::SlowToRead)),
             Poll::Ready(_) => Poll::Ready(Err(ClientFault::Gone)),
             Poll::Pending => {
@@ -343,12 +348,12 @@ impl Downstream {
 
     /// Since when the client is waited for to send more of its body, and for how long it may be.
     pub fn sending(&self) -> Option<(Instant, Duration)> {
-        Some((self.reading.waits_since()?, self.read_timeout))
+        Some((self.reading.waits_since()?, self.limits.read_timeout))
     }
 
     /// Since when the client is waited for to take more of the response, and for how long it may be.
     pub fn taking(&self) -> Option<(Instant, Duration)> {
-        Some((self.writing.waits_since()?, self.write_timeout))
+        Some((self.writing.waits_since()?, self.limits.write_timeout))
     }
 
     /// The client is not waited for, whatever it was asked before.
@@ -388,7 +393,7 @@ impl Downstream {
 
     /// Reads the rest of the body and forgets it. Returns whether it came in time, so that another request may follow.
     pub async fn discard_body(&mut self) -> bool {
-        self.max_body = None;
+        self.limits.max_body = None;
         let discarded = poll_fn(|context| {
             while !self.body.ended() {
                 let mut data = Scratch::take();
@@ -405,7 +410,10 @@ impl Downstream {
     /// or has taken everything and gets no further.
     pub async fn linger(mut self: Box<Self>) {
         self.received = BytesMut::new();
-        if !matches!(timeout(self.write_timeout, self.stream.shutdown()).await, Ok(Ok(()))) {
+        if !matches!(
+            timeout(self.limits.write_timeout, self.stream.shutdown()).await,
+            Ok(Ok(()))
+        ) {
             return;
         }
         let end = Instant::now() + LINGER_UNREAD;

@@ -205,7 +205,7 @@ impl Edge {
                 // Until the origin agrees, what follows is the next request.
                 head::Body::Upgrade => Body::Length(0),
             },
-            &policy.client,
+            &policy.client.transfer,
         );
         // A client that waits for "100 Continue" sends no body after a rejection, but its next request; or it does send it.
         let in_doubt = head.expects && !client.body().ended() && client.received.is_empty();
@@ -388,7 +388,7 @@ impl ServerApp for Edge {
             Arc::clone(&self.refusals),
         ));
         let policy = self.live.policy();
-        let mut client = Box::new(Downstream::new(stream, &policy.client));
+        let mut client = Box::new(Downstream::new(stream, &policy.client.transfer));
         let Some(_places) = self.place(&connection, &policy) else {
             self.turn_away(client, &connection, &policy).await;
             return None;

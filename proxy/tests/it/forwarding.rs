@@ -310,6 +310,35 @@ async fn a_client_that_expects_continue_gets_it_from_the_backend() {
     assert_eq!(client.response().await.text(), "yes");
 }
 
+/// Otherwise the next request of the client would be taken for the body.
+#[tokio::test]
+async fn an_interim_response_other_than_100_does_not_ask_for_the_body() {
+    let origin = RawOrigin::start(|mut peer| async move {
+        let mut head = [0; 1024];
+        if peer.stream.read(&mut head).await.is_ok() {
+            peer.send("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno")
+                .await;
+            // Until the proxy closes.
+            while peer.stream.read(&mut head).await.is_ok_and(|read| read > 0) {}
+        }
+    })
+    .await;
+    for forwarder in ["direct", "pingora"] {
+        let proxy = Process::proxy_with(&embedded(&[origin.address]), &[("FORWARDER", forwarder)]).await;
+        proxy.active_backends(1).await;
+        let mut client = Connection::open(proxy.address()).await;
+        client
+            .send("PUT /a HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+            .await;
+        assert_eq!(client.response().await.status, 103);
+        let response = client.response().await;
+        assert_eq!((response.status, &*response.text()), (200, "no"));
+        assert_eq!(response.header("connection"), Some("close"), "{forwarder}");
+        assert_eq!(client.rest().await, b"");
+        assert_eq!(proxy.request_line("/a").await["status"], 200);
+    }
+}
+
 #[tokio::test]
 async fn upgraded_connections_carry_bytes_both_ways_and_outlive_the_timeouts_of_requests() {
     let origin = origin();

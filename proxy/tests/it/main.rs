@@ -4,6 +4,7 @@
 
 mod admin;
 mod bodies;
+mod both_forwarders;
 mod closing;
 mod configuration;
 mod connection_reuse;

@@ -316,8 +316,9 @@ impl<'t> Duplex<'t> {
                     self.record.bytes = bytes.len() as u64;
                     return Ok(self.send(context, out, bytes)?);
                 }
-                100..=199 => {
-                    if !self.continues {
+                status @ 100..=199 => {
+                    // Others do not answer an expectation: the client goes on waiting.
+                    if status == 100 && !self.continues {
                         self.continues = true;
                         self.client.excuse_sending();
                     }

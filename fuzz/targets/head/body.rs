@@ -1,0 +1,80 @@
+//! What a client's side reads of a body, and what it leaves.
+
+use std::future::poll_fn;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures::join;
+use gopherproxy::http1::chunked::Decoder;
+use gopherproxy::http1::downstream::{self, ClientFault, Downstream, Limits};
+use gopherproxy::http1::head::Body;
+use tokio::io::AsyncWriteExt;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::yield_now;
+
+use crate::{model, pieces};
+
+const LIMITS: Limits = Limits {
+    read_timeout: Duration::from_secs(60),
+    write_timeout: Duration::from_secs(60),
+    min_rate: None,
+    max_body: None,
+};
+
+thread_local! {
+    static RUNTIME: Runtime = Builder::new_current_thread().enable_time().build().expect("a runtime needs nothing");
+}
+
+/// Lets a client send `stream`, which begins with `body`, in the pieces that `cuts` says, and compares what is read of it with a
+/// plain reading.
+pub fn check(body: Body, cuts: &[u8], stream: &[u8]) {
+    let (begun, whole) = match body {
+        Body::Length(length) => {
+            let whole = usize::try_from(length).ok().and_then(|length| stream.get(..length));
+            (
+                downstream::Body::Length(length),
+                whole.map(|data| (data.len(), data.to_vec())),
+            )
+        }
+        Body::Chunked => (downstream::Body::Chunked(Decoder::default()), model::chunked(stream)),
+        // Until the origin agrees to switch there is none.
+        Body::Upgrade => (downstream::Body::Length(0), Some((0, Vec::new()))),
+    };
+    let (read, received) = RUNTIME.with(|runtime| runtime.block_on(receive(begun, cuts, stream)));
+    match (read, whole) {
+        (Ok(data), Some((length, expected))) => {
+            assert_eq!(data, expected);
+            assert!(stream[length..].starts_with(&received), "more than the body was used");
+        }
+        (Err(ClientFault::Gone | ClientFault::BadFraming(_)), None) => {}
+        (read, whole) => unreachable!("{read:?} of {whole:?}"),
+    }
+}
+
+/// The data of the body, and what was received besides.
+async fn receive(body: downstream::Body, cuts: &[u8], stream: &[u8]) -> (Result<Vec<u8>, ClientFault>, Vec<u8>) {
+    let (mut sender, receiver) = tokio::io::duplex(1 << 20);
+    let mut client = Downstream::new(Box::new(receiver), &LIMITS);
+    // The first piece came with the head.
+    let mut pieces = pieces(cuts, stream);
+    client.received.extend_from_slice(pieces.next().unwrap_or_default());
+    client.begin(body, &LIMITS);
+    let feed = async {
+        for piece in pieces {
+            // The other end may have seen enough.
+            let _ = sender.write_all(piece).await;
+            yield_now().await;
+        }
+        drop(sender);
+    };
+    let read = async {
+        let mut data = BytesMut::new();
+        while !client.body().ended() {
+            data.reserve(1 + cuts.len());
+            poll_fn(|context| client.poll_body(context, &mut data)).await?;
+        }
+        Ok(data.to_vec())
+    };
+    let (read, ()) = join!(read, feed);
+    (read, client.received.to_vec())
+}
