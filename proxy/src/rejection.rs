@@ -1,8 +1,7 @@
 //! Every response that the proxy makes itself.
 //!
-//! One place maps what went wrong to a status, a reason and a body. Two audiences are kept apart: the client gets a status and
-//! one short line that names no backend and no address; the operator gets the reason in the metrics and the log, and
-//! there the error's own words.
+//! One table maps what went wrong to a status, a reason and a body. The client gets a status and one short line that names no
+//! backend and no address. The operator gets the reason in metrics and log, and in the log the error's own words.
 
 use std::time::Duration;
 
@@ -105,7 +104,7 @@ impl Rejection {
         )
     }
 
-    /// The head of the answer to a request that Pingora has; its body is [`Rejection::body`].
+    /// The head of the response to a request that Pingora forwards; its body is [`Rejection::body`].
     pub fn header(self) -> ResponseHeader {
         let mut header = ResponseHeader::build(self.status(), Some(6)).expect("every status here is a valid one");
         header
@@ -115,7 +114,7 @@ impl Rejection {
         header
     }
 
-    /// The whole answer as bytes, to a request that Pingora does not get.
+    /// The whole response, as bytes.
     pub fn answer(self, delivery: Delivery) -> Vec<u8> {
         match self {
             Self::MethodNotAllowed => {
@@ -151,7 +150,7 @@ impl Rejection {
     }
 }
 
-/// How an answer is sent that Pingora has no part in.
+/// How a response of the proxy's own is delivered.
 #[derive(Debug, Clone, Copy)]
 pub struct Delivery {
     /// The connection is kept.
@@ -168,7 +167,7 @@ impl Delivery {
     };
 }
 
-/// The answers to clients over their limit, prepared: saying no is what a proxy does most when it matters most.
+/// Prepared responses to clients over their limit: in a flood they are most of what a proxy sends.
 #[derive(Debug)]
 pub struct LimitedAnswers {
     policy: String,

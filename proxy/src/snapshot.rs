@@ -1,7 +1,7 @@
 //! The rules for requests that a reload can change.
 //!
-//! A request takes one [`Policy`] when it begins and keeps it to its end, so that no request is judged half by the old
-//! configuration and half by the new one.
+//! A request takes the current [`Policy`] when it begins and keeps it to its end, so that none is served half under the old rules and
+//! half under the new ones.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -65,8 +65,7 @@ impl ClientLimits {
     }
 }
 
-/// The size of a request head: below 512 B no browser gets through. Pingora reads at most 1 MiB of the head that we write for it,
-/// which can be more than twice as long as the one that came.
+/// The size of a request head: below 512 B no browser gets through, and above 256 KiB backends take none.
 fn head_size(text: &str) -> Result<usize, String> {
     let expected = || "a size from 512B to 256KiB".to_owned();
     let bytes = size(text).map_err(|_| expected())?;

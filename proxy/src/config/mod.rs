@@ -1,8 +1,8 @@
 //! The configuration: a Pingora conf file with one section of ours, and the environment over it.
 //!
 //! Pingora's own keys are at the top level of the file, ours under `gopherproxy:`. Pingora ignores keys it doesn't know, so a
-//! misspelt one would do nothing; here an unknown key is a mistake at either level. All mistakes come in
-//! one error ([`chassis::settings`]), and without a file every default below holds.
+//! misspelt one would do nothing; here an unknown key is a mistake at either level. One error lists all mistakes
+//! ([`chassis::settings`]). Without a file every default below holds.
 
 mod address;
 mod client;
@@ -180,7 +180,7 @@ impl Config {
         // Pingora sleeps this long after SIGTERM whatever happens; `lifecycle` leaves as soon as it can, so this only has
         // to be longer than the drain.
         config.server.grace_period_seconds = Some(config.drain_timeout.as_secs() + 10);
-        // The total number of tries. `service` decides each one by `upstream.retries`, which a reload can change; Pingora's own limit,
+        // The total number of tries. The forwarder decides each one by `upstream.retries`, which a reload can change; Pingora's own limit,
         // which it can't, must not be lower.
         config.server.max_retries = MOST_RETRIES + 1;
         config

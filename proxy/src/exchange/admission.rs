@@ -1,8 +1,7 @@
-//! Decides from its head whether a request is admitted.
+//! Decides whether to admit a request, from its head.
 //!
-//! Pingora is not involved yet, so rejecting is cheap: in its worst hour a proxy rejects most of its requests, and accepting one
-//! costs Pingora several times as much. What an admitted request goes on as is
-//! a [`Request`](crate::exchange::request::Request).
+//! Pingora is not involved yet, so rejecting is cheap. That matters most in a proxy's worst hour, when it rejects most of its
+//! requests. An admitted request goes on as a [`Request`](crate::exchange::request::Request).
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -91,7 +90,7 @@ impl From<Violation> for Rejected {
     }
 }
 
-/// Decides over requests.
+/// Decides whether requests are admitted.
 pub struct Admission {
     /// The backends.
     pub pool: Arc<Pool>,
@@ -100,9 +99,9 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Decides over the request with this head, which came on `connection` and is served by the rules of `policy`. It costs its
-    /// client a token, and takes the turn of a backend. Returns whether the peer is trusted, and the endpoint; whose the request is
-    /// goes into the `record`.
+    /// Decides whether to admit the request with this head, which came on `connection` and is served by the rules of `policy`. That
+    /// costs the client a token, and a backend its turn. Returns whether the peer is trusted, and the endpoint; the client is noted in
+    /// `record`.
     ///
     /// # Errors
     /// Why it may not pass.

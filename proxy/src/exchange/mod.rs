@@ -1,10 +1,10 @@
 //! One request and its response, from the client's first byte to the log line.
 //!
-//! - [`client`]: the client that a request is charged to.
-//! - [`admission`]: whether a request is admitted.
+//! - [`client`]: identifies the client that a request is charged to.
+//! - [`admission`]: decides whether to admit a request.
 //! - [`request`]: an admitted request, as the origin gets it.
-//! - [`retry`]: whether a request that broke off may be sent again.
-//! - [`record`]: what becomes of a request, counted and logged exactly once.
+//! - [`retry`]: decides whether a request that failed may be sent again.
+//! - [`record`]: counts and logs each request exactly once.
 
 pub mod admission;
 pub mod client;

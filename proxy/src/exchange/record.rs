@@ -1,7 +1,7 @@
-//! What becomes of a request, counted and logged exactly once, whoever answers it.
+//! Counts and logs each request exactly once, whoever answers it.
 //!
-//! A [`Record`] begins when the head of a request arrives, and whoever knows something of the request's fate notes it there. It is
-//! written when it is dropped. So a refusal, a response, a client that leaves and a panic all end in the same line.
+//! A [`Record`] begins when the head of a request arrives. Whoever learns something about the request notes it there, and the record
+//! is written when it is dropped. So a refusal, a response, a client that leaves and a panic all end in the same place.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -22,13 +22,13 @@ pub struct Record {
     connection: Arc<Connection>,
     /// When its head began to arrive.
     start: Instant,
-    /// What came of its head.
+    /// Its head, as far as it arrived.
     head: Bytes,
     /// Where in `head` the method and the target end, if it could be read.
     line: Option<(usize, usize)>,
     /// Identifies it.
     pub id: RequestId,
-    /// Whose it is, where that was found out.
+    /// Its client, once that is known.
     pub client: Option<IpAddr>,
     /// Where it was last sent.
     pub backend: Option<Arc<Upstream>>,
@@ -42,7 +42,7 @@ pub struct Record {
     pub error: Option<Cow<'static, str>>,
     /// A backend has answered, whatever the status.
     pub answered: bool,
-    /// How long it took to its end, where that was not the moment in which the record ends.
+    /// How long it took, if it ended before its record does.
     took: Option<Duration>,
 }
 
@@ -66,7 +66,7 @@ impl Record {
         }
     }
 
-    /// Notes what came of its head.
+    /// Notes its head, as far as it arrived.
     pub fn arrived(&mut self, head: Bytes) {
         self.head = head;
     }

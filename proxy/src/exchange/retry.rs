@@ -1,8 +1,8 @@
-//! Whether a request that broke off may be sent again, and where.
+//! Decides whether a request that failed may be sent again, and where.
 //!
-//! A pure function of what happened. The rule behind it: a request is repeated only if nothing of it can have been acted on, or its
-//! method is idempotent (RFC 9110, section 9.2.2); and in either case only while the client has seen nothing of a response and
-//! everything that has been read of the body is still held. A timeout is no reason to load another backend with the same request.
+//! A pure function of what happened. A request is repeated only if the origin can't have acted on it, or its method is idempotent
+//! (RFC 9110, section 9.2.2); and in either case only while the client has seen nothing of a final response and everything that was
+//! read of the body is still held. After a timeout it is not: the same request would only load another backend.
 
 /// How a try ended without a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

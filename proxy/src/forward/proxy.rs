@@ -1,8 +1,8 @@
 //! Pingora's hooks, in the order in which they run.
 //!
-//! Every admitted request passes here. `request_filter` forwards it directly, or leaves it to Pingora's own upstream half, whose
-//! hooks follow: `upstream_peer` → `response_filter` → `fail_to_connect` or `error_while_proxy`, which decide whether another try may
-//! follow → `fail_to_proxy`. `logging` ends the record of either.
+//! Every admitted request passes through here. `request_filter` forwards it directly, or leaves it to the upstream half of Pingora,
+//! whose hooks follow: `upstream_peer` → `response_filter` → `fail_to_connect` or `error_while_proxy`, which decide about another
+//! try → `fail_to_proxy`. `logging` ends the record in both cases.
 
 use std::borrow::Cow;
 use std::pin::Pin;

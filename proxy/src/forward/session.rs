@@ -35,7 +35,7 @@ use crate::headers::request::Span;
 use crate::http1::chunked::{write_chunk, write_last};
 use crate::http1::downstream::{ClientFault, Downstream};
 use crate::http1::scratch::SCRATCH;
-use crate::process::lifecycle::Lifecycle;
+use crate::lifecycle::Lifecycle;
 
 tokio::task_local! {
     /// What is handed to Pingora's hooks with a request, and handed back.

@@ -1,8 +1,8 @@
-//! The heads that origins and clients get: the one place where fields change.
+//! Writes the heads that origins and clients get. Fields change only here.
 //!
 //! - [`origin_response`]: reads the head of an origin's response and writes it for the client.
 //! - [`request`]: writes the head of a request for the origin.
-//! - [`straighten`]: rewrites the head of a response that is odd but has one reading.
+//! - [`straighten`]: rewrites a response head that is old-fashioned but can be read in one way only.
 
 pub mod origin_response;
 pub mod request;

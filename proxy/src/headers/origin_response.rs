@@ -1,8 +1,8 @@
 //! The head of an origin's response: read strictly, and written anew for the client.
 //!
-//! It says how the origin delimits the body (RFC 9112, section 6.3) and whether the connection to the origin may be used again. What
-//! can be read in two ways is an error, and what leaves a doubt about where the response ends costs the connection. The client
-//! gets one framing, the origin's fields in their order, and none that concern the connection alone.
+//! The head says how the origin delimits the body (RFC 9112, section 6.3) and whether its connection may be used again. A head that
+//! can be read in two ways is an error, and any doubt about where the response ends costs the connection. The client
+//! gets one framing, and the origin's fields in their order without those that concern the connection alone.
 
 mod fields;
 

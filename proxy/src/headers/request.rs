@@ -8,9 +8,9 @@ use bytes::{BufMut, BytesMut};
 use crate::exchange::client::FORWARDED_FOR;
 use crate::exchange::request::RequestId;
 use crate::http1::head::{Body, Head};
-use crate::http1::names::{ends_here, is, is_claim};
+use crate::http1::names::{is, is_claim, is_hop_by_hop};
 
-/// How long the fields are that [`write_request`] adds, but for their values.
+/// The most bytes that [`write_request`] adds, apart from the values of fields.
 const ADDED: usize = 256;
 
 /// What is known of where a request came from, for the fields that the proxy writes.
@@ -92,7 +92,7 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut,
     for field in head.fields {
         let name = field.name;
         let announces = is(name, "trailer") && head.body == Body::Chunked;
-        if (ends_here(name) && !announces) || (head.nominates(name) && !is(name, "content-length")) {
+        if (is_hop_by_hop(name) && !announces) || (head.nominates(name) && !is(name, "content-length")) {
             continue;
         }
         if is_claim(name) {

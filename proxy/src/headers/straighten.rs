@@ -1,8 +1,8 @@
-//! Rewrites the head of a response that is odd but has one reading.
+//! Rewrites a response head that is old-fashioned but can be read in one way only.
 //!
 //! Old and home-made origins end lines with LF alone, fold a long value over several lines, or put a space before the colon. RFC 9112
-//! lets a proxy take such a response if it passes it on in the usual form (sections 2.2, 5.1 and 5.2). A request gets no such
-//! lenience: it comes from somebody who may gain by being misread.
+//! lets a proxy take such a response if it passes it on in the usual form (sections 2.2, 5.1 and 5.2). Requests are not
+//! treated so leniently: their sender may gain by being misread.
 
 /// The longest head that is looked at.
 const MAX: usize = super::origin_response::MAX_HEAD;

@@ -1,7 +1,7 @@
 //! Reads and writes chunked bodies (RFC 9112, section 7.1).
 //!
-//! The reader is strict. Some readers take an empty size for zero, and a bare LF for the end of a line or for a part of an
-//! extension. Where two readers disagree, bytes that one takes for the body are the next message to the other.
+//! The decoder is strict. Some decoders take an empty size for zero, and a bare LF for the end of a line or for part of an
+//! extension. Where two of them disagree, what one takes for the body is the next message to the other.
 
 use bytes::{Buf, BufMut, BytesMut};
 

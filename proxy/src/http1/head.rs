@@ -1,9 +1,8 @@
 //! Parses and checks a request head before anything else looks at it.
 //!
-//! Two programs that read the same bytes differently are how requests get smuggled. Pingora's parser is lenient where the
-//! origin behind us may not be (or the reverse), so [`parse`] rejects whatever can be read in two ways: it is strict
-//! where RFC 9112 lets a server be strict. Pingora and the backend never see the client's bytes: they get a head that
-//! [`headers`](crate::headers) writes from what was read here.
+//! Requests get smuggled where two programs read the same bytes differently. Nobody knows how lenient the backend is, so
+//! [`parse`] rejects whatever can be read in two ways: it is strict wherever RFC 9112 lets a server be strict. The backend never
+//! sees the client's bytes: it gets a head that [`headers`](crate::headers) writes from what was read here.
 
 use std::borrow::Cow;
 use std::mem::MaybeUninit;
@@ -15,13 +14,13 @@ use crate::http1::target::{is_authority, is_same_host, split_target, why_no_targ
 use crate::http1::violation::{LF_ALONE, Violation, has_lf_alone};
 use crate::rejection::Rejection;
 
-/// The most fields in a head, whatever `client.max_fields` is: Pingora reads 256, and a few are added to what comes.
+/// The most fields in a head, whatever `client.max_fields` is: there is room for so many on the stack.
 pub const MOST_FIELDS: usize = 240;
 
-/// A longer target is answered 414 whatever `client.max_head` is: the HTTP library takes none.
+/// A longer target is answered 414 whatever `client.max_head` is: the HTTP library's type for a URI holds no longer one.
 const MAX_TARGET: usize = 65_534;
 
-/// More options in `Connection` are refused: no client that means well sends them.
+/// More options in `Connection` are refused: no honest client sends so many.
 const MAX_OPTIONS: usize = 9;
 
 /// What `Connection` may not name as its own, to be taken off before the backend sees it.
@@ -124,7 +123,7 @@ impl<'b> Head<'b> {
     }
 }
 
-/// The line of a request, as far as anything could be made of it: for the access log of a request that was refused.
+/// The request line as far as it could be read, for the log line of a request that was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestLine<'b> {
     /// The method, or `-`.

@@ -2,13 +2,13 @@
 //!
 //! - [`downstream`]: the client's side of an exchange, with its deadlines.
 //! - [`head`]: parses and checks a request head before anything else looks at it.
-//! - [`violation`]: which rule a request breaks.
-//! - [`target`]: request targets and the authorities in them.
-//! - [`names`]: field names with a meaning of their own.
+//! - [`violation`]: names the rule that a request breaks.
+//! - [`target`]: checks request targets and the authorities in them.
+//! - [`names`]: classifies the names of fields.
 //! - [`chunked`]: decodes and encodes chunked bodies.
-//! - [`rate`]: whether a client keeps up a minimum rate.
+//! - [`rate`]: measures whether a client keeps up a minimum rate.
 //! - [`timer`]: a timer for deadlines that keep moving.
-//! - [`scratch`]: buffers that are needed only while something is read or written.
+//! - [`scratch`]: lends buffers for the time of a read or a write.
 
 pub mod chunked;
 pub mod downstream;

@@ -1,6 +1,6 @@
-//! Field names with a meaning of their own.
+//! Classifies the names of fields.
 //!
-//! CGI and its kin take `_` for `-`, so each is known by both spellings.
+//! CGI and its descendants take `_` for `-`, so both spellings of a name count as the same.
 
 /// Fields of the client's connection, which go no further. Of those the backend gets its own.
 const HOP_BY_HOP: [&str; 10] = [
@@ -34,8 +34,8 @@ pub fn is(name: &str, other: &str) -> bool {
 }
 
 /// Whether a field of this name concerns the client's connection alone, or is another spelling of one that does or of the
-/// length of the body: CGI and its kin take `_` for `-`.
-pub fn ends_here(name: &str) -> bool {
+/// length of the body: CGI and its descendants take `_` for `-`.
+pub fn is_hop_by_hop(name: &str) -> bool {
     let may_be = LENGTHS
         .checked_shr(u32::try_from(name.len()).unwrap_or(u32::MAX))
         .unwrap_or(0)
@@ -115,7 +115,7 @@ const NOT_IN_TRAILERS: [&str; 32] = [
 /// Whether a field of this name has no business in trailers (RFC 9110, section 6.5.1). Readers that merge trailers into the fields of
 /// the head would be deceived by it.
 pub fn is_forbidden_in_trailers(name: &str) -> bool {
-    ends_here(name) || is_claim(name) || NOT_IN_TRAILERS.iter().any(|one| is_alike(name, one))
+    is_hop_by_hop(name) || is_claim(name) || NOT_IN_TRAILERS.iter().any(|one| is_alike(name, one))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! Buffers that are needed only while something is read or written.
+//! Lends buffers for the time of a read or a write.
 //!
-//! A connection that waits holds none: each thread has a few, and lends one for the time of a poll.
+//! Each thread has a few. A connection that waits holds none.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};

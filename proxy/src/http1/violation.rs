@@ -1,6 +1,6 @@
-//! Which rule a request breaks, in words for the log.
+//! Names the rule that a request breaks, for the log.
 //!
-//! The client learns only the status. The words are fixed, so that nothing a client sends gets into the log through them.
+//! The client learns only the status. The words are fixed, so nothing that a client sends gets into the log this way.
 
 use crate::http1::names::is_in_token;
 use crate::rejection::Rejection;

@@ -1,7 +1,7 @@
-//! How many refused requests get a line in the access log.
+//! Bounds the log lines of refused requests.
 //!
-//! Most refusals cost their client no token, so that nothing bounds how fast it collects them. Without a bound here, one client
-//! could fill the log with its own lines, or push those of others out of the queue in front of it. Metrics count every refusal.
+//! Most refusals cost their client no token, so nothing else bounds how many it gets. Without a bound here, one client
+//! could fill the log, or push the lines of others out of its queue. Metrics count every refusal.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Mutex;

@@ -1,9 +1,10 @@
-//! One client connection: reads each request head, decides over it, and has the request answered.
+//! One client connection: reads each request head, and answers the request or forwards it.
 //!
 //! Pingora's own loop has no deadline for a whole head, waits for ever between requests, and answers a head that it can't
-//! read without logging it. So the head is read here: bounded in length and time, checked by [`head`], and decided over by
-//! [`admission`](crate::exchange::admission). What is rejected is answered here, at little cost. What is admitted is rewritten by
-//! [`headers`](crate::headers) and goes through [`forward`](crate::forward). Connections are limited too, in total and per client.
+//! read without logging it. So heads are read here, bounded in length and time, and checked by [`head`].
+//! [`admission`](crate::exchange::admission) decides whether to admit a request. One that is rejected is answered here, at little
+//! cost. One that is admitted gets a new head from [`headers`](crate::headers) and goes through [`forward`](crate::forward).
+//! Connections are limited too, in total and per client.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -39,13 +40,13 @@ use crate::http1::chunked::Decoder;
 use crate::http1::downstream::{Body, Downstream};
 use crate::http1::head;
 use crate::http1::violation::Violation;
+use crate::lifecycle::{Connected, Lifecycle};
 use crate::limit::refusals::Refusals;
 use crate::observe::metrics::Metrics;
-use crate::process::lifecycle::{Connected, Lifecycle};
 use crate::rejection::{Delivery, Rejection};
 use crate::snapshot::{Live, Policy};
 
-/// How many connections may be told at a time that there is no place for them. More are closed without a word.
+/// How many connections over a limit get the time to read their 503. More are closed at once.
 pub const MAX_TURNED_AWAY: usize = 64;
 
 /// The server of client connections.

@@ -1,5 +1,5 @@
 //! Client connections.
 //!
-//! - [`connection`]: reads each request head, decides over it, and has the request answered.
+//! - [`connection`]: reads each request head, and answers the request or forwards it.
 
 pub mod connection;

@@ -13,7 +13,7 @@ use prometheus::Histogram;
 
 use crate::config::UpstreamLimits;
 use crate::observe::metrics::Metrics;
-use crate::pool::ejection::Conduct;
+use crate::pool::ejection::EjectionState;
 use crate::pool::kept::{Kept, Room};
 
 /// A backend that requests can be sent to.
@@ -21,8 +21,8 @@ use crate::pool::kept::{Kept, Room};
 pub struct Upstream {
     /// Its name in the registry, as `host:port`.
     pub name: Arc<str>,
-    /// What its last requests came to.
-    pub conduct: Conduct,
+    /// How many requests it has failed in a row, and whether it is ejected for that.
+    pub ejection: EjectionState,
     /// Its connections that wait for their next request.
     pub kept: Kept,
     /// Where requests go: those of its addresses that are healthy; never empty.
@@ -49,7 +49,7 @@ impl Upstream {
         debug_assert!(!addresses.is_empty(), "a backend has an address");
         Self {
             name,
-            conduct: Conduct::default(),
+            ejection: EjectionState::default(),
             kept: Kept::new(room),
             addresses: ArcSwap::from_pointee(addresses),
             turn: AtomicUsize::new(0),
@@ -105,7 +105,7 @@ impl Upstream {
 
     /// Records that it has answered, whatever the status.
     pub fn answered(&self) {
-        self.conduct.answered();
+        self.ejection.answered();
     }
 
     /// How long its requests take.

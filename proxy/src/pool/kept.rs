@@ -1,10 +1,10 @@
-//! Connections to backends that wait for their next request.
+//! Keeps idle connections to backends for their next request.
 //!
-//! Each backend has its own list, so that a request looks at no other backend's connections, and one that leaves the registry takes
-//! its connections along. Only their number is shared ([`Room`]).
+//! Each backend has its own list, so that a request looks at no other backend's connections, and a backend that leaves the registry
+//! takes its connections along. Only their number is shared ([`Room`]).
 //!
-//! A connection stays registered with the reactor of the runtime that opened it. Any thread may take it, look at it or close it:
-//! looking is an atomic read of the readiness that the reactor noted, and a system call only if there is some.
+//! A connection stays registered with the reactor of the runtime that opened it, and any thread may take it, check it or close it.
+//! A check reads the readiness that the reactor noted, and makes a system call only if there is some.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;

@@ -5,7 +5,7 @@
 //! share, so with dead backends its turns are uneven and it can miss a live one; a list of the alive makes each turn exact, "none
 //! alive" known at once, and the cost of a pick the same for three backends and for a thousand.
 //!
-//! One loop makes that list (`publish`), at most every few milliseconds, however many reasons there are. So a request
+//! One loop makes that list (`publish`), at most every few milliseconds, however much has changed. So a request
 //! that fails never looks at more than its own backend.
 //!
 //! - [`endpoint`]: one backend and its addresses.
@@ -126,7 +126,7 @@ impl Pool {
         }
         let upstream = &alive[turn % alive.len()];
         // One that was ejected a moment ago is in the list until it is made anew.
-        let upstream = if upstream.conduct.is_ejected() {
+        let upstream = if upstream.ejection.is_ejected() {
             in_order(&alive, turn).next().unwrap_or(upstream)
         } else {
             upstream
@@ -142,7 +142,7 @@ impl Pool {
         let same = || tried.last()?.upstream.endpoint_other_than(tried);
         let other = || {
             let alive = self.alive.load();
-            let fits = |upstream: &&Arc<Upstream>| !upstream.conduct.is_ejected() && is_untried(upstream, tried);
+            let fits = |upstream: &&Arc<Upstream>| !upstream.ejection.is_ejected() && is_untried(upstream, tried);
             (0..alive.len())
                 .map(|_| &alive[self.turn_again.fetch_add(1, Ordering::Relaxed) % alive.len()])
                 .find(fits)
@@ -188,7 +188,7 @@ impl Pool {
 
     /// Records that `upstream` has failed a request, and ejects it for a while if it keeps failing and there are others.
     pub fn failed(&self, upstream: &Arc<Upstream>, limits: &Ejection) {
-        let Some(failures) = upstream.conduct.failed(limits) else {
+        let Some(failures) = upstream.ejection.failed(limits) else {
             return;
         };
         // While all backends fail, this is as far as their failures get.
@@ -196,10 +196,10 @@ impl Pool {
             return;
         }
         let mut ejected = self.ejected();
-        if upstream.conduct.is_ejected() || !self.has_room(limits) {
+        if upstream.ejection.is_ejected() || !self.has_room(limits) {
             return;
         }
-        let time = upstream.conduct.eject(limits, Instant::now());
+        let time = upstream.ejection.eject(limits, Instant::now());
         ejected.push(Arc::clone(upstream));
         self.count.ejected.store(ejected.len(), Ordering::Relaxed);
         drop(ejected);
@@ -262,21 +262,21 @@ impl Pool {
         let mut ejected = self.ejected();
         ejected.retain(|upstream| {
             let stays = known.get(&upstream.name).is_some_and(|one| Arc::ptr_eq(one, upstream));
-            let over = upstream.conduct.until().is_none_or(|until| until <= now);
+            let over = upstream.ejection.until().is_none_or(|until| until <= now);
             if over {
-                upstream.conduct.readmit(now);
+                upstream.ejection.readmit(now);
             }
             stays && !over
         });
         let is_alive = !proven.is_empty();
         // Backends that failed a while ago are better than none, and then those that were never checked.
-        if proven.iter().all(|upstream| upstream.conduct.is_ejected()) {
-            proven.iter().for_each(|upstream| upstream.conduct.readmit(now));
-            ejected.retain(|upstream| upstream.conduct.is_ejected());
+        if proven.iter().all(|upstream| upstream.ejection.is_ejected()) {
+            proven.iter().for_each(|upstream| upstream.ejection.readmit(now));
+            ejected.retain(|upstream| upstream.ejection.is_ejected());
         }
-        proven.retain(|upstream| !upstream.conduct.is_ejected());
+        proven.retain(|upstream| !upstream.ejection.is_ejected());
         let alive = if is_alive { proven } else { unproven };
-        let next_return = ejected.iter().filter_map(|upstream| upstream.conduct.until()).min();
+        let next_return = ejected.iter().filter_map(|upstream| upstream.ejection.until()).min();
         self.count.ejected.store(ejected.len(), Ordering::Relaxed);
         let all = alive.len() + ejected.len();
         self.count.alive_or_ejected.store(all, Ordering::Relaxed);
@@ -307,7 +307,7 @@ impl Pool {
 fn in_order(alive: &[Arc<Upstream>], turn: usize) -> impl Iterator<Item = &Arc<Upstream>> {
     (0..alive.len())
         .map(move |step| &alive[turn.wrapping_add(step) % alive.len()])
-        .filter(|upstream| !upstream.conduct.is_ejected())
+        .filter(|upstream| !upstream.ejection.is_ejected())
 }
 
 fn is_untried(upstream: &Arc<Upstream>, tried: &[Endpoint]) -> bool {

@@ -32,7 +32,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::process::lifecycle::{Lifecycle, Stage};
+use crate::lifecycle::{Lifecycle, Stage};
 use crate::process::reload::{Reload, one_at_a_time};
 
 /// How long a successor may take to find its backends.

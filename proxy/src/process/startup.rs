@@ -24,8 +24,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::config::Config;
 use crate::discovery::RegistryDiscovery;
+use crate::lifecycle::Stage;
 use crate::pool::Pool;
-use crate::process::lifecycle::Stage;
 use crate::process::signals::{Signals, Sockets};
 use crate::snapshot::Live;
 

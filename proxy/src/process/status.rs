@@ -7,9 +7,9 @@ use chassis::admin::Probed;
 
 use crate::config::Readiness;
 use crate::discovery::RegistryDiscovery;
+use crate::lifecycle::Lifecycle;
 use crate::observe::metrics::Metrics;
 use crate::pool::Pool;
-use crate::process::lifecycle::Lifecycle;
 use crate::snapshot::Live;
 
 /// Ready once a backend has passed a check, and until the shutdown begins. (That backends which were never checked get traffic

@@ -26,7 +26,7 @@ use crate::http1::chunked::{BadFraming, Decoder, write_chunk, write_last};
 use crate::http1::downstream::{ClientFault, Downstream};
 use crate::http1::head;
 use crate::http1::scratch::Scratch;
-use crate::process::lifecycle::Lifecycle;
+use crate::lifecycle::Lifecycle;
 use crate::rejection::Rejection;
 
 /// A body of this size or less is sent together with its head, at the price of a copy.

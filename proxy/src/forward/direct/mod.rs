@@ -24,11 +24,11 @@ use crate::exchange::record::Record;
 use crate::exchange::request::Request;
 use crate::exchange::retry::{self, Failure, Next, Try};
 use crate::http1::downstream::{ClientFault, Downstream};
+use crate::lifecycle::Lifecycle;
 use crate::observe::metrics::Metrics;
 use crate::pool::Pool;
 use crate::pool::endpoint::Endpoint;
 use crate::pool::retry_budget::RetryBudget;
-use crate::process::lifecycle::Lifecycle;
 use crate::rejection::{Delivery, Rejection};
 
 mod duplex;
