@@ -154,6 +154,48 @@ async fn client(address: std::net::SocketAddr, seed: u64) {
     }
 }
 
+#[tokio::test]
+async fn an_upload_in_tiny_chunks_reaches_the_origin_in_large_ones() {
+    const SIZE: usize = 200_000;
+    let (sender, mut chunks) = tokio::sync::mpsc::unbounded_channel();
+    let origin = RawOrigin::start(move |mut peer| {
+        let sender = sender.clone();
+        async move {
+            peer.head().await;
+            loop {
+                let chunk = take(&mut peer, &mut None).await;
+                let end = chunk.is_empty();
+                sender.send(chunk).expect("the test goes on");
+                if end {
+                    break;
+                }
+            }
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        }
+    })
+    .await;
+    let proxy = proxy_to(&origin, "").await;
+    let body: Vec<u8> = (0..SIZE).map(|_| fastrand::u8(..)).collect();
+    let tiny: Vec<u8> = body
+        .iter()
+        .flat_map(|&byte| [b'1', b'\r', b'\n', byte, b'\r', b'\n'])
+        .collect();
+    let mut client = Connection::open(proxy.address()).await;
+    client
+        .send(format!("POST / HTTP/1.1\r\nHost: a\r\n{}", framing(true, 0)))
+        .await;
+    client.send([&tiny[..], b"0\r\n\r\n"].concat()).await;
+    assert_eq!(client.response().await.text(), "ok");
+    let (mut count, mut arrived) = (0, Vec::new());
+    while let Ok(chunk) = chunks.try_recv() {
+        count += 1;
+        arrived.extend(chunk);
+    }
+    assert!(arrived == body, "{} bytes arrived, or others", arrived.len());
+    // So many bytes come in one segment of an Ethernet or more.
+    assert!(count < SIZE / 100, "{count} chunks");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_arrives_as_it_was_sent_however_it_is_framed_and_cut() {
     let origin = RawOrigin::start(echo).await;

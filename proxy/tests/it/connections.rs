@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Connection, Process, RawOrigin, embedded, eventually, get, origin, proxy_over, resident_kib};
+use crate::support::{Connection, Process, RawOrigin, embedded, get, origin, proxy_over, resident_kib};
 
 async fn over(origin: &RawOrigin, more: &str) -> Process {
     let proxy = Process::proxy(&(embedded(&[origin.address]) + more)).await;
@@ -230,56 +230,6 @@ async fn an_answer_that_requires_an_upgrade_says_to_what() {
 }
 
 #[tokio::test]
-async fn connections_have_a_maximum_in_all_and_for_each_client() {
-    let origin = origin();
-    let limits = "  client: {max_connections: 6, max_connections_per_client: 4}\n  trusted_proxies: [127.0.0.9]\n";
-    let proxy = Process::proxy(&(embedded(&[origin.address()]) + limits)).await;
-    proxy.active_backends(1).await;
-    let from = async |last: u8| Connection::open_from(proxy.address(), [127, 0, 0, last].into()).await;
-    let mut open = Vec::new();
-    for _ in 0..4 {
-        let mut connection = from(2).await;
-        assert_eq!(connection.get("/").await.status, 200);
-        open.push(connection);
-    }
-    let refused = async |last: u8| {
-        let response = from(last).await.response().await;
-        assert_eq!((response.status, response.header("connection")), (503, Some("close")));
-    };
-    refused(2).await;
-    for last in [3, 9] {
-        let mut connection = from(last).await;
-        assert_eq!(connection.get("/").await.status, 200, "others have their own");
-        open.push(connection);
-    }
-    refused(4).await;
-    proxy.reaches("gopherproxy_connections", 6.0).await;
-    proxy
-        .reaches("gopherproxy_rejections_total{reason=\"too_many_connections\"}", 2.0)
-        .await;
-    for connection in &mut open {
-        assert_eq!(connection.get("/").await.status, 200, "who is in stays in");
-    }
-    open.clear();
-    proxy.reaches("gopherproxy_connections", 0.0).await;
-    assert_eq!(from(2).await.get("/").await.status, 200);
-}
-
-#[tokio::test]
-async fn a_trusted_proxy_may_have_more_connections_than_a_client() {
-    let origin = origin();
-    let limits = "  client: {max_connections_per_client: 1}\n  trusted_proxies: [127.0.0.9]\n";
-    let proxy = Process::proxy(&(embedded(&[origin.address()]) + limits)).await;
-    proxy.active_backends(1).await;
-    let mut open = Vec::new();
-    for _ in 0..5 {
-        let mut connection = Connection::open_from(proxy.address(), [127, 0, 0, 9].into()).await;
-        assert_eq!(connection.get("/").await.status, 200);
-        open.push(connection);
-    }
-}
-
-#[tokio::test]
 async fn the_last_request_that_a_connection_may_have_is_told_so() {
     let origin = origin();
     let proxy = Process::proxy(&(embedded(&[origin.address()]) + "  client: {max_requests: 3}\n")).await;
@@ -367,127 +317,4 @@ async fn a_panic_in_a_request_costs_that_request_and_is_counted() {
         .await;
     proxy.reaches("gopherproxy_inflight_requests", 0.0).await;
     proxy.reaches("gopherproxy_connections", 1.0).await;
-}
-
-/// Sets the limit on open descriptors of a running process.
-fn limit_descriptors(proxy: &Process, limit: usize) {
-    let set = std::process::Command::new("prlimit")
-        .args(["--pid", &proxy.pid().to_string(), &format!("--nofile={limit}:")])
-        .status();
-    assert!(set.expect("prlimit is part of every Linux").success());
-}
-
-#[tokio::test]
-async fn with_no_descriptor_left_new_connections_wait_and_the_others_are_served() {
-    let origin = origin();
-    let proxy = Process::proxy(&embedded(&[origin.address()])).await;
-    proxy.active_backends(1).await;
-    let mut kept = Connection::open(proxy.address()).await;
-    assert_eq!(kept.get("/").await.status, 200);
-    let mut admin = Connection::open(proxy.admin()).await;
-    // As many as it has open: not one more.
-    let descriptors = || {
-        std::fs::read_dir(format!("/proc/{}/fd", proxy.pid()))
-            .expect("it is ours")
-            .count()
-    };
-    limit_descriptors(&proxy, descriptors().saturating_sub(8));
-    let mut waiting = Connection::open(proxy.address()).await;
-    waiting.send("GET /waited HTTP/1.1\r\nHost: a\r\n\r\n").await;
-    proxy
-        .said_somehow("Accept() failed", |line| line["level"] == "ERROR")
-        .await;
-    // Some rounds of health checks and probes, none of which can open a connection.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    for _ in 0..20 {
-        assert_eq!(kept.get("/").await.status, 200);
-    }
-    let ready = admin.get("/readyz").await;
-    assert_eq!((ready.status, ready.text().as_str()), (200, "ready\n"));
-    assert_eq!(proxy.lines("backend went down").len(), 0);
-    assert_eq!(proxy.lines("target is down").len(), 0);
-
-    limit_descriptors(&proxy, 1024);
-    assert_eq!(waiting.response().await.status, 200, "it was only kept waiting");
-    assert_eq!(get(proxy.address(), "/").await.status, 200);
-}
-
-/// What the log says when `client.max_connections` takes more descriptors than there are.
-const FEWER: &str = "the limit on open files allows fewer connections than client.max_connections";
-
-/// A proxy that may have so many files open.
-async fn proxy_with_descriptors(limits: &str, configuration: &str) -> Process {
-    let script = format!("ulimit {limits} && exec \"$0\" \"$@\"");
-    let binary = Process::binary("gopherproxy").display().to_string();
-    let proxy = Process::start_with("sh".into(), Some(configuration), &[], &["-c", &script, &binary]);
-    for service in ["proxy", "admin"] {
-        proxy.said("listening", |line| line["service"] == service).await;
-    }
-    proxy
-}
-
-#[tokio::test]
-async fn a_usual_limit_on_open_files_is_no_warning_unless_more_was_asked_for() {
-    let origin = origin();
-    let usual = embedded(&[origin.address()]);
-    let with = |connections: usize| usual.clone() + &format!("  client: {{max_connections: {connections}}}\n");
-    for (limits, configuration, level, connections) in [
-        ("-S -n 1024 && ulimit -H -n 4096", &usual, "INFO", 1536),
-        ("-S -n 1024 && ulimit -H -n 4096", &with(2000), "WARN", 1536),
-        ("-n 20000", &usual, "INFO", 7500),
-    ] {
-        let proxy = proxy_with_descriptors(limits, configuration).await;
-        let line = proxy.said(FEWER, |_| true).await;
-        assert_eq!(
-            (&line["level"], &line["connections"]),
-            (&level.into(), &connections.into()),
-            "{line}"
-        );
-        let warnings = proxy.log().into_iter().filter(|line| line["level"] == "WARN");
-        assert_eq!(warnings.count(), usize::from(level == "WARN"));
-    }
-    let proxy = proxy_with_descriptors("-n 4096", &with(1000)).await;
-    proxy.reconfigure(&with(3000));
-    proxy.signal("HUP");
-    proxy.said("configuration reloaded", |_| true).await;
-    let levels: Vec<_> = proxy.lines(FEWER).iter().map(|line| line["level"].clone()).collect();
-    assert_eq!(levels, ["WARN"], "only since the reload");
-}
-
-#[tokio::test]
-async fn clients_can_not_use_up_the_descriptors() {
-    let origin = origin();
-    let proxy = proxy_with_descriptors("-n 160", &embedded(&[origin.address()])).await;
-    proxy.active_backends(1).await;
-    let mut open = Vec::new();
-    for number in 0..200 {
-        let mut connection = Connection::open(proxy.address()).await;
-        let response = if number < 60 {
-            connection.get("/").await
-        } else {
-            connection.response().await
-        };
-        assert_eq!(response.status, if number < 60 { 200 } else { 503 }, "{number}");
-        open.push(connection);
-    }
-    let warned = proxy.lines(FEWER).into_iter().filter(|line| line["level"] == "WARN");
-    let warned: Vec<_> = warned.map(|line| line["connections"].clone()).collect();
-    assert_eq!(warned, [60], "once, and when it mattered");
-    // Each of those that are in gets an answer, all at the same time.
-    open.truncate(60);
-    for connection in &mut open {
-        connection.send("GET /delay/300 HTTP/1.1\r\nHost: a\r\n\r\n").await;
-    }
-    for connection in &mut open {
-        assert_eq!(connection.response().await.status, 200);
-    }
-    open.clear();
-    eventually("there is room again", async || {
-        Connection::open(proxy.address())
-            .await
-            .try_request("GET", "/", "", "")
-            .await
-            .is_ok_and(|response| response.status == 200)
-    })
-    .await;
 }
