@@ -1,7 +1,7 @@
 //! The state of the process between its start and its end, and the work it still has to finish.
 //!
-//! Pingora sleeps its whole grace period after SIGTERM, whatever is left to do, and then cancels what is. So the end is decided
-//! here: connections and requests are counted, and [`Lifecycle::drained`] returns as soon as the last is done.
+//! After SIGTERM Pingora sleeps through its whole grace period, whatever is left to do, and then cancels the rest. So the end is
+//! decided here: connections and requests are counted, and [`Lifecycle::drained`] returns as soon as the last one ends.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -40,7 +40,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// Goes `from` one stage `to` another; returns whether it was there. Of two that go from the same stage one gets on.
+    /// Goes `from` one stage `to` another; returns whether it was there. Of two that try at once, one succeeds.
     pub fn advance(stage: &watch::Sender<Self>, from: Self, to: Self) -> bool {
         stage.send_if_modified(|stage| {
             let there = *stage == from;
@@ -52,12 +52,12 @@ impl Stage {
     }
 }
 
-/// Where the process is. The order is that of time.
+/// Where the process is, in the order of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 enum Phase {
     Serving,
-    /// It takes requests and asks for no more.
+    /// It accepts requests, and `/readyz` says no.
     LameDuck,
     /// It takes no connections.
     Draining,
@@ -86,7 +86,7 @@ impl Default for Lifecycle {
 }
 
 impl Lifecycle {
-    /// Whether the shutdown has begun, so that nobody should send more.
+    /// Whether the shutdown has begun, so that balancers should send no more.
     pub fn is_leaving(&self) -> bool {
         self.phase.load(Ordering::Relaxed) >= Phase::LameDuck as u8
     }

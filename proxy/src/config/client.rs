@@ -29,7 +29,7 @@ pub struct ClientLimits {
     pub max_requests: u64,
     /// The most connections at a time.
     pub max_connections: usize,
-    /// The most connections at a time from one address that is no trusted proxy.
+    /// The most connections at a time from one address that is not a trusted proxy's.
     pub max_connections_per_client: usize,
 }
 
@@ -75,8 +75,8 @@ fn head_size(text: &str) -> Result<usize, String> {
         .ok_or_else(expected)
 }
 
-/// A protocol to switch to: a token, or two with a slash between (RFC 9110, section 7.8). HTTP is none: behind a switch to h2c the
-/// requests of a client would pass unseen.
+/// A protocol to switch to: a token, or two with a slash between (RFC 9110, section 7.8). HTTP is not allowed: after a switch to h2c
+/// a client's requests would pass unseen.
 fn protocol(text: &str) -> Result<String, String> {
     let is_token = |text: &str| !text.is_empty() && text.bytes().all(is_in_token);
     let (name, version) = text.split_once('/').unwrap_or((text, "1"));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use chassis::settings::{Section, duration};
 use registry::RedisUrl;
 
-/// Where Redis is when nobody says.
+/// Where Redis is by default.
 const REDIS: &str = "localhost:16379";
 
 /// Where the set of origins is.

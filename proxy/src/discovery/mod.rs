@@ -1,9 +1,9 @@
 //! Finds the pool's backends: in the registry, and in DNS for members that are names.
 //!
-//! The last good set is worth more than no set. A read that fails, or finds the set empty, is an error here, because Pingora keeps
+//! An old set is worth more than none. A read that fails, or finds the set empty, is an error here, because Pingora keeps
 //! the backends it has on `Err` and would drop them all on an empty `Ok`; a name that does not resolve keeps the
-//! addresses it last had; and a proxy that starts takes the set that an earlier one left in its [`state_file`](crate::discovery::state_file)
-//! when the registry has given none within a moment. Which of them are alive is the health check's business, not this module's.
+//! addresses it last had; and a proxy that starts takes the set that an earlier one left in its [`state_file`]
+//! when the registry has given none within a moment. Which of them are alive is for the health check to find.
 //!
 //! - [`members`]: the members of the registry, each with its addresses.
 //! - [`state_store`]: saves the last good set for the next start.

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use crate::discovery::members::Members;
 
 const FIRST_LINE: &str = "gopherproxy backends, version 1";
-/// A longer file, in bytes, is none of ours. A member with its address takes about fifty.
+/// A longer file, in bytes, is not one of ours. A member with its address takes about fifty.
 const LONGEST: u64 = 16 << 20;
 /// How many characters of a line are quoted.
 const MOST_QUOTED: usize = 80;

@@ -1,14 +1,14 @@
 //! Identifies the client of a request.
 //!
 //! The client is the peer of the connection, unless the peer is a trusted proxy: then it is the rightmost address of
-//! X-Forwarded-For that is not a trusted proxy itself. Whatever is further left was written by
-//! somebody we have no reason to trust.
+//! X-Forwarded-For that is not a trusted proxy itself. What is further left was written by
+//! somebody who is not trusted.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::config::Networks;
 
-/// The field that trusted proxies list the client and each other in.
+/// The field in which proxies list the client and each other.
 pub const FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// Who sent a request.
@@ -16,7 +16,7 @@ pub const FORWARDED_FOR: &str = "x-forwarded-for";
 pub struct Client {
     /// The client's address, IPv4 never mapped into IPv6.
     pub address: IpAddr,
-    /// Whether the peer is a trusted proxy, so that what it says of the request is believed.
+    /// Whether the peer is a trusted proxy, so that its X-Forwarded-* are believed.
     pub trusted_peer: bool,
     /// A trusted proxy sent the request without X-Forwarded-For: it is the proxy's own, such as a health check, and no
     /// client's.
@@ -41,7 +41,7 @@ pub fn identify<'l>(
     let mut lines = forwarded_for.rev().peekable();
     let peers_own = lines.peek().is_none();
     for hop in lines.flat_map(|line| line.rsplit(|byte| *byte == b',')) {
-        // An entry that is not an address ends what can be known: the client is the hop that passed it on.
+        // An entry that is not an address ends the list: the client is the hop that passed it on.
         let Some(hop) = parse_hop(hop) else { break };
         address = hop;
         if !trusted.contain(hop) {

@@ -100,12 +100,12 @@ impl Record {
         self.took.is_some()
     }
 
-    /// Notes that it has ended: what follows is not its time.
+    /// Notes that it has ended: its duration is the time until now.
     pub fn ended(&mut self) {
         self.took.get_or_insert_with(|| self.start.elapsed());
     }
 
-    /// Since when it is there.
+    /// When its head began to arrive.
     pub fn start(&self) -> Instant {
         self.start
     }
@@ -123,7 +123,7 @@ impl Record {
         }
     }
 
-    /// Whose it is: the peer's, where nothing better is known.
+    /// Its client, or the peer while that is not known.
     fn client(&self) -> IpAddr {
         self.client.unwrap_or(self.connection.peer)
     }
@@ -170,7 +170,7 @@ impl Drop for Record {
         }
         let (method, target) = self.request_line();
         let status = match (self.status, self.rejection) {
-            // Nobody was sent this one, but it says what happened.
+            // The client was sent no status, but this one says what happened.
             (0, Some(rejection)) => rejection.status(),
             (status, _) => status,
         };

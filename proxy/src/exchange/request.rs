@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::pool::endpoint::Endpoint;
 use crate::snapshot::Policy;
 
-/// A request that goes to an origin, without its body, which is still the client's to send.
+/// A request that goes to an origin, without its body, which the client is still to send.
 #[derive(Clone)]
 pub struct Request {
     /// Its head, from the request line to the empty line.
@@ -18,7 +18,7 @@ pub struct Request {
     pub endpoint: Endpoint,
     /// The method is HEAD, so that no response has a body.
     pub to_head: bool,
-    /// Doing it twice is doing it once (RFC 9110, section 9.2.2).
+    /// Its method is idempotent (RFC 9110, section 9.2.2).
     pub idempotent: bool,
     /// The body is chunked.
     pub chunked: bool,
@@ -32,7 +32,7 @@ pub struct Request {
     pub upgrade: Option<Bytes>,
 }
 
-/// Whether `method` is idempotent. Of others nobody knows.
+/// Whether `method` is known to be idempotent.
 pub fn is_idempotent(method: &str) -> bool {
     matches!(method, "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE")
 }
@@ -42,7 +42,7 @@ pub fn is_idempotent(method: &str) -> bool {
 pub enum RequestId {
     /// 128 random bits, in hexadecimal digits.
     Made([u8; 32]),
-    /// What a trusted peer has called it.
+    /// Given by a trusted peer.
     Given(Box<[u8]>),
 }
 
@@ -59,7 +59,7 @@ impl RequestId {
         Self::Made(text)
     }
 
-    /// The one that a trusted peer has `given`, if it is one.
+    /// The id that a trusted peer has `given`, if it is a valid one.
     pub fn given(given: &[u8]) -> Option<Self> {
         let is_id = (1..=Self::LONGEST).contains(&given.len()) && given.iter().all(u8::is_ascii_graphic);
         is_id.then(|| Self::Given(given.into()))

@@ -13,7 +13,7 @@ use crate::http1::names::{is, is_claim, is_hop_by_hop};
 /// The most bytes that [`write_request`] adds, apart from the values of fields.
 const ADDED: usize = 256;
 
-/// What is known of where a request came from, for the fields that the proxy writes.
+/// Where a request came from, for the fields that the proxy adds.
 #[derive(Debug, Clone, Copy)]
 pub struct Origination<'r> {
     /// The peer, as an address without a port.
@@ -69,8 +69,8 @@ impl Writer<'_> {
     }
 }
 
-/// Writes the head that the origin gets to `to`, and where its fields are to `spans`. `Host` stays what it is, and so do the order
-/// of fields and the case of their names.
+/// Writes the head that the origin gets to `to`, and where its fields are to `spans`. `Host`, the order
+/// of fields and the case of their names stay the same.
 pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut, spans: &mut Vec<Span>) {
     let fields = head.fields.iter().map(|field| field.name.len() + field.value.len() + 4);
     to.reserve(head.method.len() + head.path.len() + ADDED + fields.sum::<usize>());
@@ -82,10 +82,10 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut,
         b" /"
     });
     to.put_slice(head.path);
-    // Responses come as HTTP/1.1 has them, and are translated for a client of HTTP/1.0.
+    // The response will be one of HTTP/1.1, and is translated for a client of HTTP/1.0.
     to.put_slice(b" HTTP/1.1\r\n");
     let mut writer = Writer { to, spans };
-    // Whether a trusted peer has said what else would be said here.
+    // Whether a trusted peer has sent these already.
     let (mut proto, mut forwarded_host) = (false, false);
     let host = head.host.unwrap_or(about.backend.as_bytes());
     let mut has_host = false;
@@ -146,8 +146,8 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut,
     writer.to.put_slice(b"\r\n");
 }
 
-/// The hops that a trusted peer names. Bytes that are not text end what can be known, as they do for
-/// [`identify`](crate::exchange::client::identify): the origin sees what lies to the right of them.
+/// The hops that a trusted peer names. Nothing to the left of bytes that are not text can be trusted, here and in
+/// [`identify`](crate::exchange::client::identify): the origin gets only what is to the right of them.
 fn forwarded_for(head: &Head<'_>) -> Vec<u8> {
     let mut lines = Vec::new();
     for line in head.values(FORWARDED_FOR).rev() {

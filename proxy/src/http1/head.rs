@@ -23,10 +23,10 @@ const MAX_TARGET: usize = 65_534;
 /// More options in `Connection` are refused: no honest client sends so many.
 const MAX_OPTIONS: usize = 9;
 
-/// What `Connection` may not name as its own, to be taken off before the backend sees it.
+/// Fields that `Connection` may not name, so that no client can have them removed.
 const PROTECTED: [&str; 4] = ["host", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
 
-/// What an operator decides about heads.
+/// The configurable rules for heads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     /// The most fields.
@@ -70,7 +70,7 @@ pub const fn room<'b>() -> Room<'b> {
 #[derive(Debug)]
 pub struct Scratch<'b> {
     fields: Room<'b>,
-    /// A copy of a head whose own target httparse does not read; mostly empty.
+    /// A copy of the head, with a target that httparse can read; rarely needed.
     masked: Vec<u8>,
 }
 
@@ -159,12 +159,12 @@ pub enum Body {
 }
 
 /// Whether the first of `bytes` can begin a request, which begins with its method, a token (RFC 9110, section 9.1). Other
-/// protocols, TLS above all, are refused at their first byte instead of after the time that a head may take.
+/// protocols, TLS above all, are refused at their first byte instead of at the deadline of a head.
 pub fn can_begin(bytes: &[u8]) -> bool {
     bytes.first().is_none_or(|first| is_in_token(*first) || *first == b'\r')
 }
 
-/// Whether `bytes` begin with a TLS handshake record (RFC 8446, section 5.1), as a client sends it that was given `https://`.
+/// Whether `bytes` begin with a TLS handshake record (RFC 8446, section 5.1), as a client sends it for an `https://` URL.
 pub fn is_tls(bytes: &[u8]) -> bool {
     matches!(bytes, [22] | [22, 3, ..])
 }
@@ -275,7 +275,7 @@ pub fn parse<'b>(bytes: &'b [u8], scratch: &'b mut Scratch<'b>, rules: &Rules) -
             expects = true;
         }
     }
-    // HTTP/1.0 knows neither a required Host nor chunks.
+    // HTTP/1.0 requires no Host and has no chunks.
     let old = minor == 0;
     if host.is_none() && !old {
         return malformed("no Host field");
@@ -405,7 +405,7 @@ fn content_length(value: &[u8]) -> Result<u64, Violation> {
         .ok_or(Violation::malformed("Content-Length is not a plain number"))
 }
 
-/// Whether a Content-Length is written in the one way that nobody reads differently: digits alone, and no zero before them.
+/// Whether a Content-Length is written in the only way that all readers agree on: digits, without leading zeros.
 pub fn is_canonical_length(value: &[u8]) -> bool {
     let padded = value.len() > 1 && value[0] == b'0';
     !value.is_empty() && !padded && value.iter().all(u8::is_ascii_digit)

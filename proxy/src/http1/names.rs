@@ -2,7 +2,7 @@
 //!
 //! CGI and its descendants take `_` for `-`, so both spellings of a name count as the same.
 
-/// Fields of the client's connection, which go no further. Of those the backend gets its own.
+/// Fields that concern one connection alone. The backend gets none of the client's.
 const HOP_BY_HOP: [&str; 10] = [
     "connection",
     "upgrade",
@@ -28,7 +28,7 @@ const LENGTHS: u32 = {
 
 const CONTENT_LENGTH: &str = "content-length";
 
-/// Whether two names are the same: case does not count.
+/// Whether two names are the same, in upper or lower case.
 pub fn is(name: &str, other: &str) -> bool {
     name.eq_ignore_ascii_case(other)
 }
@@ -112,8 +112,8 @@ const NOT_IN_TRAILERS: [&str; 32] = [
     "www-authenticate",
 ];
 
-/// Whether a field of this name has no business in trailers (RFC 9110, section 6.5.1). Readers that merge trailers into the fields of
-/// the head would be deceived by it.
+/// Whether a field of this name is not allowed in trailers (RFC 9110, section 6.5.1): it would deceive readers that merge trailers
+/// into the head.
 pub fn is_forbidden_in_trailers(name: &str) -> bool {
     is_hop_by_hop(name) || is_claim(name) || NOT_IN_TRAILERS.iter().any(|one| is_alike(name, one))
 }

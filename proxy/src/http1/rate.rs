@@ -1,7 +1,7 @@
 //! The minimum rate of a client, in one direction of one request.
 //!
-//! The rate is the average over the time that the proxy waited for the client. What the client sends or takes without making the
-//! proxy wait (all of a small body, what fits into the kernel's buffers) does not count in its favour, and the time that the
+//! The rate is the average over the time that the proxy waits for the client. What the client sends or takes without making the
+//! proxy wait (a small body, what fits into the kernel's buffers) does not count in its favour, and the time that the
 //! origin takes does not count against it.
 
 use std::time::{Duration, Instant};

@@ -35,8 +35,8 @@ pub fn split_target(target: &[u8]) -> (Option<&[u8]>, &[u8]) {
     (Some(host), path)
 }
 
-/// Whether two authorities name the same host and port (RFC 9110, section 4.2.3). A target and a `Host` that differ would leave
-/// it to each reader which to believe.
+/// Whether two authorities name the same host and port (RFC 9110, section 4.2.3). If the target and `Host` differ, each
+/// reader may believe another one.
 pub fn is_same_host(one: &[u8], other: &[u8]) -> bool {
     let without_default_port = |authority: &'_ [u8]| {
         let authority = authority.strip_suffix(b":80").unwrap_or(authority);

@@ -1,10 +1,10 @@
 //! A timer for deadlines that keep moving.
 //!
-//! Each request moves the deadlines of an idle client and a silent origin, and nearly always they are never reached. Setting a
-//! timer costs more than anything else that happens then. So this one is not touched when a deadline moves, and is set again
+//! Each request moves the deadlines of an idle client and a silent origin, which are almost never reached. Setting a
+//! timer would be the most expensive part of that. So this one is not touched when a deadline moves, and is set again
 //! only when it fires too early: once per timeout, not thousands of times.
 //!
-//! Time in which the process did not run (stopped, suspended) is not held against anybody.
+//! Time in which the process did not run (stopped, suspended) does not count.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

@@ -5,11 +5,11 @@
 //! - **Exact buckets** in a table with a fixed number of places. A bucket is one number, the time at which it will be full
 //!   again (GCRA: the generic cell rate algorithm): a request is allowed when taking a token would not push that
 //!   time further than a whole bucket ahead. A bucket that is full again equals a new one, so only full ones give up
-//!   their place and nothing is forgotten by it.
-//! - **An estimator** (`pingora_limits`, a count-min sketch) that counts in fixed memory what clients send that find no
-//!   place, when a flood of addresses has filled the table, and decides for them. A client that is over its limit has a
+//!   their place, and nothing is lost.
+//! - **An estimator** (`pingora_limits`, a count-min sketch) that counts in fixed memory the requests of clients that find no
+//!   place when a flood of addresses has filled the table, and decides about them. A client that is over its limit has a
 //!   bucket and keeps it, however many new addresses pass by. The estimator never counts too little, so nobody gets more
-//!   than a bucket would give; it may count too much, so in such a flood a client can be refused that should not be.
+//!   than a bucket would give; it may count too much, so in such a flood a client within its limit may be refused.
 //!
 //! [`ClientLimiter::check`] takes the time as an argument, so that its tests need no clock.
 
@@ -81,7 +81,7 @@ impl ClientLimiter {
         Self::with_columns(limit, start, windows::COLUMNS)
     }
 
-    /// The same with an estimator of so many columns: with fewer it takes less memory and counts too much more often.
+    /// The same with an estimator of this many columns: with fewer it takes less memory and counts too much more often.
     fn with_columns(limit: &Limit, start: Instant, columns: usize) -> Self {
         // Below a nanosecond a token there is nothing to limit.
         let token = u64::try_from(Duration::from_secs_f64(1.0 / limit.per_second).as_nanos())
@@ -159,7 +159,7 @@ impl ClientLimiter {
         self.shards.iter().map(count).sum()
     }
 
-    /// How full a new bucket is not. It is full, except while the table was found full a moment ago: then the client may have
+    /// How much is missing in a new bucket: nothing, except while the table was found full a moment ago: then the client may have
     /// been let through by the estimator, and must not get a whole burst on top of that.
     fn owed(&self, client: u128, now: u64) -> u64 {
         if now >= self.crowded_until.load(Ordering::Relaxed) {
@@ -191,7 +191,7 @@ impl ClientLimiter {
         lock(&self.shards[usize::try_from(index).unwrap_or(0) % SHARDS])
     }
 
-    /// What makes a client: an IPv4 address, or the network of an IPv6 address.
+    /// What identifies a client: an IPv4 address, or the network of an IPv6 address.
     pub fn key(&self, address: IpAddr) -> u128 {
         match address.to_canonical() {
             IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),

@@ -1,8 +1,8 @@
 //! Hands the buckets of throttled clients from a running process to its successor.
 //!
-//! A bucket is handed over as the time until it is full, because the two processes count time from different beginnings. The
-//! time in which the note is on its way is thereby added to it, so a client may be limited a little longer, never less. What the
-//! running process still lets through after it wrote the note is not in it: while it drains, a client gets at most what
+//! A bucket is handed over as the time until it is full, because the two processes count time from different beginnings. That
+//! adds the time that the note takes on its way, so a client may be limited a little longer, never less. The note does not have what the
+//! running process still lets through after writing it: while it drains, a client gets at most what
 //! both buckets hold, and one that is over its limit has nothing in either.
 //!
 //! The format, little endian: [`FORMAT`], the time of a token, the time of a whole bucket, the mask of IPv6 networks; then for

@@ -14,7 +14,7 @@ use prometheus::IntCounter;
 use super::{ClientLimiter, Verdict, lock};
 use crate::config::Limit;
 
-/// The lines of one client: more than anybody reads one by one, and then no more than a client that is served gets by default.
+/// The lines of one client: more than anybody reads one by one, and then as many as a client within the default limit gets.
 const OF_A_CLIENT: Limit = Limit {
     burst: 1000,
     per_second: 5.0,
@@ -22,7 +22,7 @@ const OF_A_CLIENT: Limit = Limit {
     ipv6_prefix: 64,
     exempt: Vec::new(),
 };
-/// The lines of all clients together, for who has many addresses. A third of the log's queue at most.
+/// The lines of all clients together, against a client with many addresses: at most a third of the log's queue.
 const OF_ALL: Limit = Limit {
     burst: 10_000,
     per_second: 500.0,
@@ -30,7 +30,7 @@ const OF_ALL: Limit = Limit {
     ipv6_prefix: 64,
     exempt: Vec::new(),
 };
-/// The columns of the estimators: 64 KiB for each. If clients get too few lines because of it, that is no harm.
+/// The columns of the estimators: 64 KiB for each. If that costs clients some lines, it does no harm.
 const COLUMNS: usize = 1 << 10;
 /// From one line about lines that were left out to the next.
 const BETWEEN_REPORTS: Duration = Duration::from_secs(10);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chassis::json_log;
 
-/// What is longer in the log is cut: a line is for reading, and a queue full of long lines drops others' lines.
+/// Longer texts are cut: a line is for reading, and long lines would push others out of the queue.
 const MAX_PATH: usize = 2048;
 const MAX_METHOD: usize = 64;
 const MAX_ERROR: usize = 1024;
@@ -15,7 +15,7 @@ const MAX_ERROR: usize = 1024;
 /// The fields that are logged for a request.
 #[derive(Debug)]
 pub struct Line<'r> {
-    /// The method, `-` where there was none to read.
+    /// The method, or `-`.
     pub method: &'r str,
     /// The target; what follows a `?` is not logged, because queries carry secrets.
     pub target: &'r str,
@@ -25,7 +25,7 @@ pub struct Line<'r> {
     pub status: u16,
     /// From the head of the request to the end of the response.
     pub duration: Duration,
-    /// Whose request it was: an address.
+    /// The client: an address.
     pub client: &'r str,
     /// The backend that answered, or the last one that was tried.
     pub backend: Option<&'r str>,

@@ -9,7 +9,7 @@ use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntC
 
 use crate::rejection::Rejection;
 
-/// Upper bounds in seconds: the Go client's defaults, and finer ones below for what a proxy can do.
+/// Upper bounds in seconds: the Go client's defaults, and finer ones below them, because most requests take less.
 const BUCKETS: [f64; 16] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
@@ -37,7 +37,7 @@ pub struct Metrics {
     pub ejections: IntCounter,
     /// Client connections that are open.
     pub connections: IntGauge,
-    /// Reloads of the configuration, by whether it was taken.
+    /// Reloads of the configuration, by result.
     reloads: [IntCounter; 2],
     /// Reads of the registry that gave no usable set.
     pub discovery_errors: IntCounter,
@@ -195,7 +195,7 @@ impl Metrics {
         let _ = self.request_duration.remove_label_values(&[backend]);
     }
 
-    /// Counts a request that the proxy answered itself, or whose answer broke off.
+    /// Counts a request that the proxy answered itself, or whose response broke off.
     pub fn rejected(&self, rejection: Rejection) {
         if let Some(index) = Rejection::ALL.iter().position(|one| *one == rejection) {
             self.rejections[index].inc();

@@ -1,4 +1,4 @@
-//! What operators see.
+//! Metrics and the access log.
 //!
 //! - [`metrics`]: the metrics for Prometheus.
 //! - [`access_log`]: one line per request.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
-/// Connections to one backend that wait for their next request.
+/// The idle connections to one backend.
 #[derive(Debug)]
 pub struct Kept {
     room: Arc<Room>,
@@ -24,7 +24,7 @@ pub struct Kept {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// The one that was used last is at the back. Requests take that one, so that those nobody needs grow old.
+    /// The one that was used last is at the back. Requests take that one, so that the surplus grows old.
     connections: VecDeque<Connection>,
     /// The backend is gone; nothing is kept any more.
     closed: bool,
@@ -66,7 +66,7 @@ impl Room {
 }
 
 impl Kept {
-    /// None yet; they will share `room` with those of other backends.
+    /// An empty list, which shares `room` with those of other backends.
     pub fn new(room: Arc<Room>) -> Self {
         Self {
             room,
@@ -93,7 +93,7 @@ impl Kept {
         }
     }
 
-    /// Keeps a connection. When there is no room, the oldest of this backend makes place; if it has none, `stream` is closed.
+    /// Keeps a connection. When there is no room, the oldest one of this backend is closed; if it has none, `stream` is.
     pub fn keep(&self, address: SocketAddr, stream: TcpStream, now: Instant) {
         let mut waiting = self.waiting();
         if waiting.closed {
@@ -112,7 +112,7 @@ impl Kept {
             stream,
             since: now,
         });
-        // To close it is a system call, which nobody should wait for.
+        // Closing is a system call, for which no other thread should wait.
         drop(waiting);
         drop(oldest);
     }

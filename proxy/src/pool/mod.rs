@@ -2,8 +2,8 @@
 //!
 //! Pingora keeps the membership and runs the health checks ([`Backends`]); the choice is made here, from a list that
 //! holds the alive backends and nothing else. Pingora's own round robin walks over dead ones with a counter that all requests
-//! share, so with dead backends its turns are uneven and it can miss a live one; a list of the alive makes each turn exact, "none
-//! alive" known at once, and the cost of a pick the same for three backends and for a thousand.
+//! share, so with dead backends its turns are uneven and it can miss a live one. With a list of the alive each turn is exact, "none
+//! alive" is known at once, and a pick costs the same with three backends and with a thousand.
 //!
 //! One loop makes that list (`publish`), at most every few milliseconds, however much has changed. So a request
 //! that fails never looks at more than its own backend.
@@ -52,9 +52,9 @@ pub struct Pool {
     metrics: Metrics,
     alive: ArcSwap<Vec<Arc<Upstream>>>,
     turn: AtomicUsize,
-    /// The same for requests that another backend has failed.
+    /// The same for requests that are sent again.
     turn_again: AtomicUsize,
-    /// For the connections that backends keep.
+    /// For the idle connections to backends.
     room: Arc<Room>,
     /// Every backend that is known, by its name. A backend keeps its `Upstream` for as long as it stays. No request takes the
     /// lock.
@@ -110,7 +110,7 @@ impl Pool {
         }
     }
 
-    /// Changes how often and for how long things are done. A wait under way takes the new interval.
+    /// Changes the intervals of the background loops and the timeout of checks. A wait under way takes the new interval.
     pub fn change(&self, intervals: Intervals, check_timeout: Duration) {
         self.check.change(check_timeout);
         self.intervals
@@ -134,10 +134,10 @@ impl Pool {
         Some(upstream.endpoint())
     }
 
-    /// Where to send a request again that those of `tried` did not answer. What could not be `connected` to may have another
+    /// Where to send a request again that none of `tried` answered. A backend that could not be `connected` to may have another
     /// address; otherwise another backend is the better choice. Such requests have turns of their own: with two backends, every
-    /// second turn of the others would be the broken one's again. A turn that is not used is passed over for good, so that the
-    /// backend behind a broken one gets no more of them than the rest.
+    /// second ordinary turn would be the broken one's again. A turn that can't be used is lost, so that the backend behind a broken
+    /// one gets no more of them than the rest.
     pub fn pick_again(&self, tried: &[Endpoint], connected: bool) -> Option<Endpoint> {
         let same = || tried.last()?.upstream.endpoint_other_than(tried);
         let other = || {
@@ -269,7 +269,7 @@ impl Pool {
             stays && !over
         });
         let is_alive = !proven.is_empty();
-        // Backends that failed a while ago are better than none, and then those that were never checked.
+        // Ejected backends are better than none, and so are those that were never checked.
         if proven.iter().all(|upstream| upstream.ejection.is_ejected()) {
             proven.iter().for_each(|upstream| upstream.ejection.readmit(now));
             ejected.retain(|upstream| upstream.ejection.is_ejected());

@@ -1,7 +1,7 @@
-//! The process: from its start to its end.
+//! Start, signals, reload and end of the process.
 //!
-//! - [`startup`]: from bound ports to serving, by a handover if need be.
-//! - [`signals`]: shutdown, handover to a successor, reload.
+//! - [`startup`]: binds the ports, or takes them over from a running proxy, and begins to serve.
+//! - [`signals`]: what each signal does.
 //! - [`reload`]: reads the configuration again.
 //! - [`status`]: what the admin port reports.
 

@@ -17,7 +17,7 @@ use crate::observe::metrics::Metrics;
 use crate::pool::{Intervals, Pool};
 use crate::snapshot::Live;
 
-/// Everything that a new configuration is given to.
+/// Everything that a reload changes.
 pub struct Reload {
     /// The file; without one there is only the environment, which does not change.
     pub path: Option<PathBuf>,
@@ -25,7 +25,7 @@ pub struct Reload {
     pub running: Mutex<Config>,
     /// Pingora's own keys.
     pub server: Arc<ServerConf>,
-    /// Every user of the registry has one of its own.
+    /// One for each user of the registry.
     pub registries: Vec<Arc<Replaceable>>,
     /// The rules for requests.
     pub live: Arc<Live>,
@@ -38,7 +38,7 @@ pub struct Reload {
 }
 
 impl Reload {
-    /// Reads the configuration and takes it, or says why not.
+    /// Reads the configuration and applies it, or logs why not.
     pub fn run(&self) {
         let taken = Config::load(self.path.as_deref())
             .map_err(|mistakes| mistakes.to_string())

@@ -1,4 +1,4 @@
-//! Signal handling: what each signal does.
+//! What each signal does.
 //!
 //! | signal | |
 //! |---|---|
@@ -7,14 +7,14 @@
 //! | SIGQUIT | a handover; refused when no successor waits |
 //! | SIGHUP | the configuration is read again |
 //!
-//! A shutdown: `/readyz` says no, and requests are still taken for the lame duck's time. Then the port refuses new
-//! connections and closes when the others are accepted, and the requests in flight may finish. A second SIGTERM or SIGINT
-//! ends the process at once. A handover that fails leaves this process serving, whatever signal asked for it: somebody has
-//! to.
+//! A shutdown: `/readyz` says no, and requests are still accepted for `lame_duck`. Then the port refuses new
+//! connections and closes once those in its queue are accepted, and the requests in flight may finish. A second SIGTERM or SIGINT
+//! ends the process at once. After a handover that fails, this process goes on serving, whatever signal asked for it: one of the
+//! two has to.
 //!
 //! No signal waits for the work of another. SIGTERM or SIGINT during a handover calls it off, and this process shuts down;
-//! once the successor has the order to serve, this process hands over without waiting for it. SIGQUIT during a handover asks for
-//! what is being done. A reload runs beside this, one at a time, and any number of SIGHUPs during one ask for one more. A
+//! once the successor has the order to serve, this process hands over without waiting for it. SIGQUIT during a handover changes
+//! nothing. A reload runs beside this, one at a time, and any number of SIGHUPs during one ask for one more. A
 //! successor that does not serve yet leaves on SIGTERM or SIGINT without touching the sockets, which are the running process's.
 
 use std::net::TcpListener;
@@ -39,14 +39,14 @@ use crate::process::reload::{Reload, one_at_a_time};
 const SUCCESSOR_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a process that has the ports may take until it accepts connections.
 const START: Duration = Duration::from_secs(1);
-/// How long the log may take at the end.
+/// How long writing the rest of the log may take at the end.
 const FLUSH: Duration = Duration::from_millis(500);
 
 /// The sockets that clients and Prometheus connect to, or clones of them.
 pub struct Sockets {
-    /// Clients'.
+    /// For clients.
     pub client: TcpListener,
-    /// Prometheus's.
+    /// For Prometheus.
     pub admin: TcpListener,
 }
 

@@ -1,10 +1,10 @@
-//! From bound ports to serving: at once, or, for a successor (`gopherproxy -u`), by a handover.
+//! Binds the ports, or takes them over from a running proxy (`gopherproxy -u`), and begins to serve.
 //!
-//! A successor that serves before a backend has passed a check would answer 503 in place of a process that answers well. So it
-//! waits for one first, and then takes over. If it finds no backends at all, it does not take over. If it has
-//! found some and none has passed a check in that time, it takes over all the same: the running process has nobody to send requests to
-//! either, and an outage must not make an upgrade, which may be what ends it, impossible. A running process that is dead is replaced
-//! in any case: 503 is better than nobody.
+//! A successor that served before a backend had passed a check would answer 503 in place of a process that works. So it
+//! waits for a backend first, and then takes over. If it finds no backends at all, it does not take over. If it has
+//! found some and none passes a check in time, it takes over all the same: the running process has no backend to send requests to
+//! either, and an outage must not prevent an upgrade, which may be what ends it. A running process that is dead is replaced
+//! in any case: a 503 is better than no answer.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -37,10 +37,10 @@ const BACKENDS_PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(10);
 /// The client port and the admin port.
 const SERVICES: usize = 2;
-/// How long the log may take at the end.
+/// How long writing the rest of the log may take at the end.
 const FLUSH: Duration = Duration::from_millis(500);
 
-/// Takes the ports from nobody.
+/// Binds the ports, for a process that takes over from no other.
 ///
 /// # Errors
 /// When one is taken.

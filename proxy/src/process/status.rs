@@ -12,18 +12,18 @@ use crate::observe::metrics::Metrics;
 use crate::pool::Pool;
 use crate::snapshot::Live;
 
-/// Ready once a backend has passed a check, and until the shutdown begins. (That backends which were never checked get traffic
-/// when there are no others is for the requests' sake; it is no reason to ask for more.)
+/// Ready once a backend has passed a check, and until the shutdown begins. (Backends that were never checked get traffic
+/// when there are no others, but that is no reason to attract more.)
 pub struct Status {
     /// Where the backends come from.
     pub discovery: RegistryDiscovery,
     /// Which of them are alive.
     pub pool: Arc<Pool>,
-    /// Whether the process is on its way out.
+    /// Whether the process is shutting down.
     pub lifecycle: Arc<Lifecycle>,
-    /// Whose limiter's size is reported at a scrape.
+    /// The rules, with the limiter whose size is reported at a scrape.
     pub live: Arc<Live>,
-    /// What is brought up to date at a scrape.
+    /// The metrics that are refreshed at a scrape.
     pub metrics: Metrics,
 }
 

@@ -1,4 +1,4 @@
-//! What the fields of an origin's response say about its framing and its connection.
+//! Reads the fields of an origin's response that concern its framing and its connection.
 
 use crate::http1::head::is_canonical_length;
 use crate::http1::names::{is, is_in_token};
@@ -18,8 +18,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Most names have the length of none of those, and are compared with none. The usual spellings are compared first, because a
-    /// comparison with regard to case is a few machine words.
+    /// Most names are as long as none of those, so they are compared with none. The usual spellings come first, because a
+    /// case-sensitive comparison takes a few machine words.
     pub fn of(name: &str) -> Self {
         match name.len() {
             2 if is(name, "te") => Self::HopByHop,
@@ -132,7 +132,8 @@ fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     options.filter(|option| !option.is_empty())
 }
 
-/// Drops the fields that `Connection` names. The framing isn't the origin's to take off, and `Upgrade` is passed on or not by status.
+/// Drops the fields that `Connection` names. It can't remove the framing, and whether
+/// `Upgrade` is passed on depends on the status.
 #[cold]
 pub fn drop_nominated(fields: &[httparse::Header<'_>], dropped: &mut Indices) {
     let connection = fields.iter().filter(|field| Kind::of(field.name) == Kind::Connection);
@@ -171,7 +172,7 @@ pub fn holds(fields: &[httparse::Header<'_>], dropped: Indices, kind: Kind) -> b
     named.any(|(index, _)| !dropped.contains(index))
 }
 
-/// Places among the fields, of which there are at most [`MOST_FIELDS`](crate::http1::head::MOST_FIELDS).
+/// Indices of fields, of which there are at most [`MOST_FIELDS`](crate::http1::head::MOST_FIELDS).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Indices([u64; 4]);
 
