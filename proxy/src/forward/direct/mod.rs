@@ -1,7 +1,7 @@
 //! Forwards a request over HTTP/1.1 on a connection of our own.
 //!
-//! - [`upload`]: the request and its body, towards the origin.
-//! - [`duplex`]: one try: both bodies at once, and the deadlines of both ends.
+//! - `upload`: the request and its body, on the way to the origin.
+//! - `duplex`: one try: both bodies at once, and the deadlines of both ends.
 //!
 //! Here is what is around a try: which endpoint, which connection, whose fault a failure is, and whether another try follows.
 
