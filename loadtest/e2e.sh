@@ -7,12 +7,14 @@ export COMPOSE_PROJECT_NAME=gopherproxy-e2e
 limit=120
 loader=
 results=
+attacker=
 
 end() {
     status=$?
     trap '' EXIT HUP INT TERM
     [ -z "$loader" ] || kill "$loader" 2>/dev/null || true
     [ -z "$results" ] || rm -f "$results"
+    [ -z "$attacker" ] || docker rm --force "$attacker" >/dev/null 2>&1 || true
     if [ "$status" -ne 0 ]; then
         docker compose ps -a || true
         docker compose logs --tail 20 || true
@@ -115,6 +117,32 @@ for service in proxy sentinel origin1; do
     if docker compose exec -T $service sh -c true >/dev/null 2>&1; then fail "$service has a shell"; fi
 done
 echo "ok: users, root file systems, capabilities, limits"
+
+# An attack within the limits on clients, by another container: more heads that never end than one client may have the proxy hold.
+attacker=$(docker run --rm --detach --network "${COMPOSE_PROJECT_NAME}_gopherproxy" --entrypoint sh redis:8.2.1-alpine -c '
+    { printf "GET /held HTTP/1.1\r\nHost: a\r\nX: "; head -c 31000 /dev/zero | tr "\0" x; } >/tmp/head
+    i=0
+    while [ $i -lt 600 ]; do
+        nc proxy 8080 -e sh -c "cat /tmp/head; exec sleep 300" &
+        i=$((i + 1))
+    done
+    wait')
+held_too_much() {
+    [ "$(metric 'gopherproxy_rejections_total{reason="held_too_much"}')" -ge 300 ]
+}
+is_idle() {
+    [ "$(metric gopherproxy_inflight_requests)" = 0 ]
+}
+until_true "the oldest of many heads that never end make room" held_too_much
+for _ in 1 2 3; do
+    curl -fsS http://localhost:8080/ >/dev/null || fail "a request is not answered beside an attack"
+    sleep 1
+done
+docker rm --force "$attacker" >/dev/null
+attacker=
+[ "$(inspect proxy '{{.State.OOMKilled}} {{.RestartCount}}')" = "false 0" ] || fail "the proxy did not survive an attack"
+echo "ok: the proxy stays within its memory and answers beside an attack"
+until_true "nothing is left of the attack" is_idle
 
 # One request after the other while the proxy stops. What the proxy took it must have answered: as many requests are in its
 # log as clients got answers. (429 is an answer. After the end, the engine's own forwarding resets connections: those

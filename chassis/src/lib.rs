@@ -10,6 +10,7 @@
 //! - [`process`]: from `main` to an exit code.
 //! - [`process_metrics`]: the CPU time, memory and descriptors of this process, for Prometheus.
 //! - [`descriptors`]: how many files and connections a process may have.
+//! - [`memory`]: how much memory a process may have.
 //! - [`listener`]: ports bound before anything starts, so that a taken one is an error and not a silent process.
 //! - [`graceful_close`]: closing a listening port without resetting a connection.
 //! - [`handover`]: listening sockets passed from a running process to its successor.
@@ -29,6 +30,7 @@ pub mod handover;
 pub mod healthcheck;
 pub mod json_log;
 pub mod listener;
+pub mod memory;
 pub mod pauses;
 pub mod process;
 pub mod process_metrics;

@@ -27,7 +27,7 @@ const UNPRIVILEGED: u16 = 1024;
 /// How much of what is written the kernel takes before it can be sent, for each connection: what a client that reads slowly
 /// makes it hold. Without a limit that is megabytes, and a thousand such clients take all the memory that the kernel has for
 /// every connection of the machine.
-const UNSENT: u32 = 128 << 10;
+pub const UNSENT: u32 = 128 << 10;
 
 /// A port that could not be bound.
 #[derive(Debug)]

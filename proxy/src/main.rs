@@ -9,7 +9,7 @@ use std::time::Instant;
 use chassis::admin::Admin;
 use chassis::listener::{Doors, Listening};
 use chassis::settings::Remark;
-use chassis::{build_info, clock, descriptors, healthcheck, process};
+use chassis::{build_info, clock, descriptors, healthcheck, memory, process};
 use clap::Parser;
 use gopherproxy::config::{Config, RegistryKind};
 use gopherproxy::discovery::RegistryDiscovery;
@@ -17,6 +17,7 @@ use gopherproxy::discovery::state_store::StateStore;
 use gopherproxy::exchange::admission::Admission;
 use gopherproxy::forward::direct::Direct;
 use gopherproxy::forward::proxy::EdgeProxy;
+use gopherproxy::http1::held::Budget;
 use gopherproxy::lifecycle::Lifecycle;
 use gopherproxy::limit::refusals::Refusals;
 use gopherproxy::listen::connection::{Edge, MAX_TURNED_AWAY};
@@ -27,7 +28,7 @@ use gopherproxy::process::reload::Reload;
 use gopherproxy::process::signals::OnSignal;
 use gopherproxy::process::startup::{self, Startup};
 use gopherproxy::process::status::Status;
-use gopherproxy::snapshot::Live;
+use gopherproxy::snapshot::{Live, Machine};
 use log::info;
 use pingora::listeners::ListenerConfig;
 use pingora::protocols::l4::stream::L4BufferSettings;
@@ -109,7 +110,8 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
     let prometheus = prometheus::Registry::new();
     let metrics = Metrics::register(&prometheus)?;
     let lifecycle = Arc::new(Lifecycle::default());
-    let live = Arc::new(Live::new(&config, most_connections()));
+    let held = Arc::new(Budget::default());
+    let live = Arc::new(Live::new(&config, machine()));
     // Two stores where the registry is Redis: each belongs to the runtime of the service that uses it.
     let in_process = Arc::new(InProcess::default());
     let open_registry = || -> Result<Arc<Replaceable>, registry::Error> {
@@ -157,6 +159,7 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
         discovery,
         pool: Arc::clone(&pool),
         lifecycle: Arc::clone(&lifecycle),
+        held: Arc::clone(&held),
         live: Arc::clone(&live),
         metrics: metrics.clone(),
     };
@@ -184,6 +187,7 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
             retries,
         },
         live: Arc::clone(&live),
+        held,
         by_client: Inflight::new(),
         turned_away: Semaphore::new(MAX_TURNED_AWAY),
         lifecycle: Arc::clone(&lifecycle),
@@ -224,7 +228,11 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
     Ok(())
 }
 
-/// How many connections there are descriptors for: each may need one more to a backend, and a quarter is for everything else.
-fn most_connections() -> usize {
-    (descriptors::raise_limit() / 8).saturating_mul(3)
+/// What this process may have.
+fn machine() -> Machine {
+    Machine {
+        // Each may need one more to a backend, and a quarter of the descriptors is for everything else.
+        connections: (descriptors::raise_limit() / 8).saturating_mul(3),
+        memory: memory::limit(),
+    }
 }

@@ -12,6 +12,7 @@ use log::{Level, info, log};
 use crate::config::{
     ClientLimits, Config, DEFAULT_MAX_CONNECTIONS, Forwarder, Limit, Networks, Readiness, UpstreamLimits,
 };
+use crate::http1::held;
 use crate::limit::ClientLimiter;
 use crate::rejection::LimitedAnswers;
 
@@ -29,6 +30,8 @@ pub struct Policy {
     pub trusted: Networks,
     /// What a client connection may take; no more of them than there are descriptors for.
     pub client: ClientLimits,
+    /// How much clients may make the proxy hold.
+    pub held: held::Limits,
     /// What a backend may take.
     pub upstream: UpstreamLimits,
     /// Who forwards admitted requests.
@@ -42,10 +45,12 @@ pub struct Policy {
 }
 
 impl Policy {
-    fn new(config: &Config, limiter: Arc<ClientLimiter>, most_connections: usize) -> Self {
+    fn new(config: &Config, limiter: Arc<ClientLimiter>, machine: Machine) -> Self {
         let mut client = config.client.clone();
-        client.max_connections = client.max_connections.min(most_connections);
+        client.max_connections = client.max_connections.min(machine.connections);
+        let held = config.client.max_held.unwrap_or(machine.memory / 4);
         Self {
+            held: held::Limits::new(held),
             limit_enabled: config.limit_enabled,
             limited: LimitedAnswers::new(config.limit.burst, limiter.refill()),
             limiter,
@@ -90,21 +95,30 @@ impl Policy {
     }
 }
 
+/// What there is of everything, for the rules to keep to.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine {
+    /// For how many connections there are descriptors.
+    pub connections: usize,
+    /// How much memory the process may have, in bytes.
+    pub memory: usize,
+}
+
 /// The rules now.
 pub struct Live {
     policy: ArcSwap<Policy>,
-    most_connections: usize,
+    machine: Machine,
 }
 
 impl Live {
-    /// The rules that `config` sets, in a process that has descriptors for `most_connections`.
-    pub fn new(config: &Config, most_connections: usize) -> Self {
+    /// The rules that `config` sets, in a process on this `machine`.
+    pub fn new(config: &Config, machine: Machine) -> Self {
         let limiter = Arc::new(ClientLimiter::new(&config.limit, Instant::now()));
-        let policy = Policy::new(config, limiter, most_connections);
+        let policy = Policy::new(config, limiter, machine);
         policy.explain_descriptors(false);
         Self {
             policy: ArcSwap::from_pointee(policy),
-            most_connections,
+            machine,
         }
     }
 
@@ -127,7 +141,7 @@ impl Live {
         } else {
             Arc::new(ClientLimiter::new(&config.limit, Instant::now()))
         };
-        let policy = Policy::new(config, limiter, self.most_connections);
+        let policy = Policy::new(config, limiter, self.machine);
         if before.max_connections != policy.max_connections {
             policy.explain_descriptors(false);
         }

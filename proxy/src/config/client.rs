@@ -25,6 +25,8 @@ pub struct ClientLimits {
     pub max_head: usize,
     /// What a request head may be.
     pub head: Rules,
+    /// How much clients may make the proxy hold, in bytes; `None` for a quarter of the memory that the process may have.
+    pub max_held: Option<usize>,
     /// The most requests on one connection.
     pub max_requests: u64,
     /// The most connections at a time.
@@ -52,6 +54,7 @@ impl ClientLimits {
                 raw_targets: section.value("raw_targets", None, head.raw_targets, truth),
                 upgrades: section.list("upgrades", None, head.upgrades, protocol),
             },
+            max_held: section.value("max_held", None, None, held_size),
             max_requests: section.value("max_requests", None, 10_000, whole(1..=u64::MAX)),
             max_connections: section.value("max_connections", None, DEFAULT_MAX_CONNECTIONS, whole(1..=1_000_000)),
             max_connections_per_client: section.value("max_connections_per_client", None, 5_000, whole(1..=1_000_000)),
@@ -73,6 +76,18 @@ fn head_size(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|bytes| (512..=256 << 10).contains(bytes))
         .ok_or_else(expected)
+}
+
+/// The budget for what clients make the proxy hold. With less, a share of it could be less than one connection takes.
+fn held_size(text: &str) -> Result<Option<usize>, String> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    let bytes = size(text).ok().filter(|bytes| *bytes >= 8 << 20);
+    let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok());
+    bytes
+        .map(Some)
+        .ok_or_else(|| "auto, or a size of at least 8MiB".to_owned())
 }
 
 /// A protocol to switch to: a token, or two with a slash between (RFC 9110, section 7.8). HTTP is not allowed: after a switch to h2c

@@ -12,6 +12,8 @@ use crate::snapshot::Policy;
 pub struct Request {
     /// Its head, from the request line to the empty line.
     pub head: Bytes,
+    /// What it takes while it is in flight, in bytes, with the head that the client has sent.
+    pub weight: usize,
     /// The rules that it is served by.
     pub policy: Arc<Policy>,
     /// The backend whose turn it is, at one of its addresses.

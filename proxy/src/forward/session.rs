@@ -11,7 +11,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -229,6 +229,8 @@ struct Forwarding {
     ended: bool,
     switched: bool,
     continues: bool,
+    /// What the head takes.
+    weight: usize,
     /// What is held of the body for another try, up to so many bytes; `None` when it was more.
     held: Option<BytesMut>,
     hold: usize,
@@ -287,6 +289,7 @@ impl Forwarding {
             ended: false,
             switched: false,
             continues: false,
+            weight: request.weight,
             held: Some(BytesMut::new()),
             hold: request.policy.upstream.retry_buffer,
             sent: 0,
@@ -321,6 +324,10 @@ impl Forwarding {
                 Poll::Ready(Ok((!data.is_empty()).then(|| data.freeze())))
             }
             Poll::Ready(Err(fault)) => Poll::Ready(Err(Fault::Client(fault).into_error(ErrorType::ReadError))),
+            Poll::Pending if self.poll_held(context).is_ready() => {
+                let fault = Fault::Client(ClientFault::HeldTooMuch);
+                Poll::Ready(Err(fault.into_error(ErrorType::ReadError)))
+            }
             Poll::Pending if self.expects && !self.continues => self.poll_silent(context).map(Err),
             Poll::Pending if self.switched => Poll::Pending,
             Poll::Pending => {
@@ -335,7 +342,23 @@ impl Forwarding {
         if self.client.poll_gone(context).is_ready() {
             return Poll::Ready(Fault::Client(ClientFault::Gone).into_error(ErrorType::ConnectionClosed));
         }
+        if self.poll_held(context).is_ready() {
+            return Poll::Ready(Fault::Client(ClientFault::HeldTooMuch).into_error(ErrorType::ReadError));
+        }
         self.poll_silent(context)
+    }
+
+    /// Ready when what is held while somebody is waited for is too much.
+    fn poll_held(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let client = &mut self.client;
+        let least = self.weight + client.received.capacity();
+        let held = self.held.as_ref().map_or(0, BytesMut::capacity);
+        ready!(client.hold.poll(context, least + held, false));
+        // A request that could be sent again is worth more than another try of it.
+        if self.held.take().is_some_and(|held| !held.is_empty()) {
+            return client.hold.poll(context, least, false);
+        }
+        Poll::Ready(())
     }
 
     fn poll_silent(&mut self, context: &mut Context<'_>) -> Poll<Box<Error>> {
@@ -426,6 +449,9 @@ impl Forwarding {
     async fn write(&mut self, out: &[u8]) -> Result<()> {
         self.silent_since = None;
         let written = self.client.write_all(out).await;
+        if written.is_err_and(ClientFault::is_stall) {
+            self.ending = Ending::Abandon;
+        }
         written.map_err(|fault| Fault::Client(fault).into_error(ErrorType::WriteError).into_down())?;
         if self.ended {
             self.ending = if self.keeps { Ending::Keep } else { Ending::Close };

@@ -17,11 +17,14 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, BytesMut};
 use pingora::protocols::Stream;
-use pingora::protocols::l4::ext::get_tcp_info;
+use pingora::protocols::TcpKeepalive;
+use pingora::protocols::l4::ext::{get_recv_buf, get_tcp_info};
+use pingora::protocols::l4::stream::Stream as TcpOrUnix;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{sleep, timeout};
 
 use crate::http1::chunked::{BadFraming, Decoder};
+use crate::http1::held::{Hold, SENDING, SMALL};
 use crate::http1::rate::Rate;
 use crate::http1::scratch::Scratch;
 use crate::http1::timer::Timer;
@@ -46,6 +49,9 @@ const LINGER_UNREAD: Duration = Duration::from_secs(30);
 /// How much of what it sends meanwhile is read.
 const LINGER_BYTES: usize = 256 << 10;
 
+/// What the log says of a client that was cut so that others have room.
+pub const TOO_MUCH_HELD: &str = "clients hold more than client.max_held, and this one has waited longest";
+
 /// The body of the current request.
 #[derive(Debug)]
 pub enum Body {
@@ -61,6 +67,14 @@ pub enum Body {
 }
 
 impl Body {
+    /// How much is still to be read, if that is known.
+    pub fn left(&self) -> Option<u64> {
+        match self {
+            Self::Length(left) => Some(*left),
+            Self::Chunked(_) | Self::Tunnel { .. } => None,
+        }
+    }
+
     /// Whether all of it has been read.
     pub fn ended(&self) -> bool {
         match self {
@@ -84,6 +98,8 @@ pub enum ClientFault {
     BadFraming(&'static str),
     /// Its body is longer than `client.max_body`.
     BodyTooLarge,
+    /// It has made the proxy hold for longest what is more than `client.max_held` in all.
+    HeldTooMuch,
 }
 
 impl ClientFault {
@@ -95,6 +111,7 @@ impl ClientFault {
             Self::SlowToSend => Rejection::RequestTimeout,
             Self::BadFraming(_) => Rejection::BadRequest,
             Self::BodyTooLarge => Rejection::BodyTooLarge,
+            Self::HeldTooMuch => Rejection::HeldTooMuch,
         }
     }
 }
@@ -107,6 +124,7 @@ impl fmt::Display for ClientFault {
             Self::SlowToRead => "the client read the response too slowly",
             Self::BadFraming(what) => what,
             Self::BodyTooLarge => "the request body is longer than client.max_body",
+            Self::HeldTooMuch => TOO_MUCH_HELD,
         })
     }
 }
@@ -144,11 +162,13 @@ pub struct Downstream {
     limits: Limits,
     /// For whatever is waited for on behalf of this client; never for two things at a time.
     pub timer: Timer,
+    /// What it makes the proxy hold.
+    pub hold: Hold,
 }
 
 impl Downstream {
     /// The client behind `stream`.
-    pub fn new(stream: Stream, limits: &Limits) -> Self {
+    pub fn new(stream: Stream, limits: &Limits, hold: Hold) -> Self {
         Self {
             stream,
             received: BytesMut::new(),
@@ -158,6 +178,7 @@ impl Downstream {
             writing: Rate::default(),
             limits: *limits,
             timer: Timer::default(),
+            hold,
         }
     }
 
@@ -173,6 +194,11 @@ impl Downstream {
     /// The body of the current request.
     pub fn body(&self) -> &Body {
         &self.body
+    }
+
+    /// How much of it has been read.
+    pub fn body_bytes(&self) -> u64 {
+        self.body_bytes
     }
 
     /// The trailers of a chunked body that has ended, each line with its CRLF.
@@ -346,6 +372,11 @@ impl Downstream {
         }
     }
 
+    /// How much the kernel may hold of what the client sends and nobody reads, in bytes.
+    pub fn receive_buffer(&self) -> usize {
+        get_recv_buf(self.stream.id()).unwrap_or_default()
+    }
+
     /// Since when the client is waited for to send more of its body, and for how long it may be.
     pub fn sending(&self) -> Option<(Instant, Duration)> {
         Some((self.reading.waits_since()?, self.limits.read_timeout))
@@ -369,10 +400,15 @@ impl Downstream {
         poll_fn(|context| {
             while !bytes.is_empty() {
                 let Poll::Ready(written) = self.poll_write(context, &[IoSlice::new(bytes)]) else {
+                    let held = bytes.len() + self.received.capacity() + SENDING;
+                    if self.hold.poll(context, held, false).is_ready() {
+                        return Poll::Ready(Err(ClientFault::HeldTooMuch));
+                    }
                     return self.poll_slow(context).map(Err);
                 };
                 bytes = &bytes[written?..];
             }
+            self.hold.release();
             Poll::Ready(Ok(()))
         })
         .await
@@ -410,6 +446,7 @@ impl Downstream {
     /// or has taken everything and gets no further.
     pub async fn linger(mut self: Box<Self>) {
         self.received = BytesMut::new();
+        self.hold.release();
         if !matches!(
             timeout(self.limits.write_timeout, self.stream.shutdown()).await,
             Ok(Ok(()))
@@ -422,7 +459,11 @@ impl Downstream {
         loop {
             let read = poll_fn(|context| {
                 let mut data = Scratch::take();
-                pin!(self.stream.read_buf(&mut *data)).poll(context)
+                let read = pin!(self.stream.read_buf(&mut *data)).poll(context);
+                if read.is_pending() && self.hold.poll(context, SMALL, false).is_ready() {
+                    return Poll::Ready(Ok(0));
+                }
+                read
             });
             tokio::select! {
                 biased;
@@ -438,6 +479,30 @@ impl Downstream {
                 }
             }
         }
+    }
+}
+
+impl ClientFault {
+    /// Whether the client takes nothing any more, and a response that it has begun to take can't be ended.
+    pub fn is_stall(self) -> bool {
+        matches!(self, Self::SlowToRead | Self::HeldTooMuch)
+    }
+}
+
+impl Downstream {
+    /// Closes the connection of a client that takes nothing, and has the kernel soon forget what it has not taken: it would
+    /// keep that for minutes, for a client that may never take it.
+    pub fn abandon(self) {
+        let Ok(mut stream) = self.stream.into_any().downcast::<TcpOrUnix>() else {
+            return;
+        };
+        // It applies to the probes of the client's window. The times of keepalive are the system's usual ones; there will be none.
+        let _ = stream.set_keepalive(&TcpKeepalive {
+            idle: Duration::from_secs(7200),
+            interval: Duration::from_secs(75),
+            count: 9,
+            user_timeout: Duration::from_millis(1),
+        });
     }
 }
 

@@ -6,6 +6,7 @@
 //! - [`target`]: checks request targets and the authorities in them.
 //! - [`names`]: classifies the names of fields.
 //! - [`chunked`]: decodes and encodes chunked bodies.
+//! - [`held`]: bounds the memory that clients make the proxy hold.
 //! - [`rate`]: measures whether a client keeps up a minimum rate.
 //! - [`timer`]: a timer for deadlines that keep moving.
 //! - [`scratch`]: lends buffers for the time of a read or a write.
@@ -13,6 +14,7 @@
 pub mod chunked;
 pub mod downstream;
 pub mod head;
+pub mod held;
 pub mod names;
 pub mod rate;
 pub mod scratch;

@@ -37,8 +37,9 @@ use crate::forward::proxy::EdgeProxy;
 use crate::forward::session::{self, Exchange, HANDOVER, Handover};
 use crate::headers::request::{Origination, Span, write_request};
 use crate::http1::chunked::Decoder;
-use crate::http1::downstream::{Body, Downstream};
+use crate::http1::downstream::{Body, Downstream, TOO_MUCH_HELD};
 use crate::http1::head;
+use crate::http1::held::{Budget, Hold, SMALL};
 use crate::http1::violation::Violation;
 use crate::lifecycle::{Connected, Lifecycle};
 use crate::limit::refusals::Refusals;
@@ -57,6 +58,8 @@ pub struct Edge {
     pub admission: Admission,
     /// The rules, which a reload can change.
     pub live: Arc<Live>,
+    /// What all clients make the proxy hold.
+    pub held: Arc<Budget>,
     /// How many connections each client has.
     pub by_client: Inflight,
     /// Places for connections that are turned away.
@@ -144,7 +147,9 @@ impl Edge {
         let _in_flight = self.lifecycle.enter();
         let start = Instant::now();
         let policy = self.live.policy();
+        client.hold.begin(policy.held);
         let arrival = head_of(&mut client, start, &policy.client).await;
+        client.hold.release();
         let mut record = match arrival {
             Arrival::Nothing => return Some(client),
             _ => Record::new(connection, start),
@@ -216,6 +221,9 @@ impl Edge {
         };
         let admitted = self.admission.decide(&head, connection, policy, record);
         let (trusted_peer, endpoint) = admitted.map_err(|why| (why, delivery))?;
+        if !self.held.has_room(self.lifecycle.in_flight(), policy.held) {
+            return Err((Rejection::HeldTooMuch.into(), delivery));
+        }
         let about = Origination {
             peer: &connection.peer_text,
             trusted_peer,
@@ -234,6 +242,7 @@ impl Edge {
         // What is no request to the library that holds the head is none to anybody.
         let header = header.map_err(|_| (Rejection::BadRequest.into(), delivery))?;
         let request = Request {
+            weight: bytes.len() + written.len() + SPANS.with_borrow(Vec::len) * FIELD,
             head: written,
             policy: Arc::clone(policy),
             endpoint,
@@ -263,10 +272,12 @@ impl Edge {
             Handover::client()
         };
         let (mut client, ending) = HANDOVER.scope(handover, served).await?;
+        client.hold.release();
         match ending {
             Ending::Keep if client.discard_body().await => return Some(client),
             Ending::Keep | Ending::Close => client.linger().await,
             Ending::Cut => {}
+            Ending::Abandon => client.abandon(),
         }
         None
     }
@@ -318,6 +329,9 @@ impl Edge {
     }
 }
 
+/// What a field of a request takes beside its bytes, in the head that Pingora has.
+const FIELD: usize = 128;
+
 thread_local! {
     /// Where the fields are of the head that is being written.
     static SPANS: RefCell<Vec<Span>> = const { RefCell::new(Vec::new()) };
@@ -336,6 +350,12 @@ async fn head_of(client: &mut Downstream, start: Instant, limits: &ClientLimits)
                 Poll::Ready(Some(())) => {}
                 Poll::Ready(None) => return Poll::Ready(Arrival::Left),
                 Poll::Pending => {
+                    // It is no small request before it is whole.
+                    let held = SMALL + client.received.capacity();
+                    if client.hold.poll(context, held, false).is_ready() {
+                        let violation = Violation::new(Rejection::HeldTooMuch, TOO_MUCH_HELD);
+                        return Poll::Ready(Arrival::Malformed(violation));
+                    }
                     ready!(client.timer.poll(context, start, limits.head_timeout));
                     let late = "the head takes longer than client.head_timeout";
                     return Poll::Ready(Arrival::Malformed(Violation::new(Rejection::RequestTimeout, late)));
@@ -389,7 +409,9 @@ impl ServerApp for Edge {
             Arc::clone(&self.refusals),
         ));
         let policy = self.live.policy();
-        let mut client = Box::new(Downstream::new(stream, &policy.client.transfer));
+        let its_own = (!policy.trusted.contain(connection.peer)).then(|| policy.limiter.key(connection.peer));
+        let hold = Hold::new(Arc::clone(&self.held), its_own, policy.held);
+        let mut client = Box::new(Downstream::new(stream, &policy.client.transfer, hold));
         let Some(_places) = self.place(&connection, &policy) else {
             self.turn_away(client, &connection, &policy).await;
             return None;

@@ -37,6 +37,8 @@ pub struct Metrics {
     pub ejections: IntCounter,
     /// Client connections that are open.
     pub connections: IntGauge,
+    /// What clients make the proxy hold, in bytes.
+    pub held: IntGauge,
     /// Reloads of the configuration, by result.
     reloads: [IntCounter; 2],
     /// Reads of the registry that gave no usable set.
@@ -121,6 +123,11 @@ impl Metrics {
                 "Times that a backend was ejected because it kept failing.",
             )?,
             connections: IntGauge::new("gopherproxy_connections", "Client connections that are open.")?,
+            held: IntGauge::new(
+                "gopherproxy_held_bytes",
+                "What clients that are waited for make the proxy hold, in memory and in the kernel's buffers; client.max_held is \
+                 the limit.",
+            )?,
             reloads: ["ok", "refused"].map(|result| reloads.with_label_values(&[result])),
             discovery_errors: IntCounter::new(
                 "gopherproxy_discovery_errors_total",
@@ -154,7 +161,7 @@ impl Metrics {
                  started again.",
             )?,
         };
-        let collectors: [Box<dyn Collector>; 20] = [
+        let collectors: [Box<dyn Collector>; 21] = [
             Box::new(metrics.processed.clone()),
             Box::new(metrics.dropped.clone()),
             Box::new(metrics.active_backends.clone()),
@@ -173,6 +180,7 @@ impl Metrics {
             Box::new(metrics.access_log_suppressed.clone()),
             Box::new(metrics.ejections.clone()),
             Box::new(metrics.connections.clone()),
+            Box::new(metrics.held.clone()),
             Box::new(reloads),
             Box::new(metrics.panics.clone()),
         ];

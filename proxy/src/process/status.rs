@@ -7,6 +7,7 @@ use chassis::admin::Probed;
 
 use crate::config::Readiness;
 use crate::discovery::RegistryDiscovery;
+use crate::http1::held::Budget;
 use crate::lifecycle::Lifecycle;
 use crate::observe::metrics::Metrics;
 use crate::pool::Pool;
@@ -21,6 +22,8 @@ pub struct Status {
     pub pool: Arc<Pool>,
     /// Whether the process is shutting down.
     pub lifecycle: Arc<Lifecycle>,
+    /// The memory that clients make the proxy hold.
+    pub held: Arc<Budget>,
     /// The rules, with the limiter whose size is reported at a scrape.
     pub live: Arc<Live>,
     /// The metrics that are refreshed at a scrape.
@@ -54,6 +57,7 @@ impl Probed for Status {
             .limiter_clients
             .set(gauge(self.live.policy().limiter.clients(Instant::now())));
         self.metrics.connections.set(gauge(self.lifecycle.connections()));
+        self.metrics.held.set(gauge(self.held.held()));
         self.metrics.access_log_dropped(chassis::json_log::dropped_lines());
         self.metrics.panics(chassis::json_log::panics());
     }

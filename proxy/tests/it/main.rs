@@ -17,6 +17,7 @@ mod faulty_origins;
 mod forwarding;
 mod full_duplex;
 mod handover;
+mod held;
 mod hostile;
 mod lifecycle;
 mod limit;

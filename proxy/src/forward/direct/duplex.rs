@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::io::IoSlice;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::AsyncReadExt;
@@ -27,14 +27,13 @@ use crate::http1::downstream::{ClientFault, Downstream};
 use crate::http1::head;
 use crate::http1::scratch::Scratch;
 use crate::lifecycle::Lifecycle;
-use crate::rejection::Rejection;
 
 /// A body of this size or less is sent together with its head, at the price of a copy.
 const COPIED: usize = 4096;
 
 /// What has come of a response, as its origin delimits it.
 #[derive(Debug)]
-enum Coming {
+pub(super) enum Coming {
     Length(u64),
     Chunked(Decoder),
     /// Until the origin closes the connection.
@@ -44,6 +43,14 @@ enum Coming {
 }
 
 impl Coming {
+    /// How much, if that is known.
+    pub(super) fn left(&self) -> Option<u64> {
+        match self {
+            Self::Length(left) => Some(*left),
+            Self::Chunked(_) | Self::Close { .. } => None,
+        }
+    }
+
     fn ended(&self) -> bool {
         match self {
             Self::Length(left) => *left == 0,
@@ -55,8 +62,8 @@ impl Coming {
 
 /// A response whose head has been sent to the client.
 #[derive(Debug)]
-struct Response {
-    coming: Coming,
+pub(super) struct Response {
+    pub(super) coming: Coming,
     /// The client gets it in chunks.
     chunked: bool,
     /// The origin's connection can be used again once the response has ended.
@@ -66,26 +73,30 @@ struct Response {
 
 /// One try.
 pub struct Duplex<'t> {
-    request: &'t Request,
-    lifecycle: &'t Lifecycle,
-    record: &'t mut Record,
-    client: &'t mut Downstream,
-    upload: &'t mut Upload,
-    origin: TcpStream,
+    pub(super) request: &'t Request,
+    pub(super) lifecycle: &'t Lifecycle,
+    pub(super) record: &'t mut Record,
+    pub(super) client: &'t mut Downstream,
+    pub(super) upload: &'t mut Upload,
+    pub(super) origin: TcpStream,
     /// What the origin said when it could not be sent more.
-    send_error: Option<std::io::Error>,
+    pub(super) send_error: Option<std::io::Error>,
     /// The beginning of a response head that did not come at once.
-    partial: BytesMut,
+    pub(super) partial: BytesMut,
     /// What the client has not taken yet of the response.
-    pending: BytesMut,
-    response: Option<Response>,
-    heard: bool,
-    switched: bool,
+    pub(super) pending: BytesMut,
+    /// How much memory that takes: what was sent of it is not given back by itself.
+    pub(super) pending_size: usize,
+    /// Something that was held has been taken, all of it.
+    pub(super) moved: bool,
+    pub(super) response: Option<Response>,
+    pub(super) heard: bool,
+    pub(super) switched: bool,
     /// The origin has answered an expectation, or the client has sent its body without waiting for that.
-    continues: bool,
+    pub(super) continues: bool,
     /// Since when the origin is waited for, to say something or to take something.
-    says_since: Option<Instant>,
-    takes_since: Option<Instant>,
+    pub(super) says_since: Option<Instant>,
+    pub(super) takes_since: Option<Instant>,
 }
 
 impl<'t> Duplex<'t> {
@@ -108,6 +119,8 @@ impl<'t> Duplex<'t> {
             send_error: None,
             partial: BytesMut::new(),
             pending: BytesMut::new(),
+            pending_size: 0,
+            moved: false,
             response: None,
             heard: false,
             switched: false,
@@ -135,6 +148,14 @@ impl<'t> Duplex<'t> {
 
     /// Ready when the client has its whole response.
     pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Ending, Broken>> {
+        let polled = self.poll_both(context);
+        if polled.is_pending() && self.poll_held(context).is_ready() {
+            return Poll::Ready(Err(ClientFault::HeldTooMuch.into()));
+        }
+        polled
+    }
+
+    fn poll_both(&mut self, context: &mut Context<'_>) -> Poll<Result<Ending, Broken>> {
         if !self.switched {
             if let Poll::Ready(Err(fault)) = self.poll_upload(context) {
                 return Poll::Ready(Err(fault.into()));
@@ -176,6 +197,7 @@ impl<'t> Duplex<'t> {
         }
         match sent {
             Poll::Ready(sent) => {
+                self.moved |= before > 0;
                 self.send_error = sent.err();
                 Poll::Ready(())
             }
@@ -213,19 +235,26 @@ impl<'t> Duplex<'t> {
     }
 
     /// Sends the client what it has not taken.
-    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ClientFault>> {
+    pub(super) fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ClientFault>> {
         while !self.pending.is_empty() {
             let taken = ready!(self.client.poll_write(context, &[IoSlice::new(&self.pending)]))?;
             self.pending.advance(taken);
             if self.pending.is_empty() {
                 self.pending = BytesMut::new();
+                self.pending_size = 0;
+                self.moved = true;
             }
         }
         Poll::Ready(Ok(()))
     }
 
     /// Sends the client `head` and then `body`, and keeps what it does not take.
-    fn send(&mut self, context: &mut Context<'_>, mut head: Scratch, mut body: &[u8]) -> Result<(), ClientFault> {
+    pub(super) fn send(
+        &mut self,
+        context: &mut Context<'_>,
+        mut head: Scratch,
+        mut body: &[u8],
+    ) -> Result<(), ClientFault> {
         if !head.is_empty() && body.len() <= COPIED {
             head.extend_from_slice(body);
             body = &[];
@@ -249,6 +278,7 @@ impl<'t> Duplex<'t> {
                     self.pending.reserve(head.len() + body.len());
                     self.pending.extend_from_slice(head);
                     self.pending.extend_from_slice(body);
+                    self.pending_size = self.pending.capacity();
                     break;
                 }
             }
@@ -454,111 +484,8 @@ impl<'t> Duplex<'t> {
         self.send(context, out, as_they_are)?;
         broken.map_or(Ok(()), |BadFraming(what)| Err(origin(Failure::Malformed, what)))
     }
-
-    /// Moves what comes in either direction, until one end closes and the other has everything.
-    fn poll_tunnel(&mut self, context: &mut Context<'_>) -> Poll<Result<Ending, Broken>> {
-        let (there, there_moved) = self.poll_tunnel_up(context);
-        let (back, back_moved) = self.poll_tunnel_down(context)?;
-        if there_moved || back_moved {
-            self.says_since = None;
-        }
-        // What the other end has closed for is sent first.
-        if (there || back) && self.pending.is_empty() && (back || self.upload.unsent() == 0) {
-            return Poll::Ready(Ok(Ending::Close));
-        }
-        let since = *self.says_since.get_or_insert_with(Instant::now);
-        let limit = self.request.policy.upstream.tunnel_idle_timeout;
-        ready!(self.client.timer.poll(context, since, limit));
-        Poll::Ready(Err(origin(
-            Failure::TimedOut,
-            "nothing was said for upstream.tunnel_idle_timeout",
-        )))
-    }
-
-    /// From the client to the origin: whether that is over, and whether anything was moved.
-    fn poll_tunnel_up(&mut self, context: &mut Context<'_>) -> (bool, bool) {
-        let mut moved = false;
-        loop {
-            let before = self.upload.unsent();
-            let sent = self.upload.poll_send(context, &mut self.origin);
-            moved |= self.upload.unsent() < before;
-            match sent {
-                Poll::Ready(Ok(())) if self.client.body().ended() => return (true, moved),
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(_)) => return (true, moved),
-                Poll::Pending => return (false, moved),
-            }
-            match self.upload.poll_read(context, self.client) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(_)) => return (true, moved),
-                Poll::Pending => return (false, moved),
-            }
-        }
-    }
-
-    /// From the origin to the client, likewise.
-    fn poll_tunnel_down(&mut self, context: &mut Context<'_>) -> Result<(bool, bool), Broken> {
-        let mut moved = false;
-        loop {
-            let before = self.pending.len();
-            let flushed = self.poll_flush(context);
-            moved |= self.pending.len() < before;
-            match flushed {
-                Poll::Ready(flushed) => flushed?,
-                Poll::Pending => return Ok((false, moved)),
-            }
-            let mut read = Scratch::take();
-            match pin!(self.origin.read_buf(&mut *read)).poll(context) {
-                Poll::Ready(Ok(0)) => return Ok((true, moved)),
-                Poll::Ready(Err(error)) => {
-                    let words = format!("the connection to the backend broke: {error}");
-                    self.record.failed(Rejection::BackendFailed, Some(words.into()));
-                    return Ok((true, moved));
-                }
-                Poll::Ready(Ok(count)) => {
-                    moved = true;
-                    self.record.bytes += count as u64;
-                    self.send(context, Scratch::take(), &read)?;
-                }
-                Poll::Pending => return Ok((false, moved)),
-            }
-        }
-    }
-
-    /// Ready when somebody has been waited for too long.
-    fn poll_deadlines(&mut self, context: &mut Context<'_>) -> Poll<Broken> {
-        let limits = &self.request.policy.upstream;
-        let stalls = self.client.taking().is_some();
-        let waits_for_word = self.request.expects && !self.continues && !self.client.body().ended();
-        // While the client doesn't read, the origin may have nowhere to put what it would say.
-        let says = !stalls && (self.upload.is_done() || waits_for_word || self.send_error.is_some());
-        let takes = !stalls && self.upload.unsent() > 0;
-        let since = |wait: &mut Option<Instant>| *wait.get_or_insert_with(Instant::now);
-        let says = says.then(|| (since(&mut self.says_since), limits.read_timeout));
-        let takes = takes.then(|| (since(&mut self.takes_since), limits.write_timeout));
-        let sends = self.client.sending().filter(|_| !waits_for_word);
-        let reads = self.client.taking();
-        let earliest = [says, takes, sends, reads]
-            .into_iter()
-            .flatten()
-            .min_by_key(|(since, limit)| *since + *limit);
-        let Some((from, limit)) = earliest else {
-            return Poll::Pending;
-        };
-        ready!(self.client.timer.poll(context, from, limit));
-        let ended = |wait: Option<(Instant, Duration)>| wait == earliest;
-        Poll::Ready(if ended(sends) {
-            ClientFault::SlowToSend.into()
-        } else if ended(reads) {
-            ClientFault::SlowToRead.into()
-        } else if ended(takes) {
-            origin(Failure::TimedOut, "the backend took nothing for upstream.write_timeout")
-        } else {
-            origin(Failure::TimedOut, "the backend said nothing for upstream.read_timeout")
-        })
-    }
 }
 
-fn origin(failure: Failure, what: &'static str) -> Broken {
+pub(super) fn origin(failure: Failure, what: &'static str) -> Broken {
     Broken::Origin(failure, Cow::Borrowed(what))
 }

@@ -1,7 +1,9 @@
 //! Forwards a request over HTTP/1.1 on a connection of our own.
 //!
 //! - `upload`: the request and its body, on the way to the origin.
-//! - `duplex`: one try: both bodies at once, and the deadlines of both ends.
+//! - `duplex`: one try: both bodies at once.
+//! - `tunnel`: a try that has switched to another protocol.
+//! - `waits`: the deadlines of both ends of a try, and what it holds.
 //!
 //! Here is what is around a try: which endpoint, which connection, whose fault a failure is, and whether another try follows.
 
@@ -14,8 +16,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use chassis::listener::UNSENT;
 use chassis::shortage::is_shortage;
 use pingora::server::configuration::ServerConf;
+use socket2::SockRef;
 use tokio::io::AsyncWrite;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -32,7 +36,9 @@ use crate::pool::retry_budget::RetryBudget;
 use crate::rejection::{Delivery, Rejection};
 
 mod duplex;
+mod tunnel;
 mod upload;
+mod waits;
 
 use duplex::Duplex;
 use upload::Upload;
@@ -98,6 +104,8 @@ pub enum Ending {
     Close,
     /// It is cut: the client is gone, or must see that its response is not whole.
     Cut,
+    /// It is cut, and the client is not there to take what it has not taken.
+    Abandon,
 }
 
 /// The direct forwarder.
@@ -246,6 +254,8 @@ impl Direct {
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "not within upstream.connect_timeout"))??;
         stream.set_nodelay(true)?;
+        // As towards clients, so that an origin that takes nothing makes the kernel hold no more.
+        SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT)?;
         Ok(stream)
     }
 
@@ -266,9 +276,10 @@ impl Direct {
 /// Ends a request that nobody will answer: answers it here, if nothing of a response has been sent.
 async fn fail(broken: Broken, request: &Request, client: &mut Downstream, record: &mut Record) -> Ending {
     let rejection = broken.rejection();
+    let stalls = matches!(broken, Broken::Client(fault) if fault.is_stall());
     record.failed(rejection, Some(broken.into_words()));
     if record.status != 0 || rejection == Rejection::ClientGone {
-        return Ending::Cut;
+        return if stalls { Ending::Abandon } else { Ending::Cut };
     }
     let delivery = Delivery {
         keeps: false,

@@ -74,6 +74,20 @@ impl Upload {
         self.forget_sent();
     }
 
+    /// Gives up what is held only to be sent again; returns whether there was any.
+    pub fn give_up(&mut self) -> bool {
+        let held = self.hold.is_some() && self.body_sent > 0;
+        if held {
+            self.release();
+        }
+        held
+    }
+
+    /// How much memory the body takes.
+    pub fn held(&self) -> usize {
+        self.body.capacity()
+    }
+
     fn forget_sent(&mut self) {
         self.lost |= self.body_sent > 0;
         self.body.advance(self.body_sent);

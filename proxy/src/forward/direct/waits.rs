@@ -1,0 +1,75 @@
+//! What a try costs while it waits: time, for which either end has a deadline, and memory.
+
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+use super::Broken;
+use super::duplex::{Duplex, origin};
+use crate::exchange::retry::Failure;
+use crate::http1::downstream::ClientFault;
+use crate::http1::held::stalled;
+
+impl Duplex<'_> {
+    /// Ready when what is held while somebody is waited for is too much.
+    pub(super) fn poll_held(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let moved = std::mem::take(&mut self.moved);
+        ready!(self.client.hold.poll(context, self.held(), moved));
+        // A request that could be sent again is worth more than another try of it.
+        if self.upload.give_up() {
+            return self.client.hold.poll(context, self.held(), false);
+        }
+        Poll::Ready(())
+    }
+
+    fn held(&self) -> usize {
+        let mut held = self.request.weight + self.client.received.capacity() + self.partial.capacity();
+        held += self.pending_size + self.upload.held();
+        // Where one end stalls, the kernel's buffers fill up at both.
+        if !self.pending.is_empty() {
+            let receiving = SockRef::from(&self.origin).recv_buffer_size().unwrap_or_default();
+            let left = self.response.as_ref().and_then(|response| response.coming.left());
+            held += stalled(self.record.bytes, left, receiving);
+        }
+        if self.upload.unsent() > 0 {
+            // What a client goes on to send when nobody reads it makes the kernel double that.
+            let left = self.client.body().left();
+            held += stalled(self.client.body_bytes(), left, 2 * self.client.receive_buffer());
+        }
+        held
+    }
+
+    /// Ready when somebody has been waited for too long.
+    pub(super) fn poll_deadlines(&mut self, context: &mut Context<'_>) -> Poll<Broken> {
+        let limits = &self.request.policy.upstream;
+        let stalls = self.client.taking().is_some();
+        let waits_for_word = self.request.expects && !self.continues && !self.client.body().ended();
+        // While the client doesn't read, the origin may have nowhere to put what it would say.
+        let says = !stalls && (self.upload.is_done() || waits_for_word || self.send_error.is_some());
+        let takes = !stalls && self.upload.unsent() > 0;
+        let since = |wait: &mut Option<Instant>| *wait.get_or_insert_with(Instant::now);
+        let says = says.then(|| (since(&mut self.says_since), limits.read_timeout));
+        let takes = takes.then(|| (since(&mut self.takes_since), limits.write_timeout));
+        let sends = self.client.sending().filter(|_| !waits_for_word);
+        let reads = self.client.taking();
+        let earliest = [says, takes, sends, reads]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(since, limit)| *since + *limit);
+        let Some((from, limit)) = earliest else {
+            return Poll::Pending;
+        };
+        ready!(self.client.timer.poll(context, from, limit));
+        let ended = |wait: Option<(Instant, Duration)>| wait == earliest;
+        Poll::Ready(if ended(sends) {
+            ClientFault::SlowToSend.into()
+        } else if ended(reads) {
+            ClientFault::SlowToRead.into()
+        } else if ended(takes) {
+            origin(Failure::TimedOut, "the backend took nothing for upstream.write_timeout")
+        } else {
+            origin(Failure::TimedOut, "the backend said nothing for upstream.read_timeout")
+        })
+    }
+}
