@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
-use crate::support::{Connection, Process, RawOrigin, UNLIMITED, embedded, eventually, get, origin, proxy_to};
+use crate::support::{
+    Connection, Process, RawOrigin, UNLIMITED, embedded, eventually, forwarder, get, origin, proxy_to,
+};
 
 /// What each line says.
 fn is_whole(line: &Value, method: &str, path: &str) {
@@ -163,4 +165,64 @@ async fn a_client_that_leaves_is_in_the_log_wherever_it_leaves() {
         }
     }
     proxy.reaches("gopherproxy_inflight_requests", 0.0).await;
+}
+
+#[tokio::test]
+async fn half_a_head_is_in_the_log_too() {
+    let origin = origin();
+    let proxy = Process::proxy(&embedded(&[origin.address()])).await;
+    let mut client = Connection::open(proxy.address()).await;
+    client.send("PUT /half?secret HTTP/1.1\r\nHost: a\r\nConten").await;
+    proxy.reaches("gopherproxy_inflight_requests", 1.0).await;
+    drop(client);
+    let line = proxy.request_line("/half").await;
+    is_whole(&line, "PUT", "/half");
+    assert_eq!((&line["status"], &line["reason"]), (&499.into(), &"client_gone".into()));
+    assert_eq!(line["error"], "the client left in the middle of a head");
+    assert_eq!((&line["backend"], &line["bytes"]), (&Value::Null, &Value::Null));
+    proxy
+        .reaches("gopherproxy_rejections_total{reason=\"client_gone\"}", 1.0)
+        .await;
+}
+
+#[tokio::test]
+async fn the_log_says_which_rule_a_response_breaks() {
+    if forwarder::skips("records::the_log_says_which_rule_a_response_breaks") {
+        return;
+    }
+    let rows = [
+        (
+            "Content-Length: 1, 2\r\n".to_owned(),
+            "Content-Length is not one number",
+        ),
+        (
+            "Transfer-Encoding: gzip\r\n".to_owned(),
+            "the transfer coding is not chunked",
+        ),
+        ("A: b\r\n".repeat(241), "there are more than 240 fields"),
+        (
+            format!("A: {}\r\n", "b".repeat(64 << 10)),
+            "the head is longer than 64 KiB",
+        ),
+    ];
+    let answers = rows.clone().map(|(fields, _)| fields);
+    let origin = RawOrigin::start(move |mut peer| {
+        let answers = answers.clone();
+        async move {
+            let head = peer.head().await.expect("a request");
+            let row = head.split(['/', ' ']).nth(2).and_then(|row| row.parse().ok());
+            let fields = &answers[row.unwrap_or(0_usize)];
+            peer.send(format!("HTTP/1.1 200 OK\r\n{fields}\r\n")).await;
+            let _ = peer.until("the end").await;
+        }
+    })
+    .await;
+    let proxy = proxy_to(&origin, "  upstream: {ejection: {failures: 1000}}\n").await;
+    for (row, (_, rule)) in rows.iter().enumerate() {
+        let path = format!("/{row}");
+        assert_eq!(get(proxy.address(), &path).await.status, 502, "{rule}");
+        let line = proxy.request_line(&path).await;
+        assert_eq!(line["reason"], "backend_failed", "{line}");
+        assert_eq!(line["error"], *rule, "{line}");
+    }
 }
