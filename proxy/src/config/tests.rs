@@ -157,6 +157,10 @@ fn each_bad_value_is_named_with_its_line_and_what_was_expected() {
             "client.max_body: expected a size with a unit, such as 1B, 1KiB or 1MiB, or none, got \"1\"",
         ),
         (
+            "gopherproxy: {client: {max_held: 1MiB}}",
+            "client.max_held: expected auto, or a size of at least 8MiB, got \"1MiB\"",
+        ),
+        (
             "gopherproxy: {client: {raw_targets: sometimes}}",
             "client.raw_targets: expected true or false, got \"sometimes\"",
         ),
