@@ -10,7 +10,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::support::{
-    Connection, LIMIT, Process, RawOrigin, embedded, eventually, get, origin, proxy_to, resident_kib, thorough,
+    Connection, LIMIT, Process, RawOrigin, embedded, eventually, forwarder, get, origin, proxy_to, resident_kib,
+    thorough,
 };
 
 /// The smallest budget that can be configured; a client gets a quarter of it.
@@ -139,6 +140,9 @@ async fn a_response_that_nobody_reads_is_cut_so_that_others_have_room() {
 
 #[tokio::test]
 async fn an_upload_that_the_origin_does_not_take_gets_503() {
+    if forwarder::skips("held::an_upload_that_the_origin_does_not_take_gets_503") {
+        return;
+    }
     let origin = RawOrigin::start(|mut peer| async move {
         while let Some(head) = peer.head().await {
             if head.starts_with("POST ") {
@@ -354,6 +358,9 @@ async fn unfinished_heads_do_not_end_a_proxy_in_its_container() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn responses_that_nobody_reads_do_not_end_a_proxy_in_its_container() {
+    if forwarder::skips("held::responses_that_nobody_reads_do_not_end_a_proxy_in_its_container") {
+        return;
+    }
     let origin = origin();
     survives(origin.address(), thorough(300, 1000), async |proxy, number| {
         let mut client = Connection::open_from(proxy.address(), address(number / 5)).await;
