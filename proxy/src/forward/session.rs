@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::Stream;
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, Result};
 use pingora::protocols::Digest;
@@ -192,7 +192,7 @@ pub fn header(request: &Bytes, method: &str, spans: &[Span], cases: bool) -> Res
     // Pingora's hooks see it and nobody sends it, so a target that is no URI for this library is no reason to refuse it.
     parts.uri = http::Uri::try_from(target).unwrap_or_default();
     for span in spans {
-        let name = HeaderName::from_bytes(&request[span.name()]).map_err(|_| broken("a name that is none"))?;
+        let name = span.header_name(request).map_err(|_| broken("a name that is none"))?;
         let value = HeaderValue::from_maybe_shared(request.slice(span.value()));
         parts
             .headers

@@ -4,6 +4,8 @@
 //! (X-Forwarded-*, Forwarded, X-Real-IP, X-Request-Id), and adds the fields that identify the client and the request.
 
 use bytes::{BufMut, BytesMut};
+use http::HeaderName;
+use http::header::InvalidHeaderName;
 
 use crate::exchange::client::FORWARDED_FOR;
 use crate::exchange::request::RequestId;
@@ -26,18 +28,59 @@ pub struct Origination<'r> {
     pub id: &'r RequestId,
 }
 
+/// Fields that the proxy writes itself. A name that is made once costs nothing to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Own {
+    ForwardedFor,
+    ForwardedHost,
+    ForwardedProto,
+    RequestId,
+}
+
+impl Own {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::ForwardedFor => "X-Forwarded-For",
+            Self::ForwardedHost => "X-Forwarded-Host",
+            Self::ForwardedProto => "X-Forwarded-Proto",
+            Self::RequestId => "X-Request-Id",
+        }
+    }
+
+    const fn header_name(self) -> HeaderName {
+        HeaderName::from_static(match self {
+            Self::ForwardedFor => "x-forwarded-for",
+            Self::ForwardedHost => "x-forwarded-host",
+            Self::ForwardedProto => "x-forwarded-proto",
+            Self::RequestId => "x-request-id",
+        })
+    }
+}
+
 /// Where a field is in a head: its name and its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
     start: usize,
     name: usize,
     value: usize,
+    own: Option<Own>,
 }
 
 impl Span {
     /// The bytes of the name.
     pub fn name(self) -> std::ops::Range<usize> {
         self.start..self.start + self.name
+    }
+
+    /// The name, of a field in `head`.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn header_name(self, head: &[u8]) -> Result<HeaderName, InvalidHeaderName> {
+        match self.own {
+            Some(own) => Ok(own.header_name()),
+            None => HeaderName::from_bytes(&head[self.name()]),
+        }
     }
 
     /// The bytes of the value.
@@ -55,6 +98,14 @@ struct Writer<'w> {
 
 impl Writer<'_> {
     fn field(&mut self, name: &str, value: &[&[u8]]) {
+        self.write(name, None, value);
+    }
+
+    fn own(&mut self, own: Own, value: &[&[u8]]) {
+        self.write(own.name(), Some(own), value);
+    }
+
+    fn write(&mut self, name: &str, own: Option<Own>, value: &[&[u8]]) {
         let start = self.to.len();
         self.to.put_slice(name.as_bytes());
         self.to.put_slice(b": ");
@@ -65,6 +116,7 @@ impl Writer<'_> {
             start,
             name: name.len(),
             value,
+            own,
         });
     }
 }
@@ -118,13 +170,13 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut,
         writer.field("Upgrade", &[protocol]);
     }
     if !proto {
-        writer.field("X-Forwarded-Proto", &[b"http"]);
+        writer.own(Own::ForwardedProto, &[b"http"]);
     }
     if !has_host {
         writer.field("Host", &[host]);
     }
     if head.host.is_some() && !forwarded_host {
-        writer.field("X-Forwarded-Host", &[host]);
+        writer.own(Own::ForwardedHost, &[host]);
     }
     // The version is the one that was received (RFC 9110, section 7.6.3).
     writer.field(
@@ -138,11 +190,11 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut,
     if about.trusted_peer {
         let hops = forwarded_for(head);
         let separator: &[u8] = if hops.is_empty() { b"" } else { b", " };
-        writer.field("X-Forwarded-For", &[&hops, separator, about.peer.as_bytes()]);
+        writer.own(Own::ForwardedFor, &[&hops, separator, about.peer.as_bytes()]);
     } else {
-        writer.field("X-Forwarded-For", &[about.peer.as_bytes()]);
+        writer.own(Own::ForwardedFor, &[about.peer.as_bytes()]);
     }
-    writer.field("X-Request-Id", &[about.id.as_bytes()]);
+    writer.own(Own::RequestId, &[about.id.as_bytes()]);
     writer.to.put_slice(b"\r\n");
 }
 
