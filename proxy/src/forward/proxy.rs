@@ -21,10 +21,10 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::exchange::retry::{self, Failure, Next, Try};
 use crate::forward::direct::Direct;
-use crate::forward::session::{Exchange, Fault, Handover};
+use crate::forward::forwarding::Fault;
+use crate::forward::session::{Exchange, Handover};
 use crate::observe::metrics::Metrics;
 use crate::pool::Pool;
-use crate::pool::endpoint::Endpoint;
 use crate::pool::retry_budget::RetryBudget;
 use crate::rejection::Rejection;
 
@@ -40,32 +40,11 @@ pub struct EdgeProxy {
     pub metrics: Arc<Metrics>,
 }
 
-/// What is known of a request, and of the tries that Pingora makes.
-#[derive(Default)]
-pub struct RequestCtx {
-    /// Always there in practice: Pingora gets no request without it.
-    exchange: Option<Box<Exchange>>,
-    /// Where the request was last sent.
-    endpoint: Option<Endpoint>,
-    tries: usize,
-    /// What is not to be tried again.
-    tried: Vec<Endpoint>,
-    /// The last try had a connection.
-    connected: bool,
-    /// The last try was on a kept connection that the backend had closed.
-    stale: bool,
-    /// A piece of the body was sent in this try, so its head was too.
-    body_sent: bool,
-    /// The head of a response came in this try, of an interim one perhaps.
-    heard: bool,
-}
-
-impl RequestCtx {
-    fn exchange(&mut self) -> Result<&mut Exchange> {
-        match &mut self.exchange {
-            Some(exchange) => Ok(exchange),
-            None => Error::e_explain(ErrorType::InternalError, "a request that was not admitted"),
-        }
+/// Pingora gets no request without an exchange.
+fn admitted(ctx: &mut Option<Box<Exchange>>) -> Result<&mut Exchange> {
+    match ctx {
+        Some(exchange) => Ok(exchange),
+        None => Error::e_explain(ErrorType::InternalError, "a request that was not admitted"),
     }
 }
 
@@ -122,15 +101,13 @@ fn rejection_of(error: &Error) -> Rejection {
 
 impl EdgeProxy {
     /// Whether there may be another try, which is paid for from the budget if it is not for a stale connection.
-    fn may_try_again(&self, ctx: &mut RequestCtx, next: Next) -> bool {
-        let (tries, stale) = (ctx.tries, ctx.stale);
-        let Some(exchange) = &ctx.exchange else { return false };
+    fn may_try_again(&self, exchange: &Exchange, next: Next) -> bool {
         let limits = &exchange.request.policy.upstream;
         match next {
-            Next::Reconnect => stale,
+            Next::Reconnect => true,
             Next::Retry => {
-                tries <= limits.retries
-                    && self.pool.has_other_than(&ctx.tried)
+                exchange.tries.count <= limits.retries
+                    && self.pool.has_other_than(&exchange.tries.failed)
                     && self.budget.take(limits.retry_budget, Instant::now())
             }
             Next::Fail => false,
@@ -138,34 +115,30 @@ impl EdgeProxy {
     }
 
     /// Records that this try has failed, `connected` or not: the backend's failure, unless this machine had too little of something.
-    fn try_failed(&self, ctx: &mut RequestCtx, error: &Error, connected: bool) {
-        ctx.connected = connected;
-        if let (Some(endpoint), Some(exchange)) = (&ctx.endpoint, &ctx.exchange) {
-            let limits = &exchange.request.policy.upstream.ejection;
-            if is_shortage(error.root_cause()) {
-                // It says nothing about the backend.
-            } else if connected {
-                self.pool.failed(&endpoint.upstream, limits);
-            } else {
-                self.pool.unreachable(endpoint, limits);
-            }
-            ctx.tried.push(endpoint.clone());
+    fn try_failed(&self, exchange: &mut Exchange, error: &Error, connected: bool) {
+        exchange.tries.connected = connected;
+        let Some(endpoint) = &exchange.tries.endpoint else {
+            return;
+        };
+        let limits = &exchange.request.policy.upstream.ejection;
+        if is_shortage(error.root_cause()) {
+            // It says nothing about the backend.
+        } else if connected {
+            self.pool.failed(&endpoint.upstream, limits);
+        } else {
+            self.pool.unreachable(endpoint, limits);
         }
+        exchange.tries.failed.push(endpoint.clone());
     }
 }
 
 #[async_trait]
 impl ProxyHttp for EdgeProxy {
     // Boxed, because Pingora's futures hold it more than once, and are copied.
-    type CTX = Box<RequestCtx>;
+    type CTX = Option<Box<Exchange>>;
 
     fn new_ctx(&self) -> Self::CTX {
-        let exchange = Handover::take();
-        Box::new(RequestCtx {
-            endpoint: exchange.as_ref().map(|exchange| exchange.request.endpoint.clone()),
-            exchange,
-            ..RequestCtx::default()
-        })
+        Handover::take()
     }
 
     /// Nothing here uses Pingora's modules (compression and the like), so none are built for each request.
@@ -188,7 +161,7 @@ impl ProxyHttp for EdgeProxy {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Self::CTX) -> Result<bool> {
         panic_for_tests(session.req_header());
-        let exchange = ctx.exchange()?;
+        let exchange = admitted(ctx)?;
         if let Some(fault) = exchange.fault {
             return Err(Fault::Client(fault).into_error(ErrorType::ReadError));
         }
@@ -204,21 +177,22 @@ impl ProxyHttp for EdgeProxy {
     }
 
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {
-        ctx.tries += 1;
-        ctx.body_sent = false;
-        ctx.heard = false;
-        if ctx.tries > 1 {
+        let exchange = admitted(ctx)?;
+        let tries = &mut exchange.tries;
+        tries.count += 1;
+        tries.body_sent = false;
+        tries.heard = false;
+        let stale = std::mem::take(&mut tries.stale);
+        let last = tries.endpoint.take();
+        let endpoint = match last {
+            None => exchange.request.endpoint.clone(),
+            Some(last) if stale => last,
+            Some(last) => self.pool.pick_again(&tries.failed, tries.connected).unwrap_or(last),
+        };
+        if tries.count > 1 {
             self.metrics.upstream_retries.inc();
         }
-        let stale = std::mem::take(&mut ctx.stale);
-        if ctx.tries > 1 && !stale {
-            let again = self.pool.pick_again(&ctx.tried, ctx.connected);
-            ctx.endpoint = again.or(ctx.endpoint.take());
-        }
-        let Some(endpoint) = ctx.endpoint.clone() else {
-            return Error::e_explain(ErrorType::InternalError, "a request without a backend");
-        };
-        let exchange = ctx.exchange()?;
+        tries.endpoint = Some(endpoint.clone());
         exchange.record.backend = Some(Arc::clone(&endpoint.upstream));
         // Its series is there before its answer is, while the backend is surely known.
         endpoint.upstream.duration(&self.metrics);
@@ -241,7 +215,7 @@ impl ProxyHttp for EdgeProxy {
         _end_of_stream: bool,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        ctx.body_sent = true;
+        admitted(ctx)?.tries.body_sent = true;
         Ok(())
     }
 
@@ -251,8 +225,8 @@ impl ProxyHttp for EdgeProxy {
         response: &mut ResponseHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        ctx.heard = true;
-        let exchange = ctx.exchange()?;
+        let exchange = admitted(ctx)?;
+        exchange.tries.heard = true;
         let switches = response.status == http::StatusCode::SWITCHING_PROTOCOLS;
         if switches && exchange.request.upgrade.is_none() {
             let fault = Fault::Malformed("the backend switches to a protocol that nobody asked for");
@@ -278,7 +252,7 @@ impl ProxyHttp for EdgeProxy {
         ctx: &mut Self::CTX,
     ) -> Result<Option<Duration>> {
         if end_of_stream {
-            ctx.exchange()?.record.ended();
+            admitted(ctx)?.record.ended();
         }
         Ok(None)
     }
@@ -291,8 +265,10 @@ impl ProxyHttp for EdgeProxy {
         ctx: &mut Self::CTX,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        self.try_failed(ctx, &error, false);
-        error.set_retry(self.may_try_again(ctx, Next::Retry));
+        if let Some(exchange) = ctx {
+            self.try_failed(exchange, &error, false);
+            error.set_retry(self.may_try_again(exchange, Next::Retry));
+        }
         error
     }
 
@@ -304,32 +280,28 @@ impl ProxyHttp for EdgeProxy {
         ctx: &mut Self::CTX,
         reused: bool,
     ) -> Box<Error> {
+        let Some(exchange) = ctx else { return error };
         let rejection = rejection_of(&error);
         let of_backend = matches!(rejection, Rejection::BackendFailed | Rejection::BackendTimeout);
-        let body_sent = ctx.body_sent;
-        let idempotent = ctx
-            .exchange
-            .as_ref()
-            .is_some_and(|exchange| exchange.request.idempotent);
         let next = if of_backend {
             retry::next(Try {
                 failure: failure_of(&error),
                 reused: reused && error.retry == RetryType::ReusedOnly,
                 // Of a head that could not be written nobody knows how much was; but without it nothing else was.
-                head_sent: body_sent || !matches!(error.etype(), ErrorType::WriteError),
-                heard: ctx.heard,
+                head_sent: exchange.tries.body_sent || !matches!(error.etype(), ErrorType::WriteError),
+                heard: exchange.tries.heard,
                 answering: session.response_written().is_some(),
-                idempotent,
+                idempotent: exchange.request.idempotent,
                 held: !session.as_ref().retry_buffer_truncated(),
             })
         } else {
             Next::Fail
         };
-        ctx.stale = next == Next::Reconnect;
-        if of_backend && !ctx.stale && session.is_body_done() {
-            self.try_failed(ctx, &error, true);
+        exchange.tries.stale = next == Next::Reconnect;
+        if of_backend && !exchange.tries.stale && session.is_body_done() {
+            self.try_failed(exchange, &error, true);
         }
-        error.set_retry(self.may_try_again(ctx, next));
+        error.set_retry(self.may_try_again(exchange, next));
         error
     }
 
@@ -339,7 +311,7 @@ impl ProxyHttp for EdgeProxy {
             error_code: rejection.status(),
             can_reuse_downstream: false,
         };
-        let Ok(exchange) = ctx.exchange() else {
+        let Some(exchange) = ctx else {
             return answer;
         };
         let finished = Fault::behind(error) == Some(Fault::Answered)
@@ -389,7 +361,7 @@ impl ProxyHttp for EdgeProxy {
         'c: 'f,
         Self: 'f,
     {
-        if let Some(mut exchange) = ctx.exchange.take() {
+        if let Some(mut exchange) = ctx.take() {
             if let Some(response) = session.response_written() {
                 exchange.record.status = response.status.as_u16();
                 exchange.record.bytes = session.body_bytes_sent() as u64;

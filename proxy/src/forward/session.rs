@@ -7,12 +7,10 @@
 //! Pingora gives no session back, so the exchange and the client travel in a task-local [`Handover`].
 
 use std::cell::{Cell, RefCell};
-use std::fmt;
 use std::future::poll_fn;
-use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::task::Poll;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -30,12 +28,11 @@ use crate::config::Forwarder;
 use crate::exchange::record::Record;
 use crate::exchange::request::Request;
 use crate::forward::direct::Ending;
-use crate::headers::origin_response::{Delivery, Framing, ResponseHead};
+use crate::forward::forwarding::{Fault, Forwarding};
 use crate::headers::request::Span;
-use crate::http1::chunked::{write_chunk, write_last};
 use crate::http1::downstream::{ClientFault, Downstream};
-use crate::http1::scratch::SCRATCH;
 use crate::lifecycle::Lifecycle;
+use crate::pool::endpoint::Endpoint;
 
 tokio::task_local! {
     /// What is handed to Pingora's hooks with a request, and handed back.
@@ -67,6 +64,25 @@ impl Handover {
     }
 }
 
+/// What Pingora's upstream half has tried for a request.
+#[derive(Default)]
+pub struct Tries {
+    /// How many tries there were.
+    pub count: usize,
+    /// Where it was sent last; `None` before the first try.
+    pub endpoint: Option<Endpoint>,
+    /// What is not to be tried again.
+    pub failed: Vec<Endpoint>,
+    /// The last try had a connection.
+    pub connected: bool,
+    /// The last try was on a kept connection that the backend had closed.
+    pub stale: bool,
+    /// A piece of the body was sent in this try, so its head was too.
+    pub body_sent: bool,
+    /// The head of a response came in this try, of an interim one perhaps.
+    pub heard: bool,
+}
+
 /// A request, its client and its record, on the way through Pingora's hooks.
 pub struct Exchange {
     /// The request.
@@ -77,6 +93,8 @@ pub struct Exchange {
     pub client: Option<Box<Downstream>>,
     /// What is wrong with what has come of the request's body, if anything is, and the session has the client.
     pub fault: Option<ClientFault>,
+    /// What Pingora has tried, if it forwards.
+    pub tries: Tries,
 }
 
 impl Exchange {
@@ -87,6 +105,7 @@ impl Exchange {
             record,
             client: Some(client),
             fault: None,
+            tries: Tries::default(),
         }
     }
 }
@@ -114,53 +133,15 @@ pub fn open(
     (ServerSession::new_custom(Box::new(session)), handover)
 }
 
-/// What ends a request that Pingora forwards, as the cause of an error of its session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// The client's.
-    Client(ClientFault),
-    /// Nobody's: the client has its whole response, and waits for nothing that the rest of its request could change.
-    Answered,
-    /// The origin was silent for too long.
-    SilentBackend,
-    /// The origin answered something that can't be passed on.
-    Malformed(&'static str),
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Client(fault) => fault.fmt(f),
-            Self::Answered => f.write_str("the response came before the end of the request"),
-            Self::SilentBackend => f.write_str("the backend said nothing for upstream.read_timeout"),
-            Self::Malformed(what) => f.write_str(what),
-        }
-    }
-}
-
-impl std::error::Error for Fault {}
-
-impl Fault {
-    /// The fault behind `error`.
-    pub fn behind(error: &Error) -> Option<Self> {
-        let cause = error.root_cause().downcast_ref::<io::Error>()?;
-        cause.get_ref()?.downcast_ref().copied()
-    }
-
-    /// An error of this `kind` that it is behind.
-    pub fn into_error(self, kind: ErrorType) -> Box<Error> {
-        Error::because(kind, "", io::Error::other(self))
-    }
-}
-
 thread_local! {
-    /// Heads of requests that have ended: to build one is dearer than to change one.
-    #[allow(clippy::vec_box, reason = "a session needs the box, and so it is kept")]
-    static SPARE: RefCell<Vec<Box<RequestHeader>>> = const { RefCell::new(Vec::new()) };
+    /// Heads of requests that have ended, without their values. The next request often has the same fields, and to replace values
+    /// costs half of what a new map does.
+    static SPARE: RefCell<Vec<http::request::Parts>> = const { RefCell::new(Vec::new()) };
 }
 
-/// How many heads a thread keeps.
+/// How many heads a thread keeps, with how many fields each.
 const MAX_SPARE: usize = 64;
+const MAX_SPARE_FIELDS: usize = 32;
 
 /// The head of `request`, whose fields are at `spans`, as Pingora has it. With `cases`, names keep their upper case letters, which
 /// matters where Pingora writes the head.
@@ -169,74 +150,50 @@ const MAX_SPARE: usize = 64;
 /// When a part of it is none to the library that holds the head.
 pub fn header(request: &Bytes, method: &str, spans: &[Span], cases: bool) -> Result<Box<RequestHeader>> {
     let line = spans.first().map_or(0, |first| first.name().start);
-    let target = request
-        .get(method.len() + 1..line.saturating_sub(" HTTP/1.1\r\n".len()))
-        .unwrap_or_default();
+    let target = request.slice(method.len() + 1..line - " HTTP/1.1\r\n".len());
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| broken("a method that is none"))?;
     if cases {
-        let mut header = Box::new(RequestHeader::build(method, target, Some(spans.len()))?);
+        let mut header = Box::new(RequestHeader::build(method, &target[..], Some(spans.len()))?);
         for span in spans {
             let name = String::from_utf8_lossy(&request[span.name()]).into_owned();
             header.append_header(name, &request[span.value()])?;
         }
         return Ok(header);
     }
-    let spare = SPARE.with_borrow_mut(Vec::pop);
-    let mut header = match spare {
-        Some(header) => header,
-        None => Box::new(RequestHeader::build_no_case(Method::GET, b"/", Some(spans.len()))?),
+    let mut parts = match SPARE.with_borrow_mut(Vec::pop) {
+        Some(parts) => parts,
+        None => RequestHeader::build_no_case(Method::GET, b"/", Some(spans.len()))?.into(),
     };
-    let mut parts: http::request::Parts = (*header).into();
-    parts.headers.clear();
     parts.method = method;
     // Pingora's hooks see it and nobody sends it, so a target that is no URI for this library is no reason to refuse it.
-    parts.uri = http::Uri::try_from(target).unwrap_or_default();
-    for span in spans {
-        let name = span.header_name(request).map_err(|_| broken("a name that is none"))?;
+    parts.uri = http::Uri::from_maybe_shared(target).unwrap_or_default();
+    let headers = &mut parts.headers;
+    let value = |span: &Span| {
         let value = HeaderValue::from_maybe_shared(request.slice(span.value()));
-        parts
-            .headers
-            .append(name, value.map_err(|_| broken("a value that is none"))?);
+        value.map_err(|_| broken("a value that is none"))
+    };
+    let is_alike = headers.keys_len() == spans.len()
+        && headers.len() == spans.len()
+        && headers
+            .keys()
+            .zip(spans)
+            .all(|(name, span)| name.as_str().as_bytes().eq_ignore_ascii_case(&request[span.name()]));
+    if is_alike {
+        for (place, span) in headers.values_mut().zip(spans) {
+            *place = value(span)?;
+        }
+    } else {
+        headers.clear();
+        for span in spans {
+            let name = span.header_name(request).map_err(|_| broken("a name that is none"))?;
+            headers.append(name, value(span)?);
+        }
     }
-    *header = RequestHeader::from(parts);
-    Ok(header)
+    Ok(Box::new(RequestHeader::from(parts)))
 }
 
 fn broken(what: &'static str) -> Box<Error> {
     Error::explain(ErrorType::InvalidHTTPHeader, what)
-}
-
-/// What the session needs where Pingora forwards.
-#[derive(Debug)]
-struct Forwarding {
-    client: Box<Downstream>,
-    /// What had come of the body before Pingora asked for it.
-    first: BytesMut,
-    lifecycle: Arc<Lifecycle>,
-    to_head: bool,
-    old: bool,
-    keeps: bool,
-    expects: bool,
-    upgrades: bool,
-    /// The request has no body.
-    empty: bool,
-    /// How long the origin may be silent once it has the request.
-    patience: Duration,
-    silent_since: Option<Instant>,
-    written: Option<Box<ResponseHeader>>,
-    /// How the body of the response is framed to the client, and whether its end was sent.
-    framing: Option<Framing>,
-    ended: bool,
-    switched: bool,
-    continues: bool,
-    /// What the head takes.
-    weight: usize,
-    /// What is held of the body for another try, up to so many bytes; `None` when it was more.
-    held: Option<BytesMut>,
-    hold: usize,
-    sent: usize,
-    read: usize,
-    ending: Ending,
 }
 
 /// A session of Pingora's.
@@ -257,206 +214,22 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if let Some(header) = self.header.take() {
+        if let Some(header) = self.header.take().filter(|header| !header.has_case()) {
+            let mut parts: http::request::Parts = (*header).into();
+            // Values are parts of the request's own bytes, which go with it.
+            for value in parts.headers.values_mut() {
+                *value = HeaderValue::from_static("");
+            }
+            parts.uri = http::Uri::default();
             SPARE.with_borrow_mut(|spare| {
-                if spare.len() < MAX_SPARE && !header.has_case() {
-                    spare.push(header);
+                if spare.len() < MAX_SPARE && parts.headers.len() <= MAX_SPARE_FIELDS {
+                    spare.push(parts);
                 }
             });
         }
         if let Some(forwarding) = self.forwarding.take() {
             Handover::give_back(forwarding.client, forwarding.ending);
         }
-    }
-}
-
-impl Forwarding {
-    fn new(client: Box<Downstream>, first: BytesMut, request: &Request, lifecycle: &Arc<Lifecycle>) -> Self {
-        Self {
-            lifecycle: Arc::clone(lifecycle),
-            to_head: request.to_head,
-            old: request.old,
-            keeps: request.keeps,
-            expects: request.expects,
-            upgrades: request.upgrade.is_some(),
-            empty: first.is_empty() && client.body().ended(),
-            first,
-            client,
-            patience: request.policy.upstream.read_timeout,
-            silent_since: None,
-            written: None,
-            framing: None,
-            ended: false,
-            switched: false,
-            continues: false,
-            weight: request.weight,
-            held: Some(BytesMut::new()),
-            hold: request.policy.upstream.retry_buffer,
-            sent: 0,
-            read: 0,
-            ending: Ending::Cut,
-        }
-    }
-
-    /// Whether Pingora has had the whole body.
-    fn body_ended(&self) -> bool {
-        self.first.is_empty() && self.client.body().ended()
-    }
-
-    /// Ready with more of the body, or its end.
-    fn poll_body(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
-        let mut data = std::mem::take(&mut self.first);
-        let polled = if data.is_empty() {
-            data.reserve(SCRATCH);
-            self.client.poll_body(context, &mut data)
-        } else {
-            Poll::Ready(Ok(()))
-        };
-        match polled {
-            Poll::Ready(Ok(())) => {
-                self.continues = true;
-                self.silent_since = None;
-                self.read += data.len();
-                match &mut self.held {
-                    Some(held) if held.len() + data.len() <= self.hold => held.extend_from_slice(&data),
-                    held => *held = None,
-                }
-                Poll::Ready(Ok((!data.is_empty()).then(|| data.freeze())))
-            }
-            Poll::Ready(Err(fault)) => Poll::Ready(Err(Fault::Client(fault).into_error(ErrorType::ReadError))),
-            Poll::Pending if self.poll_held(context).is_ready() => {
-                let fault = Fault::Client(ClientFault::HeldTooMuch);
-                Poll::Ready(Err(fault.into_error(ErrorType::ReadError)))
-            }
-            Poll::Pending if self.expects && !self.continues => self.poll_silent(context).map(Err),
-            Poll::Pending if self.switched => Poll::Pending,
-            Poll::Pending => {
-                let slow = self.client.poll_slow(context);
-                slow.map(|fault| Err(Fault::Client(fault).into_error(ErrorType::ReadError)))
-            }
-        }
-    }
-
-    /// Ready when the client has gone, or the origin was silent for too long.
-    fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<Box<Error>> {
-        if self.client.poll_gone(context).is_ready() {
-            return Poll::Ready(Fault::Client(ClientFault::Gone).into_error(ErrorType::ConnectionClosed));
-        }
-        if self.poll_held(context).is_ready() {
-            return Poll::Ready(Fault::Client(ClientFault::HeldTooMuch).into_error(ErrorType::ReadError));
-        }
-        self.poll_silent(context)
-    }
-
-    /// Ready when what is held while somebody is waited for is too much.
-    fn poll_held(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let client = &mut self.client;
-        let least = self.weight + client.received.capacity();
-        let held = self.held.as_ref().map_or(0, BytesMut::capacity);
-        ready!(client.hold.poll(context, least + held, false));
-        // A request that could be sent again is worth more than another try of it.
-        if self.held.take().is_some_and(|held| !held.is_empty()) {
-            return client.hold.poll(context, least, false);
-        }
-        Poll::Ready(())
-    }
-
-    fn poll_silent(&mut self, context: &mut Context<'_>) -> Poll<Box<Error>> {
-        let since = *self.silent_since.get_or_insert_with(Instant::now);
-        let silent = self.client.timer.poll(context, since, self.patience);
-        silent.map(|()| Fault::SilentBackend.into_error(ErrorType::ReadTimedout))
-    }
-
-    /// Writes the head of a response to `out`.
-    fn head(&mut self, response: Box<ResponseHeader>, out: &mut BytesMut) -> Result<()> {
-        let fields: Vec<_> = response
-            .case_header_iter()
-            .map(|(name, value)| (String::from_utf8_lossy(name.as_slice()).into_owned(), value))
-            .collect();
-        let fields: Vec<_> = fields
-            .iter()
-            .map(|(name, value)| httparse::Header {
-                name,
-                value: value.as_bytes(),
-            })
-            .collect();
-        let status = response.status.as_u16();
-        let reason = response.get_reason_phrase().unwrap_or_default();
-        let minor = u8::from(response.version != http::Version::HTTP_10);
-        let head = ResponseHead::from_fields(status, minor, reason.as_bytes(), &fields, self.to_head);
-        let head = head.map_err(|what| {
-            Fault::Malformed(what)
-                .into_error(ErrorType::InvalidHTTPHeader)
-                .into_up()
-        })?;
-        let informational = response.status.is_informational() && status != 101;
-        // Others do not answer an expectation: the client goes on waiting.
-        if status == 100 && !self.continues {
-            self.continues = true;
-            self.client.excuse_sending();
-        }
-        if informational && self.old {
-            return Ok(());
-        }
-        let in_doubt = (self.expects && !self.continues && !self.client.body().ended())
-            || (self.upgrades && status != 101 && !self.client.received.is_empty());
-        self.keeps &= !in_doubt && !self.lifecycle.is_draining();
-        let delivery = Delivery {
-            keeps: self.keeps,
-            old: self.old,
-            trailers: false,
-        };
-        let framing = head.write(&delivery, out);
-        if informational {
-            return Ok(());
-        }
-        if status == 101 {
-            self.switched = true;
-            self.keeps = false;
-            self.client.switch();
-        } else if !self.client.body().ended() {
-            self.client.both_talk();
-        }
-        self.keeps &= !matches!(framing, Framing::Close);
-        self.framing = Some(framing);
-        self.written = Some(response);
-        Ok(())
-    }
-
-    /// Writes a piece of the body to `out`, and its end.
-    fn body(&mut self, data: Option<&[u8]>, end: bool, out: &mut BytesMut) {
-        let data = data.unwrap_or_default();
-        let chunked = matches!(self.framing, Some(Framing::Chunked));
-        let ends = end && !self.ended;
-        self.ended |= end;
-        if matches!(self.framing, Some(Framing::None)) && !self.switched {
-            return;
-        }
-        self.sent += data.len();
-        if chunked {
-            let Ok(_) = write_chunk(out, |out| {
-                out.extend_from_slice(data);
-                Ok::<_, std::convert::Infallible>(())
-            });
-        } else {
-            out.extend_from_slice(data);
-        }
-        if ends && chunked {
-            write_last(out, b"");
-        }
-    }
-
-    async fn write(&mut self, out: &[u8]) -> Result<()> {
-        self.silent_since = None;
-        let written = self.client.write_all(out).await;
-        if written.is_err_and(ClientFault::is_stall) {
-            self.ending = Ending::Abandon;
-        }
-        written.map_err(|fault| Fault::Client(fault).into_error(ErrorType::WriteError).into_down())?;
-        if self.ended {
-            self.ending = if self.keeps { Ending::Keep } else { Ending::Close };
-        }
-        Ok(())
     }
 }
 

@@ -3,7 +3,6 @@
 //! It leaves out the fields that concern only the client's connection, and what an untrusted peer says about itself
 //! (X-Forwarded-*, Forwarded, X-Real-IP, X-Request-Id), and adds the fields that identify the client and the request.
 
-use bytes::{BufMut, BytesMut};
 use http::HeaderName;
 use http::header::InvalidHeaderName;
 
@@ -92,7 +91,7 @@ impl Span {
 
 /// A head that is being written, and where its fields are.
 struct Writer<'w> {
-    to: &'w mut BytesMut,
+    to: &'w mut Vec<u8>,
     spans: &'w mut Vec<Span>,
 }
 
@@ -107,11 +106,11 @@ impl Writer<'_> {
 
     fn write(&mut self, name: &str, own: Option<Own>, value: &[&[u8]]) {
         let start = self.to.len();
-        self.to.put_slice(name.as_bytes());
-        self.to.put_slice(b": ");
-        value.iter().for_each(|part| self.to.put_slice(part));
+        self.to.extend_from_slice(name.as_bytes());
+        self.to.extend_from_slice(b": ");
+        value.iter().for_each(|part| self.to.extend_from_slice(part));
         let value = self.to.len() - start - name.len() - 2;
-        self.to.put_slice(b"\r\n");
+        self.to.extend_from_slice(b"\r\n");
         self.spans.push(Span {
             start,
             name: name.len(),
@@ -123,19 +122,19 @@ impl Writer<'_> {
 
 /// Writes the head that the origin gets to `to`, and where its fields are to `spans`. `Host`, the order
 /// of fields and the case of their names stay the same.
-pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut, spans: &mut Vec<Span>) {
+pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut Vec<u8>, spans: &mut Vec<Span>) {
     let fields = head.fields.iter().map(|field| field.name.len() + field.value.len() + 4);
     to.reserve(head.method.len() + head.path.len() + ADDED + fields.sum::<usize>());
-    to.put_slice(head.method.as_bytes());
+    to.extend_from_slice(head.method.as_bytes());
     // The path is empty, or only a query, where an absolute target has none (RFC 9112, section 3.2.1).
-    to.put_slice(if matches!(head.path.first(), Some(b'/' | b'*')) {
+    to.extend_from_slice(if matches!(head.path.first(), Some(b'/' | b'*')) {
         b" "
     } else {
         b" /"
     });
-    to.put_slice(head.path);
+    to.extend_from_slice(head.path);
     // The response will be one of HTTP/1.1, and is translated for a client of HTTP/1.0.
-    to.put_slice(b" HTTP/1.1\r\n");
+    to.extend_from_slice(b" HTTP/1.1\r\n");
     let mut writer = Writer { to, spans };
     // Whether a trusted peer has sent these already.
     let (mut proto, mut forwarded_host) = (false, false);
@@ -195,7 +194,7 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut BytesMut,
         writer.own(Own::ForwardedFor, &[about.peer.as_bytes()]);
     }
     writer.own(Own::RequestId, &[about.id.as_bytes()]);
-    writer.to.put_slice(b"\r\n");
+    writer.to.extend_from_slice(b"\r\n");
 }
 
 /// The hops that a trusted peer names. Nothing to the left of bytes that are not text can be trusted, here and in
@@ -246,9 +245,9 @@ mod tests {
             backend: "backend:80",
             id: &given.and_then(RequestId::given).unwrap_or_else(RequestId::random),
         };
-        let (mut written, mut spans) = (BytesMut::new(), Vec::new());
+        let (mut written, mut spans) = (Vec::new(), Vec::new());
         write_request(&head, about, &mut written, &mut spans);
-        let text = String::from_utf8(written.to_vec()).unwrap();
+        let text = String::from_utf8(written).unwrap();
         assert!(text.starts_with("GET /") && text.ends_with("\r\n\r\n"), "{text}");
         let fields: Vec<_> = spans
             .iter()

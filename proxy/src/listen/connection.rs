@@ -158,10 +158,11 @@ impl Edge {
             Arrival::Head(length) => {
                 *requests += 1;
                 let last = *requests >= policy.client.max_requests || self.lifecycle.is_draining();
-                let head = client.received.split_to(length).freeze();
-                if client.received.is_empty() {
-                    client.received = BytesMut::new();
-                }
+                let head = if length == client.received.len() {
+                    std::mem::take(&mut client.received).freeze()
+                } else {
+                    client.received.split_to(length).freeze()
+                };
                 match self.decide(head, &mut client, connection, &policy, &mut record, last) {
                     Ok((header, request)) => {
                         let exchange = Exchange::new(request, record, client);
@@ -230,11 +231,11 @@ impl Edge {
             backend: &endpoint.upstream.name,
             id: &record.id,
         };
-        let (written, header) = SPANS.with_borrow_mut(|spans| {
+        let (written, header) = WRITTEN.with_borrow_mut(|(bytes, spans)| {
+            bytes.clear();
             spans.clear();
-            let mut written = BytesMut::new();
-            write_request(&head, about, &mut written, spans);
-            let written = written.freeze();
+            write_request(&head, about, bytes, spans);
+            let written = Bytes::copy_from_slice(bytes);
             let cases = policy.forwarder == Forwarder::Pingora;
             let header = session::header(&written, head.method, spans, cases);
             (written, header)
@@ -242,7 +243,7 @@ impl Edge {
         // What is no request to the library that holds the head is none to anybody.
         let header = header.map_err(|_| (Rejection::BadRequest.into(), delivery))?;
         let request = Request {
-            weight: bytes.len() + written.len() + SPANS.with_borrow(Vec::len) * FIELD,
+            weight: bytes.len() + written.len() + WRITTEN.with_borrow(|(_, spans)| spans.len()) * FIELD,
             head: written,
             policy: Arc::clone(policy),
             endpoint,
@@ -265,10 +266,11 @@ impl Edge {
         shutdown: &ShutdownWatch,
     ) -> Option<Box<Downstream>> {
         let (session, handover) = session::open(header, exchange, &self.lifecycle);
+        // Boxed by Pingora, and begun outside of the block, which would hold the session too.
+        let serving = self.proxy.process_new_http(session, shutdown);
         let served = async {
-            let served = AssertUnwindSafe(self.proxy.process_new_http(session, shutdown));
             // A panic takes the client's connection down with the request; nothing else.
-            let _ = served.catch_unwind().await;
+            let _ = AssertUnwindSafe(serving).catch_unwind().await;
             Handover::client()
         };
         let (mut client, ending) = HANDOVER.scope(handover, served).await?;
@@ -333,8 +335,8 @@ impl Edge {
 const FIELD: usize = 128;
 
 thread_local! {
-    /// Where the fields are of the head that is being written.
-    static SPANS: RefCell<Vec<Span>> = const { RefCell::new(Vec::new()) };
+    /// The head that is being written, and where its fields are.
+    static WRITTEN: RefCell<(Vec<u8>, Vec<Span>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
 /// Receives until there is a whole head, whose first byte was there at `start`.

@@ -1,0 +1,284 @@
+//! The client's side of an exchange that Pingora forwards.
+//!
+//! Pingora's upstream half reads the body and writes the response through here, in pieces of its own making; the client sees the
+//! same as from the direct forwarder.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use pingora::http::ResponseHeader;
+use pingora::prelude::{Error, ErrorType, Result};
+
+use crate::exchange::request::Request;
+use crate::forward::direct::Ending;
+use crate::headers::origin_response::{Delivery, Framing, ResponseHead};
+use crate::http1::chunked::{write_chunk, write_last};
+use crate::http1::downstream::{ClientFault, Downstream};
+use crate::http1::scratch::SCRATCH;
+use crate::lifecycle::Lifecycle;
+
+/// What ends a request that Pingora forwards, as the cause of an error of its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The client's.
+    Client(ClientFault),
+    /// Nobody's: the client has its whole response, and waits for nothing that the rest of its request could change.
+    Answered,
+    /// The origin was silent for too long.
+    SilentBackend,
+    /// The origin answered something that can't be passed on.
+    Malformed(&'static str),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Client(fault) => fault.fmt(f),
+            Self::Answered => f.write_str("the response came before the end of the request"),
+            Self::SilentBackend => f.write_str("the backend said nothing for upstream.read_timeout"),
+            Self::Malformed(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl Fault {
+    /// The fault behind `error`.
+    pub fn behind(error: &Error) -> Option<Self> {
+        let cause = error.root_cause().downcast_ref::<io::Error>()?;
+        cause.get_ref()?.downcast_ref().copied()
+    }
+
+    /// An error of this `kind` that it is behind.
+    pub fn into_error(self, kind: ErrorType) -> Box<Error> {
+        Error::because(kind, "", io::Error::other(self))
+    }
+}
+
+/// What the session needs where Pingora forwards.
+#[derive(Debug)]
+pub(super) struct Forwarding {
+    pub(super) client: Box<Downstream>,
+    /// What had come of the body before Pingora asked for it.
+    pub(super) first: BytesMut,
+    pub(super) lifecycle: Arc<Lifecycle>,
+    pub(super) to_head: bool,
+    pub(super) old: bool,
+    pub(super) keeps: bool,
+    pub(super) expects: bool,
+    pub(super) upgrades: bool,
+    /// The request has no body.
+    pub(super) empty: bool,
+    /// How long the origin may be silent once it has the request.
+    pub(super) patience: Duration,
+    pub(super) silent_since: Option<Instant>,
+    pub(super) written: Option<Box<ResponseHeader>>,
+    /// How the body of the response is framed to the client, and whether its end was sent.
+    pub(super) framing: Option<Framing>,
+    pub(super) ended: bool,
+    pub(super) switched: bool,
+    pub(super) continues: bool,
+    /// What the head takes.
+    pub(super) weight: usize,
+    /// What is held of the body for another try, up to so many bytes; `None` when it was more.
+    pub(super) held: Option<BytesMut>,
+    pub(super) hold: usize,
+    pub(super) sent: usize,
+    pub(super) read: usize,
+    pub(super) ending: Ending,
+}
+
+impl Forwarding {
+    pub(super) fn new(client: Box<Downstream>, first: BytesMut, request: &Request, lifecycle: &Arc<Lifecycle>) -> Self {
+        Self {
+            lifecycle: Arc::clone(lifecycle),
+            to_head: request.to_head,
+            old: request.old,
+            keeps: request.keeps,
+            expects: request.expects,
+            upgrades: request.upgrade.is_some(),
+            empty: first.is_empty() && client.body().ended(),
+            first,
+            client,
+            patience: request.policy.upstream.read_timeout,
+            silent_since: None,
+            written: None,
+            framing: None,
+            ended: false,
+            switched: false,
+            continues: false,
+            weight: request.weight,
+            held: Some(BytesMut::new()),
+            hold: request.policy.upstream.retry_buffer,
+            sent: 0,
+            read: 0,
+            ending: Ending::Cut,
+        }
+    }
+
+    /// Whether Pingora has had the whole body.
+    pub(super) fn body_ended(&self) -> bool {
+        self.first.is_empty() && self.client.body().ended()
+    }
+
+    /// Ready with more of the body, or its end.
+    pub(super) fn poll_body(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
+        let mut data = std::mem::take(&mut self.first);
+        let polled = if data.is_empty() {
+            data.reserve(SCRATCH);
+            self.client.poll_body(context, &mut data)
+        } else {
+            Poll::Ready(Ok(()))
+        };
+        match polled {
+            Poll::Ready(Ok(())) => {
+                self.continues = true;
+                self.silent_since = None;
+                self.read += data.len();
+                match &mut self.held {
+                    Some(held) if held.len() + data.len() <= self.hold => held.extend_from_slice(&data),
+                    held => *held = None,
+                }
+                Poll::Ready(Ok((!data.is_empty()).then(|| data.freeze())))
+            }
+            Poll::Ready(Err(fault)) => Poll::Ready(Err(Fault::Client(fault).into_error(ErrorType::ReadError))),
+            Poll::Pending if self.poll_held(context).is_ready() => {
+                let fault = Fault::Client(ClientFault::HeldTooMuch);
+                Poll::Ready(Err(fault.into_error(ErrorType::ReadError)))
+            }
+            Poll::Pending if self.expects && !self.continues => self.poll_silent(context).map(Err),
+            Poll::Pending if self.switched => Poll::Pending,
+            Poll::Pending => {
+                let slow = self.client.poll_slow(context);
+                slow.map(|fault| Err(Fault::Client(fault).into_error(ErrorType::ReadError)))
+            }
+        }
+    }
+
+    /// Ready when the client has gone, or the origin was silent for too long.
+    pub(super) fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<Box<Error>> {
+        if self.client.poll_gone(context).is_ready() {
+            return Poll::Ready(Fault::Client(ClientFault::Gone).into_error(ErrorType::ConnectionClosed));
+        }
+        if self.poll_held(context).is_ready() {
+            return Poll::Ready(Fault::Client(ClientFault::HeldTooMuch).into_error(ErrorType::ReadError));
+        }
+        self.poll_silent(context)
+    }
+
+    /// Ready when what is held while somebody is waited for is too much.
+    fn poll_held(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let client = &mut self.client;
+        let least = self.weight + client.received.capacity();
+        let held = self.held.as_ref().map_or(0, BytesMut::capacity);
+        ready!(client.hold.poll(context, least + held, false));
+        // A request that could be sent again is worth more than another try of it.
+        if self.held.take().is_some_and(|held| !held.is_empty()) {
+            return client.hold.poll(context, least, false);
+        }
+        Poll::Ready(())
+    }
+
+    pub(super) fn poll_silent(&mut self, context: &mut Context<'_>) -> Poll<Box<Error>> {
+        let since = *self.silent_since.get_or_insert_with(Instant::now);
+        let silent = self.client.timer.poll(context, since, self.patience);
+        silent.map(|()| Fault::SilentBackend.into_error(ErrorType::ReadTimedout))
+    }
+
+    /// Writes the head of a response to `out`.
+    pub(super) fn head(&mut self, response: Box<ResponseHeader>, out: &mut BytesMut) -> Result<()> {
+        let fields: Vec<_> = response
+            .case_header_iter()
+            .map(|(name, value)| (String::from_utf8_lossy(name.as_slice()).into_owned(), value))
+            .collect();
+        let fields: Vec<_> = fields
+            .iter()
+            .map(|(name, value)| httparse::Header {
+                name,
+                value: value.as_bytes(),
+            })
+            .collect();
+        let status = response.status.as_u16();
+        let reason = response.get_reason_phrase().unwrap_or_default();
+        let minor = u8::from(response.version != http::Version::HTTP_10);
+        let head = ResponseHead::from_fields(status, minor, reason.as_bytes(), &fields, self.to_head);
+        let head = head.map_err(|what| {
+            Fault::Malformed(what)
+                .into_error(ErrorType::InvalidHTTPHeader)
+                .into_up()
+        })?;
+        let informational = response.status.is_informational() && status != 101;
+        // Others do not answer an expectation: the client goes on waiting.
+        if status == 100 && !self.continues {
+            self.continues = true;
+            self.client.excuse_sending();
+        }
+        if informational && self.old {
+            return Ok(());
+        }
+        let in_doubt = (self.expects && !self.continues && !self.client.body().ended())
+            || (self.upgrades && status != 101 && !self.client.received.is_empty());
+        self.keeps &= !in_doubt && !self.lifecycle.is_draining();
+        let delivery = Delivery {
+            keeps: self.keeps,
+            old: self.old,
+            trailers: false,
+        };
+        let framing = head.write(&delivery, out);
+        if informational {
+            return Ok(());
+        }
+        if status == 101 {
+            self.switched = true;
+            self.keeps = false;
+            self.client.switch();
+        } else if !self.client.body().ended() {
+            self.client.both_talk();
+        }
+        self.keeps &= !matches!(framing, Framing::Close);
+        self.framing = Some(framing);
+        self.written = Some(response);
+        Ok(())
+    }
+
+    /// Writes a piece of the body to `out`, and its end.
+    pub(super) fn body(&mut self, data: Option<&[u8]>, end: bool, out: &mut BytesMut) {
+        let data = data.unwrap_or_default();
+        let chunked = matches!(self.framing, Some(Framing::Chunked));
+        let ends = end && !self.ended;
+        self.ended |= end;
+        if matches!(self.framing, Some(Framing::None)) && !self.switched {
+            return;
+        }
+        self.sent += data.len();
+        if chunked {
+            let Ok(_) = write_chunk(out, |out| {
+                out.extend_from_slice(data);
+                Ok::<_, std::convert::Infallible>(())
+            });
+        } else {
+            out.extend_from_slice(data);
+        }
+        if ends && chunked {
+            write_last(out, b"");
+        }
+    }
+
+    pub(super) async fn write(&mut self, out: &[u8]) -> Result<()> {
+        self.silent_since = None;
+        let written = self.client.write_all(out).await;
+        if written.is_err_and(ClientFault::is_stall) {
+            self.ending = Ending::Abandon;
+        }
+        written.map_err(|fault| Fault::Client(fault).into_error(ErrorType::WriteError).into_down())?;
+        if self.ended {
+            self.ending = if self.keeps { Ending::Keep } else { Ending::Close };
+        }
+        Ok(())
+    }
+}
