@@ -1,7 +1,7 @@
 //! Mixed traffic and a fault after the other, drawn at random: nothing is lost, nothing grows, and everything is counted.
 //!
 //! `make soak` runs it for half an hour (`SOAK_SECONDS`), CI for three minutes, `make test` for some seconds. The faults are drawn
-//! by a seed that is printed; `SOAK_SEED` draws the same again.
+//! by a seed that is printed; `SOAK_SEED` draws the same again. Half way a reload changes the forwarder.
 
 #![allow(
     clippy::print_stdout,
@@ -23,6 +23,10 @@ use crate::unprivileged::restarts_lose_nothing;
 
 /// How much more memory the proxy may have at the end than when the traffic began, whatever happened in between.
 const GROWTH_KIB: usize = 48 << 10;
+
+/// Who forwards, as lines of the configuration: before and after half of the time.
+const FIRST: &str = "  forwarder: direct\n";
+const SECOND: &str = "  forwarder: pingora\n";
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -69,7 +73,7 @@ impl Stack {
         let origins = addresses.iter().map(|address| origin_process(*address)).collect();
         let sentinel = Self::sentinel(&redis, &addresses).await;
         let configuration = format!(
-            "upgrade_sock: {}/private/upgrade.sock\n{}",
+            "upgrade_sock: {}/private/upgrade.sock\n{}{FIRST}",
             files.display(),
             with_redis(&redis)
         );
@@ -250,6 +254,18 @@ impl Stack {
         self.left.1 += requests_of_load(&old);
     }
 
+    /// Goes on with the other forwarder, without a moment's rest.
+    async fn change_forwarder(&mut self) {
+        self.configuration = self.configuration.replace(FIRST, SECOND);
+        let reloaded = self.proxy.lines("configuration reloaded").len();
+        self.proxy.reconfigure(&self.configuration);
+        self.proxy.signal("HUP");
+        eventually("it is reloaded", async || {
+            self.proxy.lines("configuration reloaded").len() > reloaded
+        })
+        .await;
+    }
+
     fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.proxy.pid()))
             .expect("it is ours")
@@ -306,8 +322,16 @@ async fn one_fault_after_the_other_loses_nothing_and_leaves_nothing_behind() {
     let between = (length / 90).clamp(Duration::from_millis(100), Duration::from_secs(20));
     let start = Instant::now();
     let mut faults = 0;
+    let mut changed = false;
     let mut order = Vec::new();
     while start.elapsed() < length {
+        if !changed && start.elapsed() > length / 2 {
+            println!("{:5.0} s: Pingora forwards", start.elapsed().as_secs_f64());
+            stack.change_forwarder().await;
+            // Each half has every fault before one comes again.
+            order.clear();
+            changed = true;
+        }
         if order.is_empty() {
             order = FAULTS.to_vec();
             random.shuffle(&mut order);
