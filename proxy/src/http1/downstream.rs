@@ -16,6 +16,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, BytesMut};
+use chassis::pauses;
 use pingora::protocols::Stream;
 use pingora::protocols::TcpKeepalive;
 use pingora::protocols::l4::ext::{get_recv_buf, get_tcp_info};
@@ -51,6 +52,9 @@ const LINGER_BYTES: usize = 256 << 10;
 
 /// What the log says of a client that was cut so that others have room.
 pub const TOO_MUCH_HELD: &str = "clients hold more than client.max_held, and this one has waited longest";
+
+/// TCP_CLOSE and TCP_CLOSE_WAIT: how Linux numbers the states of a connection that the other end has reset, and closed.
+const CLOSED: [u8; 2] = [7, 8];
 
 /// The body of the current request.
 #[derive(Debug)]
@@ -254,6 +258,12 @@ impl Downstream {
         Poll::Pending
     }
 
+    /// Whether the client has closed the connection, or reset it, however much it has sent before: a read would only tell behind all
+    /// that. For a client that is not read from while its request waits.
+    pub fn has_closed(&self) -> bool {
+        get_tcp_info(self.stream.id()).is_ok_and(|info| CLOSED.contains(&info.tcpi_state))
+    }
+
     /// Reads more of the body and appends its data to `data`, for which it has spare capacity. Ready when there is some, or the
     /// body has ended.
     pub fn poll_body(&mut self, context: &mut Context<'_>, data: &mut BytesMut) -> Poll<Result<(), ClientFault>> {
@@ -439,7 +449,7 @@ impl Downstream {
             }
             Poll::Ready(true)
         });
-        timeout(UNWANTED_BODY, discarded).await.unwrap_or(false)
+        pauses::timeout(UNWANTED_BODY, discarded).await.unwrap_or(false)
     }
 
     /// Closes the connection so that the client can read all that was sent: ends our half, then reads on until the client closes,

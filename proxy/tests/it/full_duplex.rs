@@ -117,6 +117,58 @@ async fn an_early_answer_arrives_at_once_though_the_origin_neither_reads_nor_clo
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_while_its_upload_waits_for_the_origin_is_noticed_at_once() {
+    if forwarder::skips("full_duplex::a_client_that_leaves_while_its_upload_waits_for_the_origin_is_noticed_at_once") {
+        return;
+    }
+    let origin = RawOrigin::start(|mut peer| async move {
+        peer.head().await;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let proxy = proxy_to(&origin, "  upstream: {write_timeout: 120s}\n").await;
+    for (path, reset) in [("/closes", false), ("/resets", true)] {
+        let mut client = Connection::open(proxy.address()).await;
+        client
+            .send(format!(
+                "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n"
+            ))
+            .await;
+        // Until the proxy reads no more; and then there is room for the end.
+        let mut stays = 0;
+        while stays < 20 {
+            if client.unread_by_server() > 0 {
+                stays += 1;
+                sleep(Duration::from_millis(20)).await;
+            } else {
+                stays = 0;
+                client.send([0; 16 << 10]).await;
+            }
+        }
+        assert_eq!(
+            proxy
+                .lines("request")
+                .iter()
+                .filter(|line| line["path"] == path)
+                .count(),
+            0
+        );
+        if reset {
+            client.reset();
+        } else {
+            drop(client);
+        }
+        let line = proxy.request_line(path).await;
+        assert_eq!(
+            (&line["status"], &line["reason"]),
+            (&499.into(), &"client_gone".into()),
+            "{line}"
+        );
+    }
+    proxy.reaches("gopherproxy_inflight_requests", 0.0).await;
+}
+
 #[tokio::test]
 async fn a_client_that_is_alive_may_be_slow_and_one_that_dribbles_may_not() {
     let (proxy, _origins) = proxy_over(1).await;

@@ -97,6 +97,8 @@ pub struct Duplex<'t> {
     /// Since when the origin is waited for, to say something or to take something.
     pub(super) says_since: Option<Instant>,
     pub(super) takes_since: Option<Instant>,
+    /// When the client was last looked at while its upload waits.
+    pub(super) looked: Option<Instant>,
 }
 
 impl<'t> Duplex<'t> {
@@ -127,6 +129,7 @@ impl<'t> Duplex<'t> {
             continues: false,
             says_since: None,
             takes_since: None,
+            looked: None,
         }
     }
 

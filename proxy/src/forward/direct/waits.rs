@@ -11,6 +11,9 @@ use crate::exchange::retry::Failure;
 use crate::http1::downstream::ClientFault;
 use crate::http1::held::stalled;
 
+/// How often a client is looked at that is not read from, because its upload waits for the origin.
+const LOOK: Duration = Duration::from_secs(1);
+
 impl Duplex<'_> {
     /// Ready when what is held while somebody is waited for is too much.
     pub(super) fn poll_held(&mut self, context: &mut Context<'_>) -> Poll<()> {
@@ -53,23 +56,31 @@ impl Duplex<'_> {
         let takes = takes.then(|| (since(&mut self.takes_since), limits.write_timeout));
         let sends = self.client.sending().filter(|_| !waits_for_word);
         let reads = self.client.taking();
-        let earliest = [says, takes, sends, reads]
-            .into_iter()
-            .flatten()
-            .min_by_key(|(since, limit)| *since + *limit);
-        let Some((from, limit)) = earliest else {
-            return Poll::Pending;
-        };
-        ready!(self.client.timer.poll(context, from, limit));
-        let ended = |wait: Option<(Instant, Duration)>| wait == earliest;
-        Poll::Ready(if ended(sends) {
-            ClientFault::SlowToSend.into()
-        } else if ended(reads) {
-            ClientFault::SlowToRead.into()
-        } else if ended(takes) {
-            origin(Failure::TimedOut, "the backend took nothing for upstream.write_timeout")
-        } else {
-            origin(Failure::TimedOut, "the backend said nothing for upstream.read_timeout")
-        })
+        loop {
+            let looks = (takes.is_some() && !self.client.body().ended()).then(|| (since(&mut self.looked), LOOK));
+            let earliest = [says, takes, sends, reads, looks]
+                .into_iter()
+                .flatten()
+                .min_by_key(|(since, limit)| *since + *limit);
+            let Some((from, limit)) = earliest else {
+                return Poll::Pending;
+            };
+            ready!(self.client.timer.poll(context, from, limit));
+            let ended = |wait: Option<(Instant, Duration)>| wait == earliest;
+            return Poll::Ready(if ended(sends) {
+                ClientFault::SlowToSend.into()
+            } else if ended(reads) {
+                ClientFault::SlowToRead.into()
+            } else if ended(takes) {
+                origin(Failure::TimedOut, "the backend took nothing for upstream.write_timeout")
+            } else if !ended(looks) {
+                origin(Failure::TimedOut, "the backend said nothing for upstream.read_timeout")
+            } else if self.client.has_closed() {
+                ClientFault::Gone.into()
+            } else {
+                self.looked = Some(Instant::now());
+                continue;
+            });
+        }
     }
 }

@@ -163,6 +163,18 @@ impl Connection {
         timeout(LIMIT, self.read_response(no_body)).await?
     }
 
+    /// How many bytes of what was sent lie in the server's kernel and have not been read.
+    pub fn unread_by_server(&self) -> u64 {
+        let ends = [self.stream.peer_addr(), self.stream.local_addr()];
+        let ends = ends.map(|end| format!(":{:04X}", end.expect("it is connected").port()));
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux has it");
+        let rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+        let mut queues = rows
+            .filter(|row| row[1].ends_with(&ends[0]) && row[2].ends_with(&ends[1]))
+            .filter_map(|row| u64::from_str_radix(row[4].split(':').nth(1)?, 16).ok());
+        queues.next().expect("the server has its end")
+    }
+
     /// Everything until the server closes.
     pub async fn rest(&mut self) -> Vec<u8> {
         let mut rest = std::mem::take(&mut self.received);
