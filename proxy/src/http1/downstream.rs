@@ -18,14 +18,11 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, BytesMut};
 use chassis::pauses;
 use pingora::protocols::Stream;
-use pingora::protocols::TcpKeepalive;
 use pingora::protocols::l4::ext::{get_recv_buf, get_tcp_info};
-use pingora::protocols::l4::stream::Stream as TcpOrUnix;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{sleep, timeout};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use crate::http1::chunked::{BadFraming, Decoder};
-use crate::http1::held::{Hold, SENDING, SMALL};
+use crate::http1::held::{Hold, SENDING};
 use crate::http1::rate::Rate;
 use crate::http1::scratch::Scratch;
 use crate::http1::timer::Timer;
@@ -41,14 +38,6 @@ const MAX_AHEAD: usize = 16 << 10;
 /// How long the rest of a request body may take to arrive when nobody waits for it any more. If it is not there then, the
 /// connection closes.
 const UNWANTED_BODY: Duration = Duration::from_secs(1);
-
-/// How long a client whose connection closes is listened to once it has taken everything: closing on one that still sends would
-/// destroy what it has not read (RFC 9112, section 9.6).
-const LINGER: Duration = Duration::from_millis(500);
-/// How long it may take to take everything.
-const LINGER_UNREAD: Duration = Duration::from_secs(30);
-/// How much of what it sends meanwhile is read.
-const LINGER_BYTES: usize = 256 << 10;
 
 /// What the log says of a client that was cut so that others have room.
 pub const TOO_MUCH_HELD: &str = "clients hold more than client.max_held, and this one has waited longest";
@@ -107,6 +96,11 @@ pub enum ClientFault {
 }
 
 impl ClientFault {
+    /// Whether the client takes nothing any more, and a response that it has begun to take can't be ended.
+    pub fn is_stall(self) -> bool {
+        matches!(self, Self::SlowToRead | Self::HeldTooMuch)
+    }
+
     /// What it is answered, if it can be.
     pub fn rejection(self) -> Rejection {
         match self {
@@ -155,7 +149,7 @@ pub struct Limits {
 /// A client's connection.
 #[derive(Debug)]
 pub struct Downstream {
-    stream: Stream,
+    pub(super) stream: Stream,
     /// What has been received and belongs to nobody yet: a head, the beginning of a body, later requests.
     pub received: BytesMut,
     body: Body,
@@ -451,72 +445,4 @@ impl Downstream {
         });
         pauses::timeout(UNWANTED_BODY, discarded).await.unwrap_or(false)
     }
-
-    /// Closes the connection so that the client can read all that was sent: ends our half, then reads on until the client closes,
-    /// or has taken everything and gets no further.
-    pub async fn linger(mut self: Box<Self>) {
-        self.received = BytesMut::new();
-        self.hold.release();
-        if !matches!(
-            timeout(self.limits.write_timeout, self.stream.shutdown()).await,
-            Ok(Ok(()))
-        ) {
-            return;
-        }
-        let end = Instant::now() + LINGER_UNREAD;
-        let mut look = pin!(sleep(LINGER));
-        let mut left = LINGER_BYTES;
-        loop {
-            let read = poll_fn(|context| {
-                let mut data = Scratch::take();
-                let read = pin!(self.stream.read_buf(&mut *data)).poll(context);
-                if read.is_pending() && self.hold.poll(context, SMALL, false).is_ready() {
-                    return Poll::Ready(Ok(0));
-                }
-                read
-            });
-            tokio::select! {
-                biased;
-                read = read => match read {
-                    Ok(read @ 1..) if read < left => left -= read,
-                    _ => return,
-                },
-                () = &mut look => {
-                    if Instant::now() > end || !has_unread(&self.stream) {
-                        return;
-                    }
-                    look.as_mut().reset(tokio::time::Instant::now() + LINGER);
-                }
-            }
-        }
-    }
-}
-
-impl ClientFault {
-    /// Whether the client takes nothing any more, and a response that it has begun to take can't be ended.
-    pub fn is_stall(self) -> bool {
-        matches!(self, Self::SlowToRead | Self::HeldTooMuch)
-    }
-}
-
-impl Downstream {
-    /// Closes the connection of a client that takes nothing, and has the kernel soon forget what it has not taken: it would
-    /// keep that for minutes, for a client that may never take it.
-    pub fn abandon(self) {
-        let Ok(mut stream) = self.stream.into_any().downcast::<TcpOrUnix>() else {
-            return;
-        };
-        // It applies to the probes of the client's window. The times of keepalive are the system's usual ones; there will be none.
-        let _ = stream.set_keepalive(&TcpKeepalive {
-            idle: Duration::from_secs(7200),
-            interval: Duration::from_secs(75),
-            count: 9,
-            user_timeout: Duration::from_millis(1),
-        });
-    }
-}
-
-/// Whether something that was sent has not reached the other end's kernel.
-fn has_unread(stream: &Stream) -> bool {
-    get_tcp_info(stream.id()).is_ok_and(|info| info.tcpi_notsent_bytes > 0 || info.tcpi_unacked > 0)
 }

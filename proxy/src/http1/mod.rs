@@ -1,6 +1,7 @@
 //! Reads and writes HTTP/1.1.
 //!
 //! - [`downstream`]: the client's side of an exchange, with its deadlines.
+//! - [`closing`]: how a client's connection ends.
 //! - [`head`]: parses and checks a request head before anything else looks at it.
 //! - [`violation`]: names the rule that a request breaks.
 //! - [`target`]: checks request targets and the authorities in them.
@@ -12,6 +13,7 @@
 //! - [`scratch`]: lends buffers for the time of a read or a write.
 
 pub mod chunked;
+pub mod closing;
 pub mod downstream;
 pub mod head;
 pub mod held;

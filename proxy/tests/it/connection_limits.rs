@@ -64,7 +64,7 @@ fn descriptors(proxy: &Process) -> usize {
 async fn a_crowd_that_finds_no_place_costs_those_inside_nothing() {
     const CROWD: usize = 300;
     // What may linger, to read that there is no place, and what is open for a moment.
-    const MOST: usize = 64 + 32;
+    const MOST: usize = 64 + 128;
     // Each request inside takes a descriptor.
     let origin = RawOrigin::answering("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").await;
     let proxy = proxy_to(&origin, "  client: {max_connections: 2}\n").await;

@@ -1,0 +1,78 @@
+//! How a client's connection ends.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::{Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use pingora::protocols::Stream;
+use pingora::protocols::TcpKeepalive;
+use pingora::protocols::l4::ext::get_tcp_info;
+use pingora::protocols::l4::stream::Stream as TcpOrUnix;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::http1::downstream::Downstream;
+use crate::http1::held::SMALL;
+use crate::http1::scratch::Scratch;
+
+/// How long a client is listened to once it has taken everything: closing on one that still sends would destroy what it has not
+/// read (RFC 9112, section 9.6).
+const LINGER: Duration = Duration::from_millis(500);
+/// How long it may take to take everything.
+const LINGER_UNREAD: Duration = Duration::from_secs(30);
+/// How much of what it sends meanwhile is read.
+const LINGER_BYTES: usize = 256 << 10;
+
+impl Downstream {
+    /// Closes the connection so that the client can read all that was sent: ends our half, then reads on until the client closes,
+    /// or has taken everything and gets no further.
+    pub async fn linger(mut self: Box<Self>) {
+        self.received = BytesMut::new();
+        self.hold.release();
+        if self.stream.shutdown().await.is_err() {
+            return;
+        }
+        let end = Instant::now() + LINGER_UNREAD;
+        let mut since = Instant::now();
+        let mut left = LINGER_BYTES;
+        poll_fn(|context| {
+            loop {
+                let mut data = Scratch::take();
+                match pin!(self.stream.read_buf(&mut *data)).poll(context) {
+                    Poll::Ready(Ok(read @ 1..)) if read < left => left -= read,
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending if self.hold.poll(context, SMALL, false).is_ready() => return Poll::Ready(()),
+                    Poll::Pending => {
+                        ready!(self.timer.poll(context, since, LINGER));
+                        since = Instant::now();
+                        if since > end || !has_unread(&self.stream) {
+                            return Poll::Ready(());
+                        }
+                    }
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Closes the connection of a client that takes nothing, and has the kernel soon forget what it has not taken: it would
+    /// keep that for minutes, for a client that may never take it.
+    pub fn abandon(self) {
+        let Ok(mut stream) = self.stream.into_any().downcast::<TcpOrUnix>() else {
+            return;
+        };
+        // It applies to the probes of the client's window. The times of keepalive are the system's usual ones; there will be none.
+        let _ = stream.set_keepalive(&TcpKeepalive {
+            idle: Duration::from_secs(7200),
+            interval: Duration::from_secs(75),
+            count: 9,
+            user_timeout: Duration::from_millis(1),
+        });
+    }
+}
+
+/// Whether something that was sent has not reached the other end's kernel.
+fn has_unread(stream: &Stream) -> bool {
+    get_tcp_info(stream.id()).is_ok_and(|info| info.tcpi_notsent_bytes > 0 || info.tcpi_unacked > 0)
+}
