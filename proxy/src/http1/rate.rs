@@ -1,8 +1,8 @@
 //! The minimum rate of a client, in one direction of one request.
 //!
-//! The rate is the average over the time that the proxy waits for the client. What the client sends or takes without making the
-//! proxy wait (a small body, what fits into the kernel's buffers) does not count in its favour, and the time that the
-//! origin takes does not count against it.
+//! The rate is the average over the time that the proxy waits for the client. What the client sends or takes before the proxy has
+//! to wait (a small body, what fits into the kernel's buffers) does not count in its favour, and the time that the origin takes
+//! does not count against it.
 
 use std::time::{Duration, Instant};
 
@@ -37,8 +37,11 @@ impl Rate {
 
     /// Notes `bytes` that the client sent or took. Returns false when it is slower than `min_rate`, in bytes a second.
     pub fn keeps(&mut self, bytes: usize, min_rate: Option<u64>) -> bool {
-        // Nobody has waited since this was last asked.
         let Some(since) = self.since.take() else {
+            // Behind a wait there is room only because the client took as much, in however many pieces it is used.
+            if !self.waited.is_zero() {
+                self.bytes += bytes as u64;
+            }
             return true;
         };
         self.waited += since.elapsed().saturating_sub(pauses::lost_since(since));
@@ -67,10 +70,15 @@ mod tests {
         assert!(!waited(7, 199).keeps(0, Some(100)));
         assert!(waited(7, 199).keeps(100, Some(100)));
         assert!(waited(1000, 0).keeps(0, None));
+        let mut rate = Rate::default();
+        assert!(rate.keeps(1000, Some(100)));
+        assert_eq!(rate.bytes, 0, "what fits anywhere proves nothing");
         let mut rate = waited(7, 100);
         rate.excuse();
-        assert!(rate.keeps(1000, Some(100)));
+        assert!(rate.keeps(110, Some(100)));
         rate.wait(Instant::now());
-        assert!(!rate.keeps(0, Some(100)), "what was there anyway proves nothing");
+        assert!(rate.keeps(0, Some(100)), "what follows a wait counts");
+        rate.wait(Instant::now());
+        assert!(!rate.keeps(0, Some(110)));
     }
 }
