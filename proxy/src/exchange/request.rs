@@ -28,6 +28,8 @@ pub struct Request {
     pub old: bool,
     /// Another request may follow on the client's connection.
     pub keeps: bool,
+    /// The client has said that none will.
+    pub last: bool,
     /// The client may wait for "100 Continue" before it sends the body.
     pub expects: bool,
     /// The protocol that the client asks to switch to.

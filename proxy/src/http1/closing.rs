@@ -25,6 +25,12 @@ const LINGER_UNREAD: Duration = Duration::from_secs(30);
 const LINGER_BYTES: usize = 256 << 10;
 
 impl Downstream {
+    /// Whether the client has sent nothing more, and its kernel has acknowledged all that it was sent: then closing at once destroys
+    /// nothing, if the client means to send nothing more.
+    pub fn has_all(&self) -> bool {
+        self.received.is_empty() && self.body().ended() && !has_unread(&self.stream)
+    }
+
     /// Closes the connection so that the client can read all that was sent: ends our half, then reads on until the client closes,
     /// or has taken everything and gets no further.
     pub async fn linger(mut self: Box<Self>) {

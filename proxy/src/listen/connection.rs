@@ -204,6 +204,7 @@ impl Edge {
         let head = head::parse(&bytes, &mut scratch, &policy.client.head);
         let mut head = head.map_err(|violation| (violation.into(), Delivery::LAST))?;
         record.read(head.method.len(), head.target.len());
+        let last_of_client = !head.keeps;
         head.keeps &= !last;
         client.begin(
             match head.body {
@@ -252,6 +253,7 @@ impl Edge {
             chunked: head.body == head::Body::Chunked,
             old: head.old,
             keeps: head.keeps,
+            last: last_of_client,
             expects: head.expects,
             upgrade: head.upgrade.map(|protocol| bytes.slice_ref(protocol)),
         };
@@ -265,6 +267,7 @@ impl Edge {
         exchange: Exchange,
         shutdown: &ShutdownWatch,
     ) -> Option<Box<Downstream>> {
+        let last = exchange.request.last;
         let (session, handover) = session::open(header, exchange, &self.lifecycle);
         // Boxed by Pingora, and begun outside of the block, which would hold the session too.
         let serving = self.proxy.process_new_http(session, shutdown);
@@ -277,6 +280,7 @@ impl Edge {
         client.hold.release();
         match ending {
             Ending::Keep if client.discard_body().await => return Some(client),
+            Ending::Close if last && client.has_all() => {}
             Ending::Keep | Ending::Close => client.linger().await,
             Ending::Cut => {}
             Ending::Abandon => client.abandon(),
