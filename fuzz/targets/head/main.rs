@@ -10,7 +10,7 @@ mod body;
 mod model;
 mod pingora_view;
 
-use bytes::BytesMut;
+use bytes::Bytes;
 use gopherproxy::exchange::request::RequestId;
 use gopherproxy::headers::request::{Origination, write_request};
 use gopherproxy::http1::head::{self, Body, RequestLine};
@@ -57,9 +57,9 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         backend: "backend:80",
         id: &given.and_then(RequestId::given).unwrap_or_else(RequestId::random),
     };
-    let (mut written, mut spans) = (BytesMut::new(), Vec::new());
+    let (mut written, mut spans) = (Vec::new(), Vec::new());
     write_request(&parsed, about, &mut written, &mut spans);
-    let written = written.freeze();
+    let written = Bytes::from(written);
     let passed_on = model::request(&written);
     model::check_passed_on(&request, trusted_peer, &passed_on);
     pingora_view::agrees(&passed_on, parsed.method, &written, &spans);
