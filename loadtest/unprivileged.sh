@@ -8,7 +8,11 @@ cd "$(dirname "$0")/.."
 tests=$(${CARGO:-cargo} test --package gopherproxy --test it --no-run 2>&1 | sed -n 's/.*(\(.*\/it-[0-9a-f]*\)).*/\1/p')
 tests=$(realpath "$tests")
 home=$(mktemp -d)
-trap 'rm -rf "$home"' EXIT
+# A checkout that only its owner may enter (`mktemp -d` makes such) is open to others meanwhile.
+checkout=$PWD
+mode=$(stat -c %a .)
+chmod o+rx .
+trap 'chmod "$mode" "$checkout"; rm -rf "$home"' EXIT
 chown 65534:65534 "$home"
 as_nobody="setpriv --reuid=65534 --regid=65534 --clear-groups --bounding-set=-all --inh-caps=-all --no-new-privs"
 
