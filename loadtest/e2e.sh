@@ -118,17 +118,18 @@ for service in proxy sentinel origin1; do
 done
 echo "ok: users, root file systems, capabilities, limits"
 
-# An attack within the limits on clients: more heads that never end than one client may have the proxy hold.
+# An attack within the limits on clients: more heads that never end than one client may have the proxy hold. (Not many more: the log takes
+# 1,000 lines of refusals of one client, and the end of this script counts lines.)
 bash -c '
     ulimit -n 2048
-    for _ in $(seq 600); do
+    for _ in $(seq 200); do
         exec {head}<>/dev/tcp/127.0.0.1/8080 || break
         { printf "GET /held HTTP/1.1\r\nHost: a\r\nX: "; head -c 31000 /dev/zero | tr "\0" x; } >&$head
     done
     exec sleep 300' 2>/dev/null &
 attacker=$!
 held_too_much() {
-    [ "$(metric 'gopherproxy_rejections_total{reason="held_too_much"}')" -ge 300 ]
+    [ "$(metric 'gopherproxy_rejections_total{reason="held_too_much"}')" -ge 50 ]
 }
 is_idle() {
     [ "$(metric gopherproxy_inflight_requests)" = 0 ]
