@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use pingora::http::ResponseHeader;
@@ -16,7 +16,7 @@ use pingora::prelude::{Error, ErrorType, Result};
 use crate::exchange::request::Request;
 use crate::forward::direct::Ending;
 use crate::headers::origin_response::{Delivery, Framing, ResponseHead};
-use crate::http1::chunked::{write_chunk, write_last};
+use crate::http1::chunked::{write_data, write_last};
 use crate::http1::downstream::{ClientFault, Downstream};
 use crate::http1::scratch::SCRATCH;
 use crate::lifecycle::Lifecycle;
@@ -61,21 +61,16 @@ impl Fault {
 }
 
 /// What the session needs where Pingora forwards.
-#[derive(Debug)]
 pub(super) struct Forwarding {
     pub(super) client: Box<Downstream>,
     /// What had come of the body before Pingora asked for it.
     pub(super) first: BytesMut,
-    pub(super) lifecycle: Arc<Lifecycle>,
-    pub(super) to_head: bool,
-    pub(super) old: bool,
+    lifecycle: Arc<Lifecycle>,
+    pub(super) request: Request,
+    /// Another request may follow.
     pub(super) keeps: bool,
-    pub(super) expects: bool,
-    pub(super) upgrades: bool,
     /// The request has no body.
     pub(super) empty: bool,
-    /// How long the origin may be silent once it has the request.
-    pub(super) patience: Duration,
     pub(super) silent_since: Option<Instant>,
     pub(super) written: Option<Box<ResponseHeader>>,
     /// How the body of the response is framed to the client, and whether its end was sent.
@@ -83,11 +78,8 @@ pub(super) struct Forwarding {
     pub(super) ended: bool,
     pub(super) switched: bool,
     pub(super) continues: bool,
-    /// What the head takes.
-    pub(super) weight: usize,
-    /// What is held of the body for another try, up to so many bytes; `None` when it was more.
+    /// What is held of the body for another try; `None` when it was too much.
     pub(super) held: Option<BytesMut>,
-    pub(super) hold: usize,
     pub(super) sent: usize,
     pub(super) read: usize,
     pub(super) ending: Ending,
@@ -97,24 +89,18 @@ impl Forwarding {
     pub(super) fn new(client: Box<Downstream>, first: BytesMut, request: &Request, lifecycle: &Arc<Lifecycle>) -> Self {
         Self {
             lifecycle: Arc::clone(lifecycle),
-            to_head: request.to_head,
-            old: request.old,
+            request: request.clone(),
             keeps: request.keeps,
-            expects: request.expects,
-            upgrades: request.upgrade.is_some(),
             empty: first.is_empty() && client.body().ended(),
             first,
             client,
-            patience: request.policy.upstream.read_timeout,
             silent_since: None,
             written: None,
             framing: None,
             ended: false,
             switched: false,
             continues: false,
-            weight: request.weight,
             held: Some(BytesMut::new()),
-            hold: request.policy.upstream.retry_buffer,
             sent: 0,
             read: 0,
             ending: Ending::Cut,
@@ -140,8 +126,9 @@ impl Forwarding {
                 self.continues = true;
                 self.silent_since = None;
                 self.read += data.len();
+                let hold = self.request.policy.upstream.retry_buffer;
                 match &mut self.held {
-                    Some(held) if held.len() + data.len() <= self.hold => held.extend_from_slice(&data),
+                    Some(held) if held.len() + data.len() <= hold => held.extend_from_slice(&data),
                     held => *held = None,
                 }
                 Poll::Ready(Ok((!data.is_empty()).then(|| data.freeze())))
@@ -151,7 +138,7 @@ impl Forwarding {
                 let fault = Fault::Client(ClientFault::HeldTooMuch);
                 Poll::Ready(Err(fault.into_error(ErrorType::ReadError)))
             }
-            Poll::Pending if self.expects && !self.continues => self.poll_silent(context).map(Err),
+            Poll::Pending if self.request.expects && !self.continues => self.poll_silent(context).map(Err),
             Poll::Pending if self.switched => Poll::Pending,
             Poll::Pending => {
                 let slow = self.client.poll_slow(context);
@@ -174,7 +161,7 @@ impl Forwarding {
     /// Ready when what is held while somebody is waited for is too much.
     fn poll_held(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let client = &mut self.client;
-        let least = self.weight + client.received.capacity();
+        let least = self.request.weight + client.received.capacity();
         let held = self.held.as_ref().map_or(0, BytesMut::capacity);
         ready!(client.hold.poll(context, least + held, false));
         // A request that could be sent again is worth more than another try of it.
@@ -186,7 +173,8 @@ impl Forwarding {
 
     pub(super) fn poll_silent(&mut self, context: &mut Context<'_>) -> Poll<Box<Error>> {
         let since = *self.silent_since.get_or_insert_with(Instant::now);
-        let silent = self.client.timer.poll(context, since, self.patience);
+        let patience = self.request.policy.upstream.read_timeout;
+        let silent = self.client.timer.poll(context, since, patience);
         silent.map(|()| Fault::SilentBackend.into_error(ErrorType::ReadTimedout))
     }
 
@@ -206,7 +194,7 @@ impl Forwarding {
         let status = response.status.as_u16();
         let reason = response.get_reason_phrase().unwrap_or_default();
         let minor = u8::from(response.version != http::Version::HTTP_10);
-        let head = ResponseHead::from_fields(status, minor, reason.as_bytes(), &fields, self.to_head);
+        let head = ResponseHead::from_fields(status, minor, reason.as_bytes(), &fields, self.request.to_head);
         let head = head.map_err(|what| {
             Fault::Malformed(what)
                 .into_error(ErrorType::InvalidHTTPHeader)
@@ -218,15 +206,14 @@ impl Forwarding {
             self.continues = true;
             self.client.excuse_sending();
         }
-        if informational && self.old {
+        if informational && self.request.old {
             return Ok(());
         }
-        let in_doubt = (self.expects && !self.continues && !self.client.body().ended())
-            || (self.upgrades && status != 101 && !self.client.received.is_empty());
+        let in_doubt = status != 101 && self.request.leaves_doubt(&self.client, self.continues);
         self.keeps &= !in_doubt && !self.lifecycle.is_draining();
         let delivery = Delivery {
             keeps: self.keeps,
-            old: self.old,
+            old: self.request.old,
             trailers: false,
         };
         let framing = head.write(&delivery, out);
@@ -257,10 +244,7 @@ impl Forwarding {
         }
         self.sent += data.len();
         if chunked {
-            let Ok(_) = write_chunk(out, |out| {
-                out.extend_from_slice(data);
-                Ok::<_, std::convert::Infallible>(())
-            });
+            write_data(out, data);
         } else {
             out.extend_from_slice(data);
         }

@@ -197,7 +197,6 @@ fn broken(what: &'static str) -> Box<Error> {
 }
 
 /// A session of Pingora's.
-#[derive(Debug)]
 pub struct Session {
     header: Option<Box<RequestHeader>>,
     forwarding: Option<Forwarding>,
@@ -450,7 +449,9 @@ impl Custom for Session {
     }
 
     fn is_upgrade_req(&self) -> bool {
-        self.forwarding.as_ref().is_some_and(|forwarding| forwarding.upgrades)
+        self.forwarding
+            .as_ref()
+            .is_some_and(|forwarding| forwarding.request.upgrade.is_some())
     }
 
     fn was_upgraded(&self) -> bool {

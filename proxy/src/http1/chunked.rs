@@ -3,6 +3,8 @@
 //! The decoder is strict. Some decoders take an empty size for zero, and a bare LF for the end of a line or for part of an
 //! extension. Where two of them disagree, what one takes for the body is the next message to the other.
 
+use std::convert::Infallible;
+
 use bytes::{Buf, BufMut, BytesMut};
 
 use crate::http1::names::{is_forbidden_in_trailers, is_in_token};
@@ -287,6 +289,14 @@ pub fn write_chunk<E>(out: &mut BytesMut, fill: impl FnOnce(&mut BytesMut) -> Re
     }
     out.put_slice(b"\r\n");
     filled.map(|()| length)
+}
+
+/// Appends `data` as one chunk; nothing if there is none.
+pub fn write_data(out: &mut BytesMut, data: &[u8]) {
+    let Ok(_) = write_chunk(out, |out| {
+        out.put_slice(data);
+        Ok::<_, Infallible>(())
+    });
 }
 
 /// Appends the end of a chunked body: the last chunk, `trailers` (lines that end in CRLF) and the empty line.

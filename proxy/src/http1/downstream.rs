@@ -9,7 +9,6 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
@@ -19,13 +18,14 @@ use bytes::{Buf, BufMut, BytesMut};
 use chassis::pauses;
 use pingora::protocols::Stream;
 use pingora::protocols::l4::ext::{get_recv_buf, get_tcp_info};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 use crate::http1::chunked::{BadFraming, Decoder};
 use crate::http1::held::{Hold, SENDING};
 use crate::http1::rate::Rate;
 use crate::http1::scratch::Scratch;
 use crate::http1::timer::Timer;
+use crate::http1::write::poll_write_both;
 use crate::rejection::Rejection;
 
 /// How much of a head is read at a time, on the stack; most heads fit.
@@ -331,9 +331,7 @@ impl Downstream {
             Body::Tunnel { .. } => pin!(self.stream.read_buf(data)).poll(context),
         };
         let Poll::Ready(read) = read else {
-            if self.reading.waits_since().is_none() {
-                self.reading.wait(Instant::now());
-            }
+            self.reading.wait();
             return Poll::Pending;
         };
         let read = read.unwrap_or(0);
@@ -354,23 +352,19 @@ impl Downstream {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends some of `parts`; returns how many bytes.
-    pub fn poll_write(&mut self, context: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<Result<usize, ClientFault>> {
-        let stream = Pin::new(&mut self.stream);
-        let written = match parts {
-            [only] => stream.poll_write(context, only),
-            parts => stream.poll_write_vectored(context, parts),
-        };
-        match written {
-            Poll::Ready(Ok(written @ 1..)) if self.writing.keeps(written, self.limits.min_rate) => {
-                Poll::Ready(Ok(written))
-            }
-            Poll::Ready(Ok(1..)) => Poll::Ready(Err(ClientFault::SlowToRead)),
-            Poll::Ready(_) => Poll::Ready(Err(ClientFault::Gone)),
+    /// Sends some of `head` and, behind it, of `body`; returns how many bytes.
+    pub fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        head: &[u8],
+        body: &[u8],
+    ) -> Poll<Result<usize, ClientFault>> {
+        match poll_write_both(Pin::new(&mut self.stream), context, head, body) {
+            Poll::Ready(Ok(written)) if self.writing.keeps(written, self.limits.min_rate) => Poll::Ready(Ok(written)),
+            Poll::Ready(Ok(_)) => Poll::Ready(Err(ClientFault::SlowToRead)),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(ClientFault::Gone)),
             Poll::Pending => {
-                if self.writing.waits_since().is_none() {
-                    self.writing.wait(Instant::now());
-                }
+                self.writing.wait();
                 Poll::Pending
             }
         }
@@ -403,7 +397,7 @@ impl Downstream {
     pub async fn write_all(&mut self, mut bytes: &[u8]) -> Result<(), ClientFault> {
         poll_fn(|context| {
             while !bytes.is_empty() {
-                let Poll::Ready(written) = self.poll_write(context, &[IoSlice::new(bytes)]) else {
+                let Poll::Ready(written) = self.poll_write(context, bytes, b"") else {
                     let held = bytes.len() + self.received.capacity() + SENDING;
                     if self.hold.poll(context, held, false).is_ready() {
                         return Poll::Ready(Err(ClientFault::HeldTooMuch));

@@ -10,6 +10,7 @@
 //! - [`held`]: bounds the memory that clients make the proxy hold.
 //! - [`rate`]: measures whether a client keeps up a minimum rate.
 //! - [`timer`]: a timer for deadlines that keep moving.
+//! - [`write`]: writes what is in two places as if it were in one.
 //! - [`scratch`]: lends buffers for the time of a read or a write.
 
 pub mod chunked;
@@ -23,3 +24,4 @@ pub mod scratch;
 pub mod target;
 pub mod timer;
 pub mod violation;
+pub mod write;

@@ -20,9 +20,9 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// Starts to wait for the client at `now`, unless it is waited for already. Returns since when it is.
-    pub fn wait(&mut self, now: Instant) -> Instant {
-        *self.since.get_or_insert(now)
+    /// Starts to wait for the client, unless it is waited for already.
+    pub fn wait(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
     }
 
     /// Since when the client is waited for.
@@ -76,9 +76,9 @@ mod tests {
         let mut rate = waited(7, 100);
         rate.excuse();
         assert!(rate.keeps(110, Some(100)));
-        rate.wait(Instant::now());
+        rate.wait();
         assert!(rate.keeps(0, Some(100)), "what follows a wait counts");
-        rate.wait(Instant::now());
+        rate.wait();
         assert!(!rate.keeps(0, Some(110)));
     }
 }

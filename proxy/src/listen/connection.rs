@@ -232,19 +232,19 @@ impl Edge {
             backend: &endpoint.upstream.name,
             id: &record.id,
         };
-        let (written, header) = WRITTEN.with_borrow_mut(|(bytes, spans)| {
+        let (written, fields, header) = WRITTEN.with_borrow_mut(|(bytes, spans)| {
             bytes.clear();
             spans.clear();
             write_request(&head, about, bytes, spans);
             let written = Bytes::copy_from_slice(bytes);
             let cases = policy.forwarder == Forwarder::Pingora;
             let header = session::header(&written, head.method, spans, cases);
-            (written, header)
+            (written, spans.len(), header)
         });
         // What is no request to the library that holds the head is none to anybody.
         let header = header.map_err(|_| (Rejection::BadRequest.into(), delivery))?;
         let request = Request {
-            weight: bytes.len() + written.len() + WRITTEN.with_borrow(|(_, spans)| spans.len()) * FIELD,
+            weight: bytes.len() + written.len() + fields * FIELD,
             head: written,
             policy: Arc::clone(policy),
             endpoint,

@@ -6,7 +6,6 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
-use std::io::IoSlice;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -22,7 +21,7 @@ use crate::exchange::request::Request;
 use crate::exchange::retry::Failure;
 use crate::headers::origin_response::{self, Delivery, Framing, ResponseHead};
 use crate::headers::straighten::{may_straighten, straighten};
-use crate::http1::chunked::{BadFraming, Decoder, write_chunk, write_last};
+use crate::http1::chunked::{BadFraming, Decoder, write_chunk, write_data, write_last};
 use crate::http1::downstream::{ClientFault, Downstream};
 use crate::http1::head;
 use crate::http1::scratch::Scratch;
@@ -74,7 +73,7 @@ pub(super) struct Response {
 /// One try.
 pub struct Duplex<'t> {
     pub(super) request: &'t Request,
-    pub(super) lifecycle: &'t Lifecycle,
+    lifecycle: &'t Lifecycle,
     pub(super) record: &'t mut Record,
     pub(super) client: &'t mut Downstream,
     pub(super) upload: &'t mut Upload,
@@ -240,7 +239,7 @@ impl<'t> Duplex<'t> {
     /// Sends the client what it has not taken.
     pub(super) fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ClientFault>> {
         while !self.pending.is_empty() {
-            let taken = ready!(self.client.poll_write(context, &[IoSlice::new(&self.pending)]))?;
+            let taken = ready!(self.client.poll_write(context, &self.pending, b""))?;
             self.pending.advance(taken);
             if self.pending.is_empty() {
                 self.pending = BytesMut::new();
@@ -264,13 +263,7 @@ impl<'t> Duplex<'t> {
         }
         let mut head = &head[..];
         while !(head.is_empty() && body.is_empty()) {
-            let both = [IoSlice::new(head), IoSlice::new(body)];
-            let parts = match (head, body) {
-                ([], _) => &both[1..],
-                (_, []) => &both[..1],
-                _ => &both[..],
-            };
-            match self.client.poll_write(context, parts) {
+            match self.client.poll_write(context, head, body) {
                 Poll::Ready(taken) => {
                     let taken = taken?;
                     let of_head = taken.min(head.len());
@@ -409,14 +402,10 @@ impl<'t> Duplex<'t> {
     /// Begins the final response.
     fn answer(&mut self, head: &ResponseHead<'_>, out: &mut BytesMut) {
         self.answered(head.status);
-        let whole = self.client.body().ended();
-        if !whole {
+        if !self.client.body().ended() {
             self.client.both_talk();
         }
-        // A client that waits for "100 Continue" sends no body after this answer, but its next request; or it does send it.
-        let in_doubt = self.request.expects && !self.continues && !whole;
-        // What came behind a handshake that the origin does not accept is another protocol's, or a request: nobody knows.
-        let in_doubt = in_doubt || (self.request.upgrade.is_some() && !self.client.received.is_empty());
+        let in_doubt = self.request.leaves_doubt(self.client, self.continues);
         let keeps = self.request.keeps && !in_doubt && !self.lifecycle.is_draining();
         let framing = head.write(&self.delivery(keeps), out);
         self.response = Some(Response {
@@ -469,11 +458,8 @@ impl<'t> Duplex<'t> {
                 decoded
             }
             Coming::Close { .. } if response.chunked => {
-                let Ok(written) = write_chunk(&mut out, |out| {
-                    out.extend_from_slice(bytes);
-                    Ok::<_, Infallible>(())
-                });
-                written
+                write_data(&mut out, bytes);
+                bytes.len()
             }
             Coming::Close { .. } => {
                 as_they_are = bytes;

@@ -9,18 +9,15 @@
 
 use std::borrow::Cow;
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use chassis::listener::UNSENT;
 use chassis::shortage::is_shortage;
 use pingora::server::configuration::ServerConf;
 use socket2::SockRef;
-use tokio::io::AsyncWrite;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
@@ -290,17 +287,4 @@ async fn fail(broken: Broken, request: &Request, client: &mut Downstream, record
     }
     record.answered_here(rejection, delivery);
     Ending::Close
-}
-
-/// Writes some of `parts` to an origin.
-fn poll_write(context: &mut Context<'_>, origin: &mut TcpStream, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-    let origin = Pin::new(origin);
-    let written = match parts {
-        [only] => ready!(origin.poll_write(context, only)),
-        parts => ready!(origin.poll_write_vectored(context, parts)),
-    };
-    Poll::Ready(match written {
-        Ok(0) => Err(io::ErrorKind::WriteZero.into()),
-        written => written,
-    })
 }

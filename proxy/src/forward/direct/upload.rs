@@ -1,17 +1,17 @@
 //! What goes to the origin: the head of a request and its body, and what is held of both to be sent again.
 
-use std::convert::Infallible;
-use std::io::{self, IoSlice};
+use std::io;
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::net::TcpStream;
 
-use super::poll_write;
 use crate::exchange::request::Request;
-use crate::http1::chunked::{CHUNK_OVERHEAD, write_chunk, write_last};
+use crate::http1::chunked::{CHUNK_OVERHEAD, write_data, write_last};
 use crate::http1::downstream::{Body, ClientFault, Downstream};
 use crate::http1::scratch::Scratch;
+use crate::http1::write::poll_write_both;
 
 /// The sending half of an exchange. It outlives a try that fails, so that the next can begin where the client's request began.
 #[derive(Debug)]
@@ -156,10 +156,7 @@ impl Upload {
         if self.chunked {
             // Growing step by step, it would take twice as much.
             self.body.reserve(data.len() + CHUNK_OVERHEAD);
-            let Ok(_) = write_chunk(&mut self.body, |out| {
-                out.extend_from_slice(data);
-                Ok::<_, Infallible>(())
-            });
+            write_data(&mut self.body, data);
         } else {
             self.body.extend_from_slice(data);
         }
@@ -176,13 +173,7 @@ impl Upload {
         while self.has_unsent() {
             let head = &self.head[self.head_sent..];
             let body = &self.body[self.body_sent..];
-            let both = [IoSlice::new(head), IoSlice::new(body)];
-            let parts = match (head, body) {
-                ([], _) => &both[1..],
-                (_, []) => &both[..1],
-                _ => &both[..],
-            };
-            let sent = ready!(poll_write(context, origin, parts))?;
+            let sent = ready!(poll_write_both(Pin::new(&mut *origin), context, head, body))?;
             let of_head = sent.min(head.len());
             self.head_sent += of_head;
             self.body_sent += sent - of_head;

@@ -46,7 +46,8 @@ impl Duplex<'_> {
     /// Ready when somebody has been waited for too long.
     pub(super) fn poll_deadlines(&mut self, context: &mut Context<'_>) -> Poll<Broken> {
         let limits = &self.request.policy.upstream;
-        let stalls = self.client.taking().is_some();
+        let reads = self.client.taking();
+        let stalls = reads.is_some();
         let waits_for_word = self.request.expects && !self.continues && !self.client.body().ended();
         // While the client doesn't read, the origin may have nowhere to put what it would say.
         let says = !stalls && (self.upload.is_done() || waits_for_word || self.send_error.is_some());
@@ -55,7 +56,6 @@ impl Duplex<'_> {
         let says = says.then(|| (since(&mut self.says_since), limits.read_timeout));
         let takes = takes.then(|| (since(&mut self.takes_since), limits.write_timeout));
         let sends = self.client.sending().filter(|_| !waits_for_word);
-        let reads = self.client.taking();
         loop {
             let looks = (takes.is_some() && !self.client.body().ended()).then(|| (since(&mut self.looked), LOOK));
             let earliest = [says, takes, sends, reads, looks]
