@@ -1,6 +1,7 @@
 //! An HTTP/1.1 client that hides nothing: what it sends is what the test wrote, what it returns is what came.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -114,6 +115,14 @@ impl Connection {
 
     pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
         self.stream.write_all(bytes.as_ref()).await
+    }
+
+    /// Sends zeros until nobody takes any more.
+    pub async fn flood(&mut self) {
+        while timeout(Duration::from_secs(2), self.try_send([0; 64 << 10]))
+            .await
+            .is_ok_and(|sent| sent.is_ok())
+        {}
     }
 
     pub async fn get(&mut self, path: &str) -> Response {
