@@ -10,7 +10,7 @@
 //! - [`held`]: bounds the memory that clients make the proxy hold.
 //! - [`rate`]: measures whether a client keeps up a minimum rate.
 //! - [`timer`]: a timer for deadlines that keep moving.
-//! - [`write`]: writes what is in two places as if it were in one.
+//! - [`mod@write`]: writes what is in two places as if it were in one.
 //! - [`scratch`]: lends buffers for the time of a read or a write.
 
 pub mod chunked;
