@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::yield_now;
 
-use crate::{model, pieces};
+use crate::chunks::{pieces, plain};
 
 const LIMITS: Limits = Limits {
     read_timeout: Duration::from_secs(60),
@@ -38,7 +38,10 @@ pub fn check(body: Body, cuts: &[u8], stream: &[u8]) {
                 whole.map(|data| (data.len(), data.to_vec())),
             )
         }
-        Body::Chunked => (downstream::Body::Chunked(Decoder::default()), model::chunked(stream)),
+        Body::Chunked => (
+            downstream::Body::Chunked(Decoder::default()),
+            plain(stream).and_then(|body| Some((body.length?, body.data))),
+        ),
         // Until the origin agrees to switch there is none.
         Body::Upgrade => (downstream::Body::Length(0), Some((0, Vec::new()))),
     };

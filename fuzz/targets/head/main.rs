@@ -7,6 +7,8 @@
 #![no_main]
 
 mod body;
+#[path = "../chunks.rs"]
+mod chunks;
 mod model;
 mod pingora_view;
 
@@ -15,6 +17,8 @@ use gopherproxy::exchange::request::RequestId;
 use gopherproxy::headers::request::{Origination, write_request};
 use gopherproxy::http1::head::{self, Body, RequestLine};
 use libfuzzer_sys::{Corpus, fuzz_target};
+
+use chunks::pieces;
 
 fuzz_target!(|input: &[u8]| -> Corpus {
     let Some(end) = input.iter().position(|byte| *byte == b'\n') else {
@@ -66,17 +70,6 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     body::check(parsed.body, cuts, rest);
     Corpus::Keep
 });
-
-/// `stream` in the pieces that `cuts` says.
-fn pieces<'s>(cuts: &'s [u8], mut stream: &'s [u8]) -> impl Iterator<Item = &'s [u8]> {
-    let mut lengths = cuts.iter().map(|byte| usize::from(byte & 31).max(1)).cycle();
-    std::iter::from_fn(move || {
-        let length = lengths.next().unwrap_or(stream.len()).min(stream.len());
-        let (piece, rest) = stream.split_at(length);
-        stream = rest;
-        (!piece.is_empty()).then_some(piece)
-    })
-}
 
 /// Looks for the end of the head after each piece, as a connection does; more pieces change nothing once it is there.
 fn length_in_pieces(cuts: &[u8], stream: &[u8]) -> Option<usize> {

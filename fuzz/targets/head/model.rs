@@ -6,9 +6,6 @@ use gopherproxy::http1::head::Body;
 const HOP_BY_HOP: &str = "connection upgrade transfer-encoding keep-alive proxy-connection proxy-authenticate \
                           proxy-authorization te trailer http2-settings";
 
-/// What the name of a field consists of.
-const TOKEN: &[u8] = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
-
 /// A request head that was let through.
 pub struct Request<'h> {
     pub method: &'h [u8],
@@ -201,49 +198,6 @@ fn body(request: &Request<'_>) -> Body {
         }
         _ => unreachable!("one length at most: {lengths:?} {codings:?}"),
     }
-}
-
-/// The length of a whole chunked body at the start of `stream`, and the data in it.
-pub fn chunked(stream: &[u8]) -> Option<(usize, Vec<u8>)> {
-    let (mut at, mut data) = (0, Vec::new());
-    loop {
-        let line = line(&stream[at..], 256)?;
-        at += line.len() + 2;
-        let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
-        let (digits, extension) = line.split_at(digits);
-        let size = u64::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
-        if digits.len() > 15 || !matches!(extension.trim_ascii_start(), [] | [b';', ..]) {
-            return None;
-        }
-        if size == 0 {
-            break;
-        }
-        let end = usize::try_from(size).ok()?.checked_add(at)?;
-        data.extend_from_slice(stream.get(at..end)?);
-        stream.get(end..)?.strip_prefix(b"\r\n")?;
-        at = end + 2;
-    }
-    let trailers = at;
-    loop {
-        let line = line(&stream[at..], (8 << 10) - (at - trailers))?;
-        at += line.len() + 2;
-        if line.is_empty() {
-            return Some((at, data));
-        }
-        // A field; what is none may be a request that another reader would find here.
-        let name = line.iter().position(|byte| *byte == b':')?;
-        if name == 0 || !line[..name].iter().all(|byte| TOKEN.contains(byte)) {
-            return None;
-        }
-    }
-}
-
-/// The first line, of printable bytes, without the CRLF that it ends in; `None` when it is not there within `most` bytes.
-fn line(bytes: &[u8], most: usize) -> Option<&[u8]> {
-    let end = bytes
-        .iter()
-        .position(|byte| !matches!(byte, b'\t' | b' '..=b'~' | 0x80..))?;
-    (bytes[end..].starts_with(b"\r\n") && end + 2 <= most).then_some(&bytes[..end])
 }
 
 /// What is between the separators.
