@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::http1::downstream::Downstream;
 use crate::pool::endpoint::Endpoint;
 use crate::snapshot::Policy;
 
@@ -35,18 +34,6 @@ pub struct Request {
     pub expects: bool,
     /// The protocol that the client asks to switch to.
     pub upgrade: Option<Bytes>,
-}
-
-impl Request {
-    /// Whether nobody can tell if what comes after a response is another request. `continues`: the client has been told to send its
-    /// body, or has begun without that.
-    ///
-    /// A client that waits for "100 Continue" sends no body after the response, but its next request; or it does send it. What came
-    /// behind a handshake that was not accepted is another protocol's, or a request.
-    pub fn leaves_doubt(&self, client: &Downstream, continues: bool) -> bool {
-        (self.expects && !continues && !client.body().ended())
-            || (self.upgrade.is_some() && !client.received.is_empty())
-    }
 }
 
 /// Whether `method` is known to be idempotent.

@@ -14,10 +14,11 @@ use pingora::http::ResponseHeader;
 use pingora::prelude::{Error, ErrorType, Result};
 
 use crate::exchange::request::Request;
+use crate::forward::client::ClientSide;
 use crate::forward::direct::Ending;
 use crate::headers::origin_response::{Delivery, Framing, ResponseHead};
 use crate::http1::chunked::{write_data, write_last};
-use crate::http1::downstream::{ClientFault, Downstream};
+use crate::http1::downstream::ClientFault;
 use crate::http1::scratch::SCRATCH;
 use crate::lifecycle::Lifecycle;
 
@@ -61,8 +62,8 @@ impl Fault {
 }
 
 /// What the session needs where Pingora forwards.
-pub(super) struct Forwarding {
-    pub(super) client: Box<Downstream>,
+pub(super) struct Forwarding<C> {
+    pub(super) client: Box<C>,
     /// What had come of the body before Pingora asked for it.
     pub(super) first: BytesMut,
     lifecycle: Arc<Lifecycle>,
@@ -85,13 +86,13 @@ pub(super) struct Forwarding {
     pub(super) ending: Ending,
 }
 
-impl Forwarding {
-    pub(super) fn new(client: Box<Downstream>, first: BytesMut, request: &Request, lifecycle: &Arc<Lifecycle>) -> Self {
+impl<C: ClientSide> Forwarding<C> {
+    pub(super) fn new(client: Box<C>, first: BytesMut, request: &Request, lifecycle: &Arc<Lifecycle>) -> Self {
         Self {
             lifecycle: Arc::clone(lifecycle),
             request: request.clone(),
             keeps: request.keeps,
-            empty: first.is_empty() && client.body().ended(),
+            empty: first.is_empty() && client.body_ended(),
             first,
             client,
             silent_since: None,
@@ -109,7 +110,7 @@ impl Forwarding {
 
     /// Whether Pingora has had the whole body.
     pub(super) fn body_ended(&self) -> bool {
-        self.first.is_empty() && self.client.body().ended()
+        self.first.is_empty() && self.client.body_ended()
     }
 
     /// Ready with more of the body, or its end.
@@ -161,12 +162,12 @@ impl Forwarding {
     /// Ready when what is held while somebody is waited for is too much.
     fn poll_held(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let client = &mut self.client;
-        let least = self.request.weight + client.received.capacity();
+        let least = self.request.weight + client.held();
         let held = self.held.as_ref().map_or(0, BytesMut::capacity);
-        ready!(client.hold.poll(context, least + held, false));
+        ready!(client.hold().poll(context, least + held, false));
         // A request that could be sent again is worth more than another try of it.
         if self.held.take().is_some_and(|held| !held.is_empty()) {
-            return client.hold.poll(context, least, false);
+            return client.hold().poll(context, least, false);
         }
         Poll::Ready(())
     }
@@ -174,7 +175,7 @@ impl Forwarding {
     pub(super) fn poll_silent(&mut self, context: &mut Context<'_>) -> Poll<Box<Error>> {
         let since = *self.silent_since.get_or_insert_with(Instant::now);
         let patience = self.request.policy.upstream.read_timeout;
-        let silent = self.client.timer.poll(context, since, patience);
+        let silent = self.client.timer().poll(context, since, patience);
         silent.map(|()| Fault::SilentBackend.into_error(ErrorType::ReadTimedout))
     }
 
@@ -209,14 +210,14 @@ impl Forwarding {
         if informational && self.request.old {
             return Ok(());
         }
-        let in_doubt = status != 101 && self.request.leaves_doubt(&self.client, self.continues);
+        let in_doubt = status != 101 && self.client.leaves_doubt(&self.request, self.continues);
         self.keeps &= !in_doubt && !self.lifecycle.is_draining();
         let delivery = Delivery {
             keeps: self.keeps,
             old: self.request.old,
             trailers: false,
         };
-        let framing = head.write(&delivery, out);
+        let framing = self.client.write_head(&head, &delivery, out);
         if informational {
             return Ok(());
         }
@@ -224,7 +225,7 @@ impl Forwarding {
             self.switched = true;
             self.keeps = false;
             self.client.switch();
-        } else if !self.client.body().ended() {
+        } else if !self.client.body_ended() {
             self.client.both_talk();
         }
         self.keeps &= !matches!(framing, Framing::Close);
@@ -255,7 +256,7 @@ impl Forwarding {
 
     pub(super) async fn write(&mut self, out: &[u8]) -> Result<()> {
         self.silent_since = None;
-        let written = self.client.write_all(out).await;
+        let written = self.client.write_all(out, self.ended).await;
         if written.is_err_and(ClientFault::is_stall) {
             self.ending = Ending::Abandon;
         }

@@ -1,10 +1,12 @@
 //! Sends an admitted request to a backend and its response to the client.
 //!
+//! - [`client`]: the client's side of an exchange, as both forwarders see it.
 //! - [`proxy`]: Pingora's hooks, through which every admitted request passes.
 //! - [`session`]: presents a request to Pingora as a session.
 //! - [`forwarding`]: the client's side of an exchange that Pingora forwards.
 //! - [`direct`]: our own forwarder, for HTTP/1.1 without TLS.
 
+pub mod client;
 pub mod direct;
 pub mod forwarding;
 pub mod proxy;

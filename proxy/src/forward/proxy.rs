@@ -20,6 +20,7 @@ use pingora::{ErrorSource, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::exchange::retry::{self, Failure, Next, Try};
+use crate::forward::client::Client;
 use crate::forward::direct::Direct;
 use crate::forward::forwarding::Fault;
 use crate::forward::session::{Exchange, Handover};
@@ -165,15 +166,15 @@ impl ProxyHttp for EdgeProxy {
         if let Some(fault) = exchange.fault {
             return Err(Fault::Client(fault).into_error(ErrorType::ReadError));
         }
-        let Some(mut client) = exchange.client.take() else {
-            return Ok(false);
-        };
-        let ending = self
-            .direct
-            .forward(&exchange.request, &mut client, &mut exchange.record)
-            .await;
-        Handover::give_back(client, ending);
-        Ok(true)
+        let (request, record) = (&exchange.request, &mut exchange.record);
+        match exchange.client.take() {
+            None => Ok(false),
+            Some(Client::Http1(mut client)) => {
+                let ending = self.direct.forward(request, &mut *client, record).await;
+                Handover::give_back(Client::Http1(client), ending);
+                Ok(true)
+            }
+        }
     }
 
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Self::CTX) -> Result<Box<HttpPeer>> {

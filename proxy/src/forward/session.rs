@@ -27,6 +27,7 @@ use pingora::protocols::l4::socket::SocketAddr;
 use crate::config::Forwarder;
 use crate::exchange::record::Record;
 use crate::exchange::request::Request;
+use crate::forward::client::{Client, ClientSide};
 use crate::forward::direct::Ending;
 use crate::forward::forwarding::{Fault, Forwarding};
 use crate::headers::request::Span;
@@ -43,7 +44,7 @@ tokio::task_local! {
 #[derive(Default)]
 pub struct Handover {
     exchange: Cell<Option<Box<Exchange>>>,
-    client: Cell<Option<(Box<Downstream>, Ending)>>,
+    client: Cell<Option<(Client, Ending)>>,
 }
 
 impl Handover {
@@ -53,13 +54,13 @@ impl Handover {
     }
 
     /// Hands the client back, and says how its connection goes on.
-    pub fn give_back(client: Box<Downstream>, ending: Ending) {
+    pub fn give_back(client: Client, ending: Ending) {
         // Without a scope there is nobody to take it, so it is closed.
         let _ = HANDOVER.try_with(|handover| handover.client.set(Some((client, ending))));
     }
 
     /// Takes the client that was handed back.
-    pub fn client() -> Option<(Box<Downstream>, Ending)> {
+    pub fn client() -> Option<(Client, Ending)> {
         HANDOVER.try_with(|handover| handover.client.take()).ok().flatten()
     }
 }
@@ -90,7 +91,7 @@ pub struct Exchange {
     /// What becomes of it.
     pub record: Record,
     /// The client, unless the session has it.
-    pub client: Option<Box<Downstream>>,
+    pub client: Option<Client>,
     /// What is wrong with what has come of the request's body, if anything is, and the session has the client.
     pub fault: Option<ClientFault>,
     /// What Pingora has tried, if it forwards.
@@ -99,7 +100,7 @@ pub struct Exchange {
 
 impl Exchange {
     /// Of `request`, which `client` has sent.
-    pub fn new(request: Request, record: Record, client: Box<Downstream>) -> Self {
+    pub fn new(request: Request, record: Record, client: Client) -> Self {
         Self {
             request,
             record,
@@ -118,19 +119,20 @@ pub fn open(
 ) -> (ServerSession, Handover) {
     let forwarded = exchange.request.policy.forwarder == Forwarder::Pingora;
     let client = exchange.client.take_if(|_| forwarded);
-    let session = Session {
-        header: Some(header),
-        forwarding: client.map(|mut client| {
+    let session: Box<dyn Custom> = match client {
+        None => Session::<Downstream>::new(header, None),
+        Some(Client::Http1(mut client)) => {
             let mut first = BytesMut::with_capacity(client.received.len());
             exchange.fault = client.received_body(&mut first).err();
-            Forwarding::new(client, first, &exchange.request, lifecycle)
-        }),
+            let forwarding = Forwarding::new(client, first, &exchange.request, lifecycle);
+            Session::new(header, Some(forwarding))
+        }
     };
     let handover = Handover {
         exchange: Cell::new(Some(Box::new(exchange))),
         client: Cell::new(None),
     };
-    (ServerSession::new_custom(Box::new(session)), handover)
+    (ServerSession::new_custom(session), handover)
 }
 
 thread_local! {
@@ -197,13 +199,20 @@ fn broken(what: &'static str) -> Box<Error> {
 }
 
 /// A session of Pingora's.
-pub struct Session {
+pub struct Session<C: ClientSide> {
     header: Option<Box<RequestHeader>>,
-    forwarding: Option<Forwarding>,
+    forwarding: Option<Forwarding<C>>,
 }
 
-impl Session {
-    fn forwarding(&mut self) -> Result<&mut Forwarding> {
+impl<C: ClientSide> Session<C> {
+    fn new(header: Box<RequestHeader>, forwarding: Option<Forwarding<C>>) -> Box<Self> {
+        Box::new(Self {
+            header: Some(header),
+            forwarding,
+        })
+    }
+
+    fn forwarding(&mut self) -> Result<&mut Forwarding<C>> {
         match &mut self.forwarding {
             Some(forwarding) => Ok(forwarding),
             None => Error::e_explain(ErrorType::InternalError, "the direct forwarder has the client"),
@@ -211,7 +220,7 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl<C: ClientSide> Drop for Session<C> {
     fn drop(&mut self) {
         if let Some(header) = self.header.take().filter(|header| !header.has_case()) {
             let mut parts: http::request::Parts = (*header).into();
@@ -227,13 +236,13 @@ impl Drop for Session {
             });
         }
         if let Some(forwarding) = self.forwarding.take() {
-            Handover::give_back(forwarding.client, forwarding.ending);
+            Handover::give_back(forwarding.client.into_client(), forwarding.ending);
         }
     }
 }
 
 #[async_trait]
-impl Custom for Session {
+impl<C: ClientSide> Custom for Session<C> {
     fn req_header(&self) -> &RequestHeader {
         self.header.as_deref().expect("it is taken only by Drop")
     }

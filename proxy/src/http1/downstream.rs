@@ -21,7 +21,7 @@ use pingora::protocols::l4::ext::{get_recv_buf, get_tcp_info};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 use crate::http1::chunked::{BadFraming, Decoder};
-use crate::http1::held::{Hold, SENDING};
+use crate::http1::held::Hold;
 use crate::http1::rate::Rate;
 use crate::http1::scratch::Scratch;
 use crate::http1::timer::Timer;
@@ -388,41 +388,6 @@ impl Downstream {
     /// The client is not waited for, whatever it was asked before.
     pub fn excuse_sending(&mut self) {
         self.reading.excuse();
-    }
-
-    /// Writes all of `bytes`, within the deadlines of a response.
-    ///
-    /// # Errors
-    /// When the client is gone, or too slow.
-    pub async fn write_all(&mut self, mut bytes: &[u8]) -> Result<(), ClientFault> {
-        poll_fn(|context| {
-            while !bytes.is_empty() {
-                let Poll::Ready(written) = self.poll_write(context, bytes, b"") else {
-                    let held = bytes.len() + self.received.capacity() + SENDING;
-                    if self.hold.poll(context, held, false).is_ready() {
-                        return Poll::Ready(Err(ClientFault::HeldTooMuch));
-                    }
-                    return self.poll_slow(context).map(Err);
-                };
-                bytes = &bytes[written?..];
-            }
-            self.hold.release();
-            Poll::Ready(Ok(()))
-        })
-        .await
-    }
-
-    /// Ready when the client has been waited for too long.
-    pub fn poll_slow(&mut self, context: &mut Context<'_>) -> Poll<ClientFault> {
-        let waits = [
-            (self.sending(), ClientFault::SlowToSend),
-            (self.taking(), ClientFault::SlowToRead),
-        ];
-        let waits = waits.into_iter().filter_map(|(wait, fault)| Some((wait?, fault)));
-        match waits.min_by_key(|((since, limit), _)| *since + *limit) {
-            Some(((since, limit), fault)) => self.timer.poll(context, since, limit).map(|()| fault),
-            None => Poll::Pending,
-        }
     }
 
     /// Reads the rest of the body and forgets it. Returns whether it came in time, so that another request may follow.

@@ -32,6 +32,7 @@ use crate::config::{ClientLimits, Forwarder};
 use crate::exchange::admission::{Admission, Connection, Rejected};
 use crate::exchange::record::Record;
 use crate::exchange::request::{Request, is_idempotent};
+use crate::forward::client::{Client, ClientSide};
 use crate::forward::direct::Ending;
 use crate::forward::proxy::EdgeProxy;
 use crate::forward::session::{self, Exchange, HANDOVER, Handover};
@@ -165,7 +166,7 @@ impl Edge {
                 };
                 match self.decide(head, &mut client, connection, &policy, &mut record, last) {
                     Ok((header, request)) => {
-                        let exchange = Exchange::new(request, record, client);
+                        let exchange = Exchange::new(request, record, Client::Http1(client));
                         return self.forward(header, exchange, shutdown).await;
                     }
                     Err(rejected) => rejected,
@@ -276,7 +277,7 @@ impl Edge {
             let _ = AssertUnwindSafe(serving).catch_unwind().await;
             Handover::client()
         };
-        let (mut client, ending) = HANDOVER.scope(handover, served).await?;
+        let (Client::Http1(mut client), ending) = HANDOVER.scope(handover, served).await?;
         client.hold.release();
         match ending {
             Ending::Keep if client.discard_body().await => return Some(client),
@@ -303,7 +304,7 @@ impl Edge {
             None => why.rejection.answer(delivery),
         };
         record.failed(why.rejection, why.rule.map(Into::into));
-        let written = client.write_all(&answer).await.is_ok();
+        let written = client.write_all(&answer, true).await.is_ok();
         if written {
             record.answered_here(why.rejection, delivery);
         }
@@ -328,7 +329,7 @@ impl Edge {
             self.reject(client, &why, Delivery::LAST, record, policy).await;
         } else {
             record.failed(why.rejection, None);
-            if let Some(Ok(())) = client.write_all(&why.rejection.answer(Delivery::LAST)).now_or_never() {
+            if let Some(Ok(())) = client.reject(why.rejection, Delivery::LAST).now_or_never() {
                 record.answered_here(why.rejection, Delivery::LAST);
             }
         }

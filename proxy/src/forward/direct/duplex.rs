@@ -14,50 +14,23 @@ use bytes::{Buf, BytesMut};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
+use super::coming::Coming;
 use super::upload::Upload;
 use super::{Broken, Ending};
 use crate::exchange::record::Record;
 use crate::exchange::request::Request;
 use crate::exchange::retry::Failure;
+use crate::forward::client::ClientSide;
 use crate::headers::origin_response::{self, Delivery, Framing, ResponseHead};
 use crate::headers::straighten::{may_straighten, straighten};
 use crate::http1::chunked::{BadFraming, Decoder, write_chunk, write_data, write_last};
-use crate::http1::downstream::{ClientFault, Downstream};
+use crate::http1::downstream::ClientFault;
 use crate::http1::head;
 use crate::http1::scratch::Scratch;
 use crate::lifecycle::Lifecycle;
 
 /// A body of this size or less is sent together with its head, at the price of a copy.
 const COPIED: usize = 4096;
-
-/// What has come of a response, as its origin delimits it.
-#[derive(Debug)]
-pub(super) enum Coming {
-    Length(u64),
-    Chunked(Decoder),
-    /// Until the origin closes the connection.
-    Close {
-        closed: bool,
-    },
-}
-
-impl Coming {
-    /// How much, if that is known.
-    pub(super) fn left(&self) -> Option<u64> {
-        match self {
-            Self::Length(left) => Some(*left),
-            Self::Chunked(_) | Self::Close { .. } => None,
-        }
-    }
-
-    fn ended(&self) -> bool {
-        match self {
-            Self::Length(left) => *left == 0,
-            Self::Chunked(decoder) => decoder.ended(),
-            Self::Close { closed } => *closed,
-        }
-    }
-}
 
 /// A response whose head has been sent to the client.
 #[derive(Debug)]
@@ -71,11 +44,11 @@ pub(super) struct Response {
 }
 
 /// One try.
-pub struct Duplex<'t> {
+pub struct Duplex<'t, C> {
     pub(super) request: &'t Request,
     lifecycle: &'t Lifecycle,
     pub(super) record: &'t mut Record,
-    pub(super) client: &'t mut Downstream,
+    pub(super) client: &'t mut C,
     pub(super) upload: &'t mut Upload,
     pub(super) origin: TcpStream,
     /// What the origin said when it could not be sent more.
@@ -100,13 +73,13 @@ pub struct Duplex<'t> {
     pub(super) looked: Option<Instant>,
 }
 
-impl<'t> Duplex<'t> {
+impl<'t, C: ClientSide> Duplex<'t, C> {
     /// A try of `request` on `origin`.
     pub fn new(
         request: &'t Request,
         origin: TcpStream,
         lifecycle: &'t Lifecycle,
-        client: &'t mut Downstream,
+        client: &'t mut C,
         upload: &'t mut Upload,
         record: &'t mut Record,
     ) -> Self {
@@ -169,7 +142,7 @@ impl<'t> Duplex<'t> {
         if self.switched {
             return self.poll_tunnel(context);
         }
-        if self.client.body().ended() && self.client.poll_gone(context).is_ready() {
+        if self.client.body_ended() && self.client.poll_gone(context).is_ready() {
             return Poll::Ready(Err(ClientFault::Gone.into()));
         }
         self.poll_deadlines(context).map(Err)
@@ -177,7 +150,7 @@ impl<'t> Duplex<'t> {
 
     /// Moves the request to the origin, for as long as both ends are ready.
     fn poll_upload(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ClientFault>> {
-        self.upload.take_received(self.client)?;
+        self.upload.take_received(context, self.client)?;
         while self.send_error.is_none() {
             ready!(self.poll_send(context));
             if self.upload.is_done() {
@@ -217,6 +190,7 @@ impl<'t> Duplex<'t> {
             if let Some(response) = &self.response
                 && response.coming.ended()
             {
+                self.client.end(response.coming.trailers());
                 self.record.ended();
                 return Poll::Ready(Ok(if response.keeps { Ending::Keep } else { Ending::Close }));
             }
@@ -238,8 +212,9 @@ impl<'t> Duplex<'t> {
 
     /// Sends the client what it has not taken.
     pub(super) fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ClientFault>> {
+        let last = self.is_last();
         while !self.pending.is_empty() {
-            let taken = ready!(self.client.poll_write(context, &self.pending, b""))?;
+            let taken = ready!(self.client.poll_write(context, &self.pending, b"", last))?;
             self.pending.advance(taken);
             if self.pending.is_empty() {
                 self.pending = BytesMut::new();
@@ -248,6 +223,12 @@ impl<'t> Duplex<'t> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Whether nothing follows what the client is sent now, and no trailers.
+    fn is_last(&self) -> bool {
+        let coming = self.response.as_ref().map(|response| &response.coming);
+        coming.is_some_and(|coming| coming.ended() && coming.trailers().is_empty())
     }
 
     /// Sends the client `head` and then `body`, and keeps what it does not take.
@@ -262,8 +243,9 @@ impl<'t> Duplex<'t> {
             body = &[];
         }
         let mut head = &head[..];
+        let last = self.is_last();
         while !(head.is_empty() && body.is_empty()) {
-            match self.client.poll_write(context, head, body) {
+            match self.client.poll_write(context, head, body, last) {
                 Poll::Ready(taken) => {
                     let taken = taken?;
                     let of_head = taken.min(head.len());
@@ -350,7 +332,7 @@ impl<'t> Duplex<'t> {
                     }
                     // HTTP/1.0 has none.
                     if !self.request.old {
-                        head.write(&self.delivery(true), &mut out);
+                        self.client.write_head(&head, &self.delivery(true), &mut out);
                     }
                 }
                 _ => {
@@ -393,7 +375,7 @@ impl<'t> Duplex<'t> {
         }
         self.answered(head.status);
         self.record.ended();
-        head.write(&self.delivery(false), out);
+        self.client.write_head(head, &self.delivery(false), out);
         self.client.switch();
         self.switched = true;
         Ok(())
@@ -402,12 +384,12 @@ impl<'t> Duplex<'t> {
     /// Begins the final response.
     fn answer(&mut self, head: &ResponseHead<'_>, out: &mut BytesMut) {
         self.answered(head.status);
-        if !self.client.body().ended() {
+        if !self.client.body_ended() {
             self.client.both_talk();
         }
-        let in_doubt = self.request.leaves_doubt(self.client, self.continues);
+        let in_doubt = self.client.leaves_doubt(self.request, self.continues);
         let keeps = self.request.keeps && !in_doubt && !self.lifecycle.is_draining();
-        let framing = head.write(&self.delivery(keeps), out);
+        let framing = self.client.write_head(head, &self.delivery(keeps), out);
         self.response = Some(Response {
             coming: match head.framing {
                 Framing::None => Coming::Length(0),

@@ -2,6 +2,7 @@
 //!
 //! - `upload`: the request and its body, on the way to the origin.
 //! - `duplex`: one try: both bodies at once.
+//! - `coming`: the body of its response, as the origin delimits it.
 //! - `tunnel`: a try that has switched to another protocol.
 //! - `waits`: the deadlines of both ends of a try, and what it holds.
 //!
@@ -24,7 +25,8 @@ use tokio::time::timeout;
 use crate::exchange::record::Record;
 use crate::exchange::request::Request;
 use crate::exchange::retry::{self, Failure, Next, Try};
-use crate::http1::downstream::{ClientFault, Downstream};
+use crate::forward::client::ClientSide;
+use crate::http1::downstream::ClientFault;
 use crate::lifecycle::Lifecycle;
 use crate::observe::metrics::Metrics;
 use crate::pool::Pool;
@@ -32,6 +34,7 @@ use crate::pool::endpoint::Endpoint;
 use crate::pool::retry_budget::RetryBudget;
 use crate::rejection::{Delivery, Rejection};
 
+mod coming;
 mod duplex;
 mod tunnel;
 mod upload;
@@ -136,7 +139,7 @@ impl Direct {
     }
 
     /// Forwards `request`, which `client` has sent, and its answer.
-    pub async fn forward(&self, request: &Request, client: &mut Downstream, record: &mut Record) -> Ending {
+    pub async fn forward(&self, request: &Request, client: &mut impl ClientSide, record: &mut Record) -> Ending {
         let limits = &request.policy.upstream;
         let mut upload = Upload::new(request, limits.retry_buffer);
         let mut endpoint = request.endpoint.clone();
@@ -179,7 +182,7 @@ impl Direct {
         request: &Request,
         endpoint: &Endpoint,
         on_new_connection: bool,
-        client: &mut Downstream,
+        client: &mut impl ClientSide,
         upload: &mut Upload,
         record: &mut Record,
     ) -> Result<Ending, (Broken, Option<Try>)> {
@@ -257,7 +260,7 @@ impl Direct {
     }
 
     /// Records that a try has failed, unless that says nothing about the backend.
-    fn blame(&self, broken: &Broken, endpoint: &Endpoint, client: &Downstream, request: &Request) {
+    fn blame(&self, broken: &Broken, endpoint: &Endpoint, client: &impl ClientSide, request: &Request) {
         let limits = &request.policy.upstream.ejection;
         match broken {
             Broken::Client(_) => {}
@@ -271,7 +274,7 @@ impl Direct {
 }
 
 /// Ends a request that nobody will answer: answers it here, if nothing of a response has been sent.
-async fn fail(broken: Broken, request: &Request, client: &mut Downstream, record: &mut Record) -> Ending {
+async fn fail(broken: Broken, request: &Request, client: &mut impl ClientSide, record: &mut Record) -> Ending {
     let rejection = broken.rejection();
     let stalls = matches!(broken, Broken::Client(fault) if fault.is_stall());
     record.failed(rejection, Some(broken.into_words()));
@@ -282,7 +285,7 @@ async fn fail(broken: Broken, request: &Request, client: &mut Downstream, record
         keeps: false,
         head_only: request.to_head,
     };
-    if client.write_all(&rejection.answer(delivery)).await.is_err() {
+    if client.reject(rejection, delivery).await.is_err() {
         return Ending::Cut;
     }
     record.answered_here(rejection, delivery);

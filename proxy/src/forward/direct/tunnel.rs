@@ -9,10 +9,11 @@ use tokio::io::AsyncReadExt;
 use super::duplex::{Duplex, origin};
 use super::{Broken, Ending};
 use crate::exchange::retry::Failure;
+use crate::forward::client::ClientSide;
 use crate::http1::scratch::Scratch;
 use crate::rejection::Rejection;
 
-impl Duplex<'_> {
+impl<C: ClientSide> Duplex<'_, C> {
     /// Moves what comes in either direction, until one end closes and the other has everything.
     pub(super) fn poll_tunnel(&mut self, context: &mut Context<'_>) -> Poll<Result<Ending, Broken>> {
         let (there, there_moved) = self.poll_tunnel_up(context);
@@ -26,7 +27,7 @@ impl Duplex<'_> {
         }
         let since = *self.says_since.get_or_insert_with(Instant::now);
         let limit = self.request.policy.upstream.tunnel_idle_timeout;
-        ready!(self.client.timer.poll(context, since, limit));
+        ready!(self.client.timer().poll(context, since, limit));
         Poll::Ready(Err(origin(
             Failure::TimedOut,
             "nothing was said for upstream.tunnel_idle_timeout",
@@ -41,7 +42,7 @@ impl Duplex<'_> {
             let sent = self.upload.poll_send(context, &mut self.origin);
             moved |= self.upload.unsent() < before;
             match sent {
-                Poll::Ready(Ok(())) if self.client.body().ended() => return (true, moved),
+                Poll::Ready(Ok(())) if self.client.body_ended() => return (true, moved),
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return (true, moved),
                 Poll::Pending => return (false, moved),

@@ -8,8 +8,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::net::TcpStream;
 
 use crate::exchange::request::Request;
+use crate::forward::client::ClientSide;
 use crate::http1::chunked::{CHUNK_OVERHEAD, write_data, write_last};
-use crate::http1::downstream::{Body, ClientFault, Downstream};
+use crate::http1::downstream::ClientFault;
 use crate::http1::scratch::Scratch;
 use crate::http1::write::poll_write_both;
 
@@ -55,11 +56,10 @@ impl Upload {
     }
 
     /// Whether the request can be sent again, whatever is still to come of its body.
-    pub fn is_repeatable(&self, client: &Downstream) -> bool {
-        self.hold.is_some_and(|hold| match client.body() {
-            Body::Length(left) => self.body.len() as u64 + left <= hold as u64,
-            Body::Chunked(_) => self.whole,
-            Body::Tunnel { .. } => false,
+    pub fn is_repeatable(&self, client: &impl ClientSide) -> bool {
+        self.hold.is_some_and(|hold| match client.body_left() {
+            Some(left) => self.body.len() as u64 + left <= hold as u64,
+            None => self.whole,
         })
     }
 
@@ -123,8 +123,12 @@ impl Upload {
     }
 
     /// Reads more of the body. Ready when there is more to send, or the body has ended.
-    pub fn poll_read(&mut self, context: &mut Context<'_>, client: &mut Downstream) -> Poll<Result<(), ClientFault>> {
-        if !self.chunked && client.body().ended() {
+    pub fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        client: &mut impl ClientSide,
+    ) -> Poll<Result<(), ClientFault>> {
+        if !self.chunked && client.body_ended() {
             self.whole = true;
             return Poll::Ready(Ok(()));
         }
@@ -138,18 +142,22 @@ impl Upload {
     ///
     /// # Errors
     /// When the client is at fault.
-    pub fn take_received(&mut self, client: &mut Downstream) -> Result<(), ClientFault> {
-        if self.has_begun() || client.received.is_empty() || client.body().ended() {
+    pub fn take_received(
+        &mut self,
+        context: &mut Context<'_>,
+        client: &mut impl ClientSide,
+    ) -> Result<(), ClientFault> {
+        if self.has_begun() || !client.has_received() || client.body_ended() {
             return Ok(());
         }
         let mut data = Scratch::take();
-        client.received_body(&mut data)?;
+        client.received_body(context, &mut data)?;
         self.note(&data, client);
         Ok(())
     }
 
     /// Notes `data` of the body, which may be all of it.
-    fn note(&mut self, data: &[u8], client: &Downstream) {
+    fn note(&mut self, data: &[u8], client: &impl ClientSide) {
         if self.hold.is_some_and(|hold| self.body.len() + data.len() > hold) {
             self.release();
         }
@@ -160,7 +168,7 @@ impl Upload {
         } else {
             self.body.extend_from_slice(data);
         }
-        if client.body().ended() {
+        if client.body_ended() {
             if self.chunked {
                 write_last(&mut self.body, client.trailers());
             }

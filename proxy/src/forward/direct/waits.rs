@@ -8,26 +8,29 @@ use socket2::SockRef;
 use super::Broken;
 use super::duplex::{Duplex, origin};
 use crate::exchange::retry::Failure;
+use crate::forward::client::ClientSide;
 use crate::http1::downstream::ClientFault;
 use crate::http1::held::stalled;
 
 /// How often a client is looked at that is not read from, because its upload waits for the origin.
 const LOOK: Duration = Duration::from_secs(1);
 
-impl Duplex<'_> {
+impl<C: ClientSide> Duplex<'_, C> {
     /// Ready when what is held while somebody is waited for is too much.
     pub(super) fn poll_held(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let moved = std::mem::take(&mut self.moved);
-        ready!(self.client.hold.poll(context, self.held(), moved));
+        let held = self.held();
+        ready!(self.client.hold().poll(context, held, moved));
         // A request that could be sent again is worth more than another try of it.
         if self.upload.give_up() {
-            return self.client.hold.poll(context, self.held(), false);
+            let held = self.held();
+            return self.client.hold().poll(context, held, false);
         }
         Poll::Ready(())
     }
 
     fn held(&self) -> usize {
-        let mut held = self.request.weight + self.client.received.capacity() + self.partial.capacity();
+        let mut held = self.request.weight + self.client.held() + self.partial.capacity();
         held += self.pending_size + self.upload.held();
         // Where one end stalls, the kernel's buffers fill up at both.
         if !self.pending.is_empty() {
@@ -36,9 +39,7 @@ impl Duplex<'_> {
             held += stalled(self.record.bytes, left, receiving);
         }
         if self.upload.unsent() > 0 {
-            // What a client goes on to send when nobody reads it makes the kernel double that.
-            let left = self.client.body().left();
-            held += stalled(self.client.body_bytes(), left, 2 * self.client.receive_buffer());
+            held += self.client.stalled();
         }
         held
     }
@@ -48,7 +49,7 @@ impl Duplex<'_> {
         let limits = &self.request.policy.upstream;
         let reads = self.client.taking();
         let stalls = reads.is_some();
-        let waits_for_word = self.request.expects && !self.continues && !self.client.body().ended();
+        let waits_for_word = self.request.expects && !self.continues && !self.client.body_ended();
         // While the client doesn't read, the origin may have nowhere to put what it would say.
         let says = !stalls && (self.upload.is_done() || waits_for_word || self.send_error.is_some());
         let takes = !stalls && self.upload.unsent() > 0;
@@ -57,7 +58,7 @@ impl Duplex<'_> {
         let takes = takes.then(|| (since(&mut self.takes_since), limits.write_timeout));
         let sends = self.client.sending().filter(|_| !waits_for_word);
         loop {
-            let looks = (takes.is_some() && !self.client.body().ended()).then(|| (since(&mut self.looked), LOOK));
+            let looks = (takes.is_some() && !self.client.body_ended()).then(|| (since(&mut self.looked), LOOK));
             let earliest = [says, takes, sends, reads, looks]
                 .into_iter()
                 .flatten()
@@ -65,7 +66,7 @@ impl Duplex<'_> {
             let Some((from, limit)) = earliest else {
                 return Poll::Pending;
             };
-            ready!(self.client.timer.poll(context, from, limit));
+            ready!(self.client.timer().poll(context, from, limit));
             let ended = |wait: Option<(Instant, Duration)>| wait == earliest;
             return Poll::Ready(if ended(sends) {
                 ClientFault::SlowToSend.into()
@@ -75,7 +76,7 @@ impl Duplex<'_> {
                 origin(Failure::TimedOut, "the backend took nothing for upstream.write_timeout")
             } else if !ended(looks) {
                 origin(Failure::TimedOut, "the backend said nothing for upstream.read_timeout")
-            } else if self.client.has_closed() {
+            } else if self.client.has_closed(context) {
                 ClientFault::Gone.into()
             } else {
                 self.looked = Some(Instant::now());

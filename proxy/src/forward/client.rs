@@ -1,0 +1,263 @@
+//! The client's side of an exchange, as forwarders see it.
+//!
+//! A forwarder reads the body of the request and writes the response through [`ClientSide`], and does not know which version of HTTP
+//! the client speaks. Forwarders are generic over it, so that a request over HTTP/1.1 costs no dynamic calls. [`Client`] is either
+//! version, for the way through Pingora's hooks.
+
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+
+use crate::exchange::request::Request;
+use crate::headers::origin_response::{Delivery as HeadDelivery, Framing, ResponseHead};
+use crate::http1::downstream::{ClientFault, Downstream};
+use crate::http1::held::{Hold, SENDING, stalled};
+use crate::http1::timer::Timer;
+use crate::rejection::{Delivery, Rejection};
+
+/// A client, by the version of HTTP that it speaks.
+#[derive(Debug)]
+pub enum Client {
+    /// HTTP/1.1 or HTTP/1.0.
+    Http1(Box<Downstream>),
+}
+
+/// One client's request and its response.
+///
+/// What is written goes out in this order: heads of interim responses, the head of the final one, its body, its end.
+pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
+    /// The client as it travels.
+    fn into_client(self: Box<Self>) -> Client;
+
+    /// Whether the whole body of the request has been read.
+    fn body_ended(&self) -> bool;
+
+    /// How much of it is still to be read, if that is known.
+    fn body_left(&self) -> Option<u64>;
+
+    /// How much of it has been read.
+    fn body_bytes(&self) -> u64;
+
+    /// The trailers of a body that has ended, each line with its CRLF.
+    fn trailers(&self) -> &[u8];
+
+    /// Reads more of the body and appends its data to `data`, for which it has spare capacity. Ready when there is some, or the
+    /// body has ended.
+    fn poll_body(&mut self, context: &mut Context<'_>, data: &mut BytesMut) -> Poll<Result<(), ClientFault>>;
+
+    /// Whether [`ClientSide::received_body`] may have something.
+    fn has_received(&self) -> bool;
+
+    /// Moves what has been received of the body to `data`, as far as that has spare capacity, and waits for nothing.
+    ///
+    /// # Errors
+    /// When the client is at fault.
+    fn received_body(&mut self, context: &mut Context<'_>, data: &mut BytesMut) -> Result<(), ClientFault>;
+
+    /// Appends the head of a response to `out`, if bytes are what the client gets it in. Returns the framing of its body, which the
+    /// caller adds: none for a client that frames by itself.
+    fn write_head(&mut self, head: &ResponseHead<'_>, delivery: &HeadDelivery, out: &mut BytesMut) -> Framing;
+
+    /// Sends some of `head` and, behind it, of `body`; returns how many bytes. `last`: nothing follows them, and no trailers.
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        head: &[u8],
+        body: &[u8],
+        last: bool,
+    ) -> Poll<Result<usize, ClientFault>>;
+
+    /// The response has ended, with these trailers. In HTTP/1.1 its framing has said so.
+    fn end(&mut self, trailers: &[u8]);
+
+    /// Answers the request with a rejection.
+    fn reject(
+        &mut self,
+        rejection: Rejection,
+        delivery: Delivery,
+    ) -> impl Future<Output = Result<(), ClientFault>> + Send;
+
+    /// From now on whatever comes belongs to another protocol.
+    fn switch(&mut self);
+
+    /// From now on the client is answered while it sends, so that how fast it does may depend on the answer.
+    fn both_talk(&mut self);
+
+    /// The client is not waited for, whatever it was asked before.
+    fn excuse_sending(&mut self);
+
+    /// Since when the client is waited for to send more of its body, and for how long it may be.
+    fn sending(&self) -> Option<(Instant, Duration)>;
+
+    /// Since when the client is waited for to take more of the response, and for how long it may be.
+    fn taking(&self) -> Option<(Instant, Duration)>;
+
+    /// Ready when the client has gone away. For a request whose body has ended.
+    fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()>;
+
+    /// Whether the client has gone away, for one that is not read from while its request waits.
+    fn has_closed(&mut self, context: &mut Context<'_>) -> bool;
+
+    /// Whether more has come than the request, and may be the next or belong to another protocol.
+    fn has_more(&self) -> bool;
+
+    /// What it takes in memory beside what its forwarder holds, in bytes.
+    fn held(&self) -> usize;
+
+    /// What an upload takes that its origin doesn't take, beside what its forwarder holds, in bytes.
+    fn stalled(&self) -> usize;
+
+    /// What it makes the proxy hold.
+    fn hold(&mut self) -> &mut Hold;
+
+    /// For whatever is waited for on behalf of this client; never for two things at a time.
+    fn timer(&mut self) -> &mut Timer;
+
+    /// Whether nobody can tell if what comes after a response is another request. `continues`: the client has been told to send its
+    /// body, or has begun without that.
+    ///
+    /// A client that waits for "100 Continue" sends no body after the response, but its next request; or it does send it. What came
+    /// behind a handshake that was not accepted is another protocol's, or a request.
+    fn leaves_doubt(&self, request: &Request, continues: bool) -> bool {
+        (request.expects && !continues && !self.body_ended()) || (request.upgrade.is_some() && self.has_more())
+    }
+
+    /// Ready when the client has been waited for too long.
+    fn poll_slow(&mut self, context: &mut Context<'_>) -> Poll<ClientFault> {
+        let waits = [
+            (self.sending(), ClientFault::SlowToSend),
+            (self.taking(), ClientFault::SlowToRead),
+        ];
+        let waits = waits.into_iter().filter_map(|(wait, fault)| Some((wait?, fault)));
+        match waits.min_by_key(|((since, limit), _)| *since + *limit) {
+            Some(((since, limit), fault)) => self.timer().poll(context, since, limit).map(|()| fault),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Writes all of `bytes`, within the deadlines of a response. `last`: nothing follows them, and no trailers.
+    ///
+    /// # Errors
+    /// When the client is gone, or too slow.
+    fn write_all(&mut self, mut bytes: &[u8], last: bool) -> impl Future<Output = Result<(), ClientFault>> + Send {
+        poll_fn(move |context| {
+            while !bytes.is_empty() {
+                let Poll::Ready(written) = self.poll_write(context, bytes, b"", last) else {
+                    let held = bytes.len() + self.held() + SENDING;
+                    if self.hold().poll(context, held, false).is_ready() {
+                        return Poll::Ready(Err(ClientFault::HeldTooMuch));
+                    }
+                    return self.poll_slow(context).map(Err);
+                };
+                bytes = &bytes[written?..];
+            }
+            self.hold().release();
+            Poll::Ready(Ok(()))
+        })
+    }
+}
+
+impl ClientSide for Downstream {
+    fn into_client(self: Box<Self>) -> Client {
+        Client::Http1(self)
+    }
+
+    fn body_ended(&self) -> bool {
+        self.body().ended()
+    }
+
+    fn body_left(&self) -> Option<u64> {
+        self.body().left()
+    }
+
+    fn body_bytes(&self) -> u64 {
+        self.body_bytes()
+    }
+
+    fn trailers(&self) -> &[u8] {
+        self.trailers()
+    }
+
+    fn poll_body(&mut self, context: &mut Context<'_>, data: &mut BytesMut) -> Poll<Result<(), ClientFault>> {
+        self.poll_body(context, data)
+    }
+
+    fn has_received(&self) -> bool {
+        !self.received.is_empty()
+    }
+
+    fn received_body(&mut self, _context: &mut Context<'_>, data: &mut BytesMut) -> Result<(), ClientFault> {
+        self.received_body(data)
+    }
+
+    fn write_head(&mut self, head: &ResponseHead<'_>, delivery: &HeadDelivery, out: &mut BytesMut) -> Framing {
+        head.write(delivery, out)
+    }
+
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        head: &[u8],
+        body: &[u8],
+        _last: bool,
+    ) -> Poll<Result<usize, ClientFault>> {
+        self.poll_write(context, head, body)
+    }
+
+    fn end(&mut self, _trailers: &[u8]) {}
+
+    async fn reject(&mut self, rejection: Rejection, delivery: Delivery) -> Result<(), ClientFault> {
+        self.write_all(&rejection.answer(delivery), true).await
+    }
+
+    fn switch(&mut self) {
+        self.switch();
+    }
+
+    fn both_talk(&mut self) {
+        self.both_talk();
+    }
+
+    fn excuse_sending(&mut self) {
+        self.excuse_sending();
+    }
+
+    fn sending(&self) -> Option<(Instant, Duration)> {
+        self.sending()
+    }
+
+    fn taking(&self) -> Option<(Instant, Duration)> {
+        self.taking()
+    }
+
+    fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.poll_gone(context)
+    }
+
+    fn has_closed(&mut self, _context: &mut Context<'_>) -> bool {
+        Self::has_closed(self)
+    }
+
+    fn has_more(&self) -> bool {
+        !self.received.is_empty()
+    }
+
+    fn held(&self) -> usize {
+        self.received.capacity()
+    }
+
+    fn stalled(&self) -> usize {
+        // What a client goes on to send when nobody reads it makes the kernel double that.
+        stalled(self.body_bytes(), self.body().left(), 2 * self.receive_buffer())
+    }
+
+    fn hold(&mut self) -> &mut Hold {
+        &mut self.hold
+    }
+
+    fn timer(&mut self) -> &mut Timer {
+        &mut self.timer
+    }
+}
