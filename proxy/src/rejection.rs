@@ -36,6 +36,8 @@ pub enum Rejection {
     NotImplemented,
     /// There are too many connections, in all or from this client.
     TooManyConnections,
+    /// A balancer in `proxy_protocol` did not begin its connection with the header. It is sent nothing: it may not speak HTTP.
+    BadProxyHeader,
     /// Clients make the proxy hold more than `client.max_held`, and this one has waited longest.
     HeldTooMuch,
     /// The client went away before there was an answer. Nobody sees the status; the log says 499.
@@ -46,7 +48,7 @@ pub enum Rejection {
 
 impl Rejection {
     /// All of them, so that each has its series from the start.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Limited,
         Self::NoBackend,
         Self::BackendFailed,
@@ -59,6 +61,7 @@ impl Rejection {
         Self::UriTooLong,
         Self::NotImplemented,
         Self::TooManyConnections,
+        Self::BadProxyHeader,
         Self::HeldTooMuch,
         Self::ClientGone,
         Self::Internal,
@@ -79,6 +82,7 @@ impl Rejection {
             Self::UriTooLong => (414, "uri_too_long", "URI Too Long\n"),
             Self::NotImplemented => (501, "not_implemented", "Not Implemented\n"),
             Self::TooManyConnections => (503, "too_many_connections", "Service Unavailable\n"),
+            Self::BadProxyHeader => (400, "bad_proxy_header", "Bad Request\n"),
             // 503 and not 408, because it is the proxy that has too little: the same request may pass in a moment.
             Self::HeldTooMuch => (503, "held_too_much", "Service Unavailable\n"),
             Self::ClientGone => (499, "client_gone", ""),

@@ -28,6 +28,8 @@ pub struct Policy {
     pub exempt: Networks,
     /// Peers whose word about the client is believed.
     pub trusted: Networks,
+    /// Balancers that name the client of each connection.
+    pub proxy_protocol: Networks,
     /// What a client connection may take; no more of them than there are descriptors for.
     pub client: ClientLimits,
     /// How much clients may make the proxy hold.
@@ -56,6 +58,7 @@ impl Policy {
             limiter,
             exempt: Networks::new(config.limit.exempt.clone()),
             trusted: Networks::new(config.trusted_proxies.clone()),
+            proxy_protocol: Networks::new(config.proxy_protocol.clone()),
             client,
             upstream: config.upstream.clone(),
             forwarder: config.forwarder,

@@ -45,6 +45,8 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// The peers whose X-Forwarded-* and X-Request-Id are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// The balancers that begin each connection with a PROXY protocol header.
+    pub proxy_protocol: Vec<IpNet>,
     /// Where the set of origins is.
     pub registry: RegistryKind,
     /// How the set is read.
@@ -128,6 +130,7 @@ impl Config {
             );
         }
         let trusted_proxies = section.list("trusted_proxies", Some("TRUSTED_PROXIES"), Vec::new(), network);
+        let proxy_protocol = section.list("proxy_protocol", None, Vec::new(), network);
         let lame_duck = section.value("lame_duck", None, Duration::ZERO, duration_or_zero);
         let drain_timeout = section.value("drain_timeout", None, Duration::from_secs(30), duration_or_zero);
         let readiness = section.value("readiness", None, Readiness::OnceAlive, discovery::readiness);
@@ -162,6 +165,7 @@ impl Config {
             listen,
             admin_listen,
             trusted_proxies,
+            proxy_protocol,
             registry,
             discovery,
             health,

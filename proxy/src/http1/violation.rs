@@ -17,6 +17,9 @@ pub struct Violation {
 /// The rule that a line feed without a carriage return before it breaks.
 pub const LF_ALONE: &str = "a line ends with LF alone";
 
+/// The rule that a PROXY protocol header breaks where none is due.
+pub const PROXY_HEADER: &str = "a PROXY protocol header from a peer that is not in proxy_protocol";
+
 const CR_ALONE: &str = "a CR stands without an LF behind it";
 
 impl Violation {
@@ -38,6 +41,7 @@ impl Violation {
             Some(Error::TooManyHeaders) => {
                 return Self::new(Rejection::HeadTooLarge, "it has more fields than client.max_fields");
             }
+            _ if is_proxy_header(head) => PROXY_HEADER,
             _ if has_lf_alone(head) => LF_ALONE,
             Some(Error::HeaderName) if has_fold(head) => "a field continues on the next line",
             Some(Error::HeaderName) => "the name of a field has a byte that no name may have",
@@ -50,6 +54,12 @@ impl Violation {
 /// Whether a line of `head` ends with a line feed alone.
 pub fn has_lf_alone(head: &[u8]) -> bool {
     memchr::memchr_iter(b'\n', head).any(|newline| newline == 0 || head[newline - 1] != b'\r')
+}
+
+/// Whether `bytes` begin with a PROXY protocol header: a line of version 1, or version 2 without its first two empty lines.
+pub fn is_proxy_header(bytes: &[u8]) -> bool {
+    const BEGINNINGS: [&[u8]; 3] = [b"PROXY TCP", b"PROXY UNKNOWN", b"\0\r\nQUIT\n"];
+    BEGINNINGS.iter().any(|beginning| bytes.starts_with(beginning))
 }
 
 fn has_fold(head: &[u8]) -> bool {

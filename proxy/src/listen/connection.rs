@@ -4,7 +4,7 @@
 //! read without logging it. So heads are read here, bounded in length and time, and checked by [`head`].
 //! [`admission`](crate::exchange::admission) decides whether to admit a request. One that is rejected is answered here, at little
 //! cost. One that is admitted gets a new head from [`headers`](crate::headers) and goes through [`forward`](crate::forward).
-//! Connections are limited too, in total and per client.
+//! Connections are limited too, in total and per client: the client that a PROXY protocol header names, where there is one.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
+use chassis::pauses;
 use futures::FutureExt;
 use futures::future::FusedFuture;
 use pingora::apps::{HttpServerApp, ServerApp};
@@ -41,9 +42,10 @@ use crate::http1::chunked::Decoder;
 use crate::http1::downstream::{Body, Downstream, TOO_MUCH_HELD};
 use crate::http1::head;
 use crate::http1::held::{Budget, Hold, SMALL};
-use crate::http1::violation::Violation;
+use crate::http1::violation::{PROXY_HEADER, Violation, is_proxy_header};
 use crate::lifecycle::{Connected, Lifecycle};
 use crate::limit::refusals::Refusals;
+use crate::listen::proxy_protocol::{self, NoHeader};
 use crate::observe::metrics::Metrics;
 use crate::rejection::{Delivery, Rejection};
 use crate::snapshot::{Live, Policy};
@@ -89,29 +91,78 @@ enum Arrival {
     Malformed(Violation),
 }
 
-/// A connection's places among all and among its client's.
-struct Places {
-    _among_all: Connected,
-    _among_its_own: Option<inflight::Guard>,
-}
+/// A connection's place among its client's; trusted proxies need none.
+type PlaceOfClient = Option<inflight::Guard>;
 
 impl Edge {
-    /// A place for one more connection; `None` when there are too many.
-    fn place(&self, connection: &Connection, policy: &Policy) -> Option<Places> {
-        let limits = &policy.client;
-        let among_all = self.lifecycle.connect();
-        let among_its_own = (!policy.trusted.contain(connection.peer))
-            .then(|| self.by_client.incr(policy.limiter.key(connection.peer), 1));
-        let its_own = among_its_own.as_ref().map_or(0, |(_, count)| (*count).unsigned_abs());
-        let too_many = self.lifecycle.connections() > limits.max_connections;
-        if too_many {
-            self.descriptors_explained
-                .call_once(|| policy.explain_descriptors(true));
+    /// A place among all connections; `None` when there are too many.
+    fn place(&self, policy: &Policy) -> Option<Connected> {
+        let place = self.lifecycle.connect();
+        if self.lifecycle.connections() <= policy.client.max_connections {
+            return Some(place);
         }
-        (!too_many && its_own <= limits.max_connections_per_client).then(|| Places {
-            _among_all: among_all,
-            _among_its_own: among_its_own.map(|(guard, _)| guard),
-        })
+        self.descriptors_explained
+            .call_once(|| policy.explain_descriptors(true));
+        None
+    }
+
+    /// A place among the connections of its client; `None` when there are too many.
+    fn place_of_client(&self, connection: &Connection, policy: &Policy) -> Option<PlaceOfClient> {
+        if policy.trusted.contain(connection.peer) {
+            return Some(None);
+        }
+        let (place, count) = self.by_client.incr(policy.limiter.key(connection.peer), 1);
+        (count.unsigned_abs() <= policy.client.max_connections_per_client).then_some(Some(place))
+    }
+
+    /// The client that the balancer at `peer` names at the start of `stream`, or the balancer itself where it says so. `None` when it
+    /// says nothing that can be understood.
+    async fn named_client(
+        &self,
+        stream: &mut Stream,
+        peer: SocketAddr,
+        policy: &Policy,
+        down: Pin<&mut impl FusedFuture<Output = ()>>,
+    ) -> Option<SocketAddr> {
+        let start = Instant::now();
+        let header = pauses::timeout(policy.client.head_timeout, proxy_protocol::read(stream));
+        let header = self.until_last_call(true, pin!(header), down).await?;
+        let late = NoHeader::Malformed("the PROXY protocol header takes longer than client.head_timeout");
+        match header.unwrap_or(Err(late)) {
+            Ok(client) => Some(client.unwrap_or(peer)),
+            Err(NoHeader::Silent) => None,
+            Err(NoHeader::Malformed(what)) => {
+                let connection = self.connection(peer);
+                Record::new(&connection, start).failed(Rejection::BadProxyHeader, Some(what.into()));
+                None
+            }
+        }
+    }
+
+    /// A connection from `peer`.
+    fn connection(&self, peer: SocketAddr) -> Arc<Connection> {
+        let (metrics, refusals) = (Arc::clone(&self.metrics), Arc::clone(&self.refusals));
+        Arc::new(Connection::new(peer, metrics, refusals))
+    }
+
+    /// Waits for what a client is about to send, the `first` of its connection or a later thing: until it is there, or the drain has
+    /// given it enough time.
+    async fn until_last_call<T>(
+        &self,
+        first: bool,
+        mut wait: impl Future<Output = T> + Unpin,
+        mut down: Pin<&mut impl FusedFuture<Output = ()>>,
+    ) -> Option<T> {
+        if !down.is_terminated() {
+            tokio::select! {
+                biased;
+                done = &mut wait => return Some(done),
+                () = &mut down => {}
+            }
+        }
+        // A client sends its first request as soon as it is connected, so that one is under way; the process waits for it.
+        let _under_way = first.then(|| self.lifecycle.enter());
+        timeout(self.lifecycle.last_call(first), wait).await.ok()
     }
 
     /// Waits for the first bytes of a request, the first of its connection or a later one, on a connection that is idle since
@@ -121,20 +172,11 @@ impl Edge {
         client: &mut Downstream,
         first: bool,
         idle_since: Instant,
-        mut down: Pin<&mut impl FusedFuture<Output = ()>>,
+        down: Pin<&mut impl FusedFuture<Output = ()>>,
     ) -> Option<()> {
         let idle_timeout = self.live.idle_timeout();
-        let mut receive = poll_fn(|context| client.poll_first(context, idle_since, idle_timeout));
-        if !down.is_terminated() {
-            tokio::select! {
-                biased;
-                received = &mut receive => return received,
-                () = &mut down => {}
-            }
-        }
-        // A client sends its first request as soon as it is connected, so that one is under way; the process waits for it.
-        let _under_way = first.then(|| self.lifecycle.enter());
-        timeout(self.lifecycle.last_call(first), receive).await.ok()?
+        let receive = poll_fn(|context| client.poll_first(context, idle_since, idle_timeout));
+        self.until_last_call(first, receive, down).await?
     }
 
     /// Serves the request that `client` begins with. Returns the client when another may follow.
@@ -387,6 +429,8 @@ fn look_for_head(received: &mut BytesMut, scanned: &mut usize, limits: &ClientLi
         None if !head::can_begin(received) => {
             Some(Arrival::Malformed(Violation::malformed(if head::is_tls(received) {
                 "TLS on the port for plain HTTP; use http://"
+            } else if is_proxy_header(received) {
+                PROXY_HEADER
             } else {
                 "the first byte can't begin a request"
             })))
@@ -408,24 +452,25 @@ fn look_for_head(received: &mut BytesMut, scanned: &mut usize, limits: &ClientLi
 
 #[async_trait]
 impl ServerApp for Edge {
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let remote: SocketAddr = *stream.get_socket_digest()?.peer_addr()?.as_inet()?;
-        let connection = Arc::new(Connection::new(
-            remote,
-            Arc::clone(&self.metrics),
-            Arc::clone(&self.refusals),
-        ));
+    async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let mut remote: SocketAddr = *stream.get_socket_digest()?.peer_addr()?.as_inet()?;
         let policy = self.live.policy();
+        let mut watch = shutdown.clone();
+        let mut down = pin!(async move { drop(watch.wait_for(|down| *down).await) }.fuse());
+        let place = self.place(&policy);
+        if place.is_some() && policy.proxy_protocol.contain(remote.ip()) {
+            // Boxed, so that no other connection has room for it.
+            remote = Box::pin(self.named_client(&mut stream, remote, &policy, down.as_mut())).await?;
+        }
+        let connection = self.connection(remote);
         let its_own = (!policy.trusted.contain(connection.peer)).then(|| policy.limiter.key(connection.peer));
         let hold = Hold::new(Arc::clone(&self.held), its_own, policy.held);
         let mut client = Box::new(Downstream::new(stream, &policy.client.transfer, hold));
-        let Some(_places) = self.place(&connection, &policy) else {
+        let Some(_places) = place.and_then(|place| Some((place, self.place_of_client(&connection, &policy)?))) else {
             self.turn_away(client, &connection, &policy).await;
             return None;
         };
         drop(policy);
-        let mut watch = shutdown.clone();
-        let mut down = pin!(async move { drop(watch.wait_for(|down| *down).await) }.fuse());
         let mut requests = 0;
         let mut idle_since = Instant::now();
         loop {

@@ -30,6 +30,7 @@ mod pool;
 mod processes;
 mod prometheus;
 mod protocols;
+mod proxy_protocol;
 mod readiness;
 mod records;
 mod redis_connection;
