@@ -40,11 +40,16 @@ impl Connection {
     /// A connection to `remote`.
     pub fn new(remote: SocketAddr, metrics: Arc<Metrics>, refusals: Arc<Refusals>) -> Self {
         let peer = remote.ip().to_canonical();
-        let peer_text = peer.to_string();
+        let peer_text = text_of(peer);
+        let mut port = itoa::Buffer::new();
+        let port = port.format(remote.port());
         Self {
             peer,
+            remote_addr: match peer {
+                IpAddr::V4(_) => [&peer_text, ":", port].concat(),
+                IpAddr::V6(_) => ["[", &peer_text, "]:", port].concat(),
+            },
             peer_text,
-            remote_addr: SocketAddr::new(peer, remote.port()).to_string(),
             metrics,
             refusals,
         }
@@ -58,6 +63,22 @@ impl Connection {
             Cow::Owned(client.to_string())
         }
     }
+}
+
+/// `address` as text. The standard library's way takes four times as many instructions for an IPv4 address, a visible part of what a
+/// short connection costs.
+fn text_of(address: IpAddr) -> String {
+    let IpAddr::V4(address) = address else {
+        return address.to_string();
+    };
+    let mut text = String::with_capacity("255.255.255.255".len());
+    for (at, octet) in address.octets().into_iter().enumerate() {
+        if at > 0 {
+            text.push('.');
+        }
+        text.push_str(itoa::Buffer::new().format(octet));
+    }
+    text
 }
 
 /// Why a request may not pass.
@@ -139,5 +160,29 @@ impl Admission {
         let endpoint = self.pool.pick().ok_or(Rejection::NoBackend)?;
         self.retries.request(record.start());
         Ok((client.trusted_peer, endpoint))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_written_as_the_standard_library_writes_them() {
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let suppressed = metrics.access_log_suppressed.clone();
+        let refusals = Arc::new(Refusals::new(suppressed, std::time::Instant::now()));
+        for remote in [
+            "192.0.2.1:80",
+            "255.255.255.255:65535",
+            "0.10.200.3:0",
+            "[2001:db8::1]:443",
+            "[::1]:1",
+        ] {
+            let remote: SocketAddr = remote.parse().unwrap();
+            let connection = Connection::new(remote, Arc::new(metrics.clone()), Arc::clone(&refusals));
+            assert_eq!(connection.peer_text, remote.ip().to_string());
+            assert_eq!(connection.remote_addr, remote.to_string());
+        }
     }
 }

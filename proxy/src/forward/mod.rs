@@ -4,10 +4,12 @@
 //! - [`proxy`]: Pingora's hooks, through which every admitted request passes.
 //! - [`session`]: presents a request to Pingora as a session.
 //! - [`forwarding`]: the client's side of an exchange that Pingora forwards.
+//! - `ready`: futures of hooks that wait for nothing.
 //! - [`direct`]: our own forwarder, for HTTP/1.1 without TLS.
 
 pub mod client;
 pub mod direct;
 pub mod forwarding;
 pub mod proxy;
+mod ready;
 pub mod session;

@@ -7,7 +7,6 @@
 use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -23,6 +22,7 @@ use crate::exchange::retry::{self, Failure, Next, Try};
 use crate::forward::client::Client;
 use crate::forward::direct::Direct;
 use crate::forward::forwarding::Fault;
+use crate::forward::ready::{Done, Passed};
 use crate::forward::session::{Exchange, Handover};
 use crate::observe::metrics::Metrics;
 use crate::pool::Pool;
@@ -145,7 +145,7 @@ impl ProxyHttp for EdgeProxy {
     /// Nothing here uses Pingora's modules (compression and the like), so none are built for each request.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
-    /// Written by hand, as is `logging`: a future without a state needs no allocation.
+    /// Written by hand, as is `logging`, because [`Passed`] needs no allocation.
     fn early_request_filter<'s, 'r, 'c, 'f>(
         &'s self,
         _session: &'r mut Session,
@@ -371,27 +371,5 @@ impl ProxyHttp for EdgeProxy {
             drop(exchange);
         }
         Box::pin(Done)
-    }
-}
-
-/// The future of a hook that has nothing to wait for.
-struct Done;
-
-impl Future for Done {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<()> {
-        Poll::Ready(())
-    }
-}
-
-/// The same for one that can fail, and does not.
-struct Passed;
-
-impl Future for Passed {
-    type Output = Result<()>;
-
-    fn poll(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Result<()>> {
-        Poll::Ready(Ok(()))
     }
 }

@@ -8,6 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -30,6 +31,7 @@ use crate::exchange::request::Request;
 use crate::forward::client::{Client, ClientSide};
 use crate::forward::direct::Ending;
 use crate::forward::forwarding::{Fault, Forwarding};
+use crate::forward::ready::Passed;
 use crate::headers::request::Span;
 use crate::http1::downstream::{ClientFault, Downstream};
 use crate::lifecycle::Lifecycle;
@@ -179,7 +181,7 @@ pub fn header(request: &Bytes, method: &str, spans: &[Span], cases: bool) -> Res
         && headers
             .keys()
             .zip(spans)
-            .all(|(name, span)| name.as_str().as_bytes().eq_ignore_ascii_case(&request[span.name()]));
+            .all(|(name, span)| span.is_named(name, request));
     if is_alike {
         for (place, span) in headers.values_mut().zip(spans) {
             *place = value(span)?;
@@ -360,13 +362,18 @@ impl<C: ClientSide> Custom for Session<C> {
         self.forwarding.as_ref().is_none_or(Forwarding::body_ended)
     }
 
-    async fn finish(&mut self) -> Result<()> {
+    /// Written by hand, because [`Passed`] needs no allocation.
+    fn finish<'s, 'f>(&'s mut self) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'f>>
+    where
+        's: 'f,
+        Self: 'f,
+    {
         if let Some(forwarding) = &mut self.forwarding
             && forwarding.written.is_some()
         {
             forwarding.ending = if forwarding.keeps { Ending::Keep } else { Ending::Close };
         }
-        Ok(())
+        Box::pin(Passed)
     }
 
     fn is_body_empty(&mut self) -> bool {

@@ -71,6 +71,14 @@ impl Span {
         self.start..self.start + self.name
     }
 
+    /// Whether the field in `head` has this name.
+    pub fn is_named(self, name: &HeaderName, head: &[u8]) -> bool {
+        match self.own {
+            Some(own) => *name == own.header_name(),
+            None => name.as_str().as_bytes().eq_ignore_ascii_case(&head[self.name()]),
+        }
+    }
+
     /// The name, of a field in `head`.
     ///
     /// # Errors

@@ -206,7 +206,9 @@ impl Edge {
                 } else {
                     client.received.split_to(length).freeze()
                 };
-                match self.decide(head, &mut client, connection, &policy, &mut record, last) {
+                let decided = self.decide(&head, &mut client, connection, &policy, &mut record, last);
+                record.arrived(head);
+                match decided {
                     Ok((header, request)) => {
                         let exchange = Exchange::new(request, record, Client::Http1(client));
                         return self.forward(header, exchange, shutdown).await;
@@ -235,16 +237,15 @@ impl Edge {
     /// connection.
     fn decide(
         &self,
-        bytes: Bytes,
+        bytes: &Bytes,
         client: &mut Downstream,
         connection: &Connection,
         policy: &Arc<Policy>,
         record: &mut Record,
         last: bool,
     ) -> Result<(Box<RequestHeader>, Request), (Rejected, Delivery)> {
-        record.arrived(bytes.clone());
         let mut scratch = head::scratch();
-        let head = head::parse(&bytes, &mut scratch, &policy.client.head);
+        let head = head::parse(bytes, &mut scratch, &policy.client.head);
         let mut head = head.map_err(|violation| (violation.into(), Delivery::LAST))?;
         record.read(head.method.len(), head.target.len());
         let last_of_client = !head.keeps;

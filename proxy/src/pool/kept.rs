@@ -74,14 +74,13 @@ impl Kept {
         }
     }
 
-    /// The connection to `address` that was used last and is still silent, if it has waited for at most `longest`. Older ones
+    /// The connection to `address` that was used last and is still silent, if it was used at `since` or later. Older ones
     /// stay for others.
-    pub fn take(&self, address: SocketAddr, longest: Option<Duration>, now: Instant) -> Option<TcpStream> {
+    pub fn take(&self, address: SocketAddr, since: Option<Instant>) -> Option<TcpStream> {
         loop {
             let mut waiting = self.waiting();
             let at = waiting.connections.iter().rposition(|one| one.address == address)?;
-            let waited = now.saturating_duration_since(waiting.connections[at].since);
-            if longest.is_some_and(|longest| waited > longest) {
+            if since.is_some_and(|since| waiting.connections[at].since < since) {
                 return None;
             }
             let stream = waiting.connections.remove(at)?.stream;
@@ -198,8 +197,8 @@ mod tests {
     }
 
     /// The local ports of the connections that are taken until there is none.
-    fn ports(kept: &Kept, address: SocketAddr, longest: Option<Duration>, now: Instant) -> Vec<u16> {
-        let taken = std::iter::from_fn(|| kept.take(address, longest, now));
+    fn ports(kept: &Kept, address: SocketAddr, since: Option<Instant>) -> Vec<u16> {
+        let taken = std::iter::from_fn(|| kept.take(address, since));
         taken.map(|stream| stream.local_addr().unwrap().port()).collect()
     }
 
@@ -227,8 +226,8 @@ mod tests {
             ends.push(theirs);
         }
         assert_eq!(used(&kept), 3);
-        assert_eq!(ports(&kept, one.address, None, now), [local[2], local[0]]);
-        assert_eq!(ports(&kept, two.address, None, now), [local[1]]);
+        assert_eq!(ports(&kept, one.address, None), [local[2], local[0]]);
+        assert_eq!(ports(&kept, two.address, None), [local[1]]);
         assert_eq!(used(&kept), 0);
     }
 
@@ -242,10 +241,10 @@ mod tests {
         let local = [&old, &new].map(|stream| stream.local_addr().unwrap().port());
         kept.keep(origin.address, old, start);
         kept.keep(origin.address, new, start + 3 * SECOND);
-        let now = start + 4 * SECOND;
-        assert!(kept.take(origin.address, Some(SECOND / 2), now).is_none());
-        assert_eq!(ports(&kept, origin.address, Some(SECOND), now), [local[1]]);
-        assert_eq!(ports(&kept, origin.address, None, now), [local[0]]);
+        let last = start + 3 * SECOND;
+        assert!(kept.take(origin.address, Some(last + SECOND / 2)).is_none());
+        assert_eq!(ports(&kept, origin.address, Some(last)), [local[1]]);
+        assert_eq!(ports(&kept, origin.address, None), [local[0]]);
     }
 
     #[tokio::test]
@@ -264,7 +263,7 @@ mod tests {
         for stream in [silent, spoke, ended] {
             kept.keep(origin.address, stream, now);
         }
-        assert_eq!(ports(&kept, origin.address, None, now), [local]);
+        assert_eq!(ports(&kept, origin.address, None), [local]);
         assert_eq!(used(&kept), 0);
         assert!(is_closed(spoke_end).await);
     }
@@ -292,7 +291,7 @@ mod tests {
         kept.sweep(2 * SECOND, start + 2 * SECOND);
         assert_eq!(used(&kept), 2);
         assert!(is_closed(old_end).await && is_closed(spoke_end).await);
-        assert_eq!(ports(&kept, origin.address, None, now), local, "in the order as before");
+        assert_eq!(ports(&kept, origin.address, None), local, "in the order as before");
     }
 
     #[tokio::test]
@@ -314,7 +313,7 @@ mod tests {
         other.keep(origin.address, ours, now);
         assert!(is_closed(theirs).await, "it has none that could make place");
         assert_eq!(used(&one), 2);
-        assert_eq!(ports(&one, origin.address, None, now), [local[2], local[1]]);
+        assert_eq!(ports(&one, origin.address, None), [local[2], local[1]]);
 
         let (ours, theirs) = origin.connect().await;
         other.keep(origin.address, ours, now);
@@ -368,7 +367,7 @@ mod tests {
         kept.sweep(SECOND, now + SECOND);
         assert_eq!(used(&kept), 1);
         assert!(runtime.block_on(async { is_closed(ended_end).await && is_closed(old_end).await }));
-        let stream = kept.take(origin.address, None, now).unwrap();
+        let stream = kept.take(origin.address, None).unwrap();
 
         // And the runtime still wakes who waits for it.
         let (mut stream, mut silent_end) = (stream, silent_end);
