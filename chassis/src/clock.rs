@@ -19,11 +19,6 @@ pub fn since_1970() -> Duration {
     within(SystemTime::now())
 }
 
-/// Whether the clock shows a time before 1970. Linux refuses to set it so, but a preloaded library or an emulated kernel may not.
-pub fn is_before_1970() -> bool {
-    SystemTime::now() < UNIX_EPOCH
-}
-
 /// `time` since 1970, moved to the nearest second that can be written.
 fn within(time: SystemTime) -> Duration {
     match time.duration_since(UNIX_EPOCH) {

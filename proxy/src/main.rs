@@ -9,7 +9,7 @@ use std::time::Instant;
 use chassis::admin::Admin;
 use chassis::listener::{Doors, Listening};
 use chassis::settings::Remark;
-use chassis::{build_info, clock, descriptors, healthcheck, memory, process};
+use chassis::{build_info, descriptors, healthcheck, memory, process};
 use clap::Parser;
 use gopherproxy::config::{Config, RegistryKind};
 use gopherproxy::discovery::RegistryDiscovery;
@@ -90,11 +90,6 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> {
     config.remarks.iter().for_each(Remark::log);
-    if clock::is_before_1970() {
-        return Err(
-            "the clock shows a time before 1970, for which Pingora can't write a Date field; set the clock".into(),
-        );
-    }
     // Both ports are this process's before anything is started, so that a taken one is an error and nothing else.
     let (sockets, predecessor, signals) = if arguments.upgrade {
         match startup::inherit(&config)? {

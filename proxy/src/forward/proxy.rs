@@ -145,7 +145,7 @@ impl ProxyHttp for EdgeProxy {
     /// Nothing here uses Pingora's modules (compression and the like), so none are built for each request.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
-    /// Written by hand, as is `logging`, because [`Passed`] needs no allocation.
+    /// Written by hand, as is `logging`, because `Passed` needs no allocation.
     fn early_request_filter<'s, 'r, 'c, 'f>(
         &'s self,
         _session: &'r mut Session,

@@ -362,7 +362,7 @@ impl<C: ClientSide> Custom for Session<C> {
         self.forwarding.as_ref().is_none_or(Forwarding::body_ended)
     }
 
-    /// Written by hand, because [`Passed`] needs no allocation.
+    /// Written by hand, because `Passed` needs no allocation.
     fn finish<'s, 'f>(&'s mut self) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'f>>
     where
         's: 'f,
