@@ -185,6 +185,7 @@ fn access_log_line(bencher: Bencher<'_, '_>) {
         bytes: Some(26),
         reason: None,
         error: None,
+        tls: None,
     };
     bencher.bench(|| black_box(&line).write());
 }

@@ -15,6 +15,7 @@
 //! - [`lifecycle`]: whether the process serves, drains or leaves, and what it still has to finish.
 //! - [`config`]: the file and the environment, validated.
 //! - [`http1`]: reads and writes HTTP/1.1.
+//! - [`tls`]: TLS with clients: certificates, session tickets and the encrypted connection.
 //! - [`rejection`]: every response that the proxy makes itself.
 
 pub mod config;
@@ -31,6 +32,7 @@ pub mod pool;
 pub mod process;
 pub mod rejection;
 pub mod snapshot;
+pub mod tls;
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,7 @@
 //! `gopherproxy`: builds the services from the configuration and runs them until a signal.
 
 use std::error::Error;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, Once};
@@ -21,14 +22,17 @@ use gopherproxy::http1::held::Budget;
 use gopherproxy::lifecycle::Lifecycle;
 use gopherproxy::limit::refusals::Refusals;
 use gopherproxy::listen::connection::{Edge, MAX_TURNED_AWAY};
+use gopherproxy::listen::port::Port;
 use gopherproxy::observe::metrics::Metrics;
 use gopherproxy::pool::retry_budget::RetryBudget;
 use gopherproxy::pool::{Intervals, Pool, PoolService};
+use gopherproxy::process::certificates::Watch;
 use gopherproxy::process::reload::Reload;
 use gopherproxy::process::signals::OnSignal;
 use gopherproxy::process::startup::{self, Startup};
 use gopherproxy::process::status::Status;
 use gopherproxy::snapshot::{Live, Machine};
+use gopherproxy::tls;
 use log::info;
 use pingora::listeners::ListenerConfig;
 use pingora::protocols::l4::stream::L4BufferSettings;
@@ -75,7 +79,9 @@ fn main() -> ExitCode {
     let load = || Config::load(arguments.conf.as_deref());
     if arguments.test {
         return process::answer(LOG_FILTER, "the configuration is bad", || {
-            load()?.remarks.iter().for_each(Remark::log);
+            let config = load()?;
+            config.remarks.iter().for_each(Remark::log);
+            certificates(&config)?;
             Ok("the configuration is good".into())
         });
     }
@@ -90,7 +96,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> {
     config.remarks.iter().for_each(Remark::log);
-    // Both ports are this process's before anything is started, so that a taken one is an error and nothing else.
+    let certificates = certificates(&config)?.map(Arc::new);
+    // All ports are this process's before anything is started, so that a taken one is an error and nothing else.
     let (sockets, predecessor, signals) = if arguments.upgrade {
         match startup::inherit(&config)? {
             Some(inherited) => (inherited.sockets, Some(inherited.predecessor), Some(inherited.signals)),
@@ -100,6 +107,7 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
         (startup::bind(&config)?, None, None)
     };
     let (client_socket, admin_socket) = (sockets.client.try_clone()?, sockets.admin.try_clone()?);
+    let tls_socket = sockets.tls.as_ref().map(TcpListener::try_clone).transpose()?;
     info!(version = build_info::VERSION, commit = build_info::COMMIT; "starting");
 
     let prometheus = prometheus::Registry::new();
@@ -147,6 +155,7 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
         Arc::clone(&pool),
         Arc::clone(&live),
         doors.clone(),
+        sockets.all().len(),
     );
     let stage = startup.stage();
     server.add_service(background_service("startup", startup));
@@ -191,12 +200,27 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
         limit_explained: Once::new(),
         descriptors_explained: Once::new(),
     };
-    server.add_service(Listening::new(client_socket, doors, |address| {
-        let mut service = Service::new("proxy".into(), edge);
-        // `downstream` has buffers of its own while it needs them. Pingora's would be most of what an idle connection costs.
-        service.add_listener(ListenerConfig::tcp(address).l4_buffer(L4BufferSettings::unbuffered()));
-        service
-    })?);
+    let edge = Arc::new(edge);
+    let mut listen = |name: &str, socket, tls| {
+        let (edge, doors) = (Arc::clone(&edge), doors.clone());
+        let listening = Listening::new(socket, doors, |address| {
+            let mut service = Service::new(name.into(), Port { edge, tls });
+            // `downstream` has buffers of its own while it needs them. Pingora's would be most of what an idle connection costs.
+            service.add_listener(ListenerConfig::tcp(address).l4_buffer(L4BufferSettings::unbuffered()));
+            service
+        });
+        listening.map(|listening| server.add_service(listening))
+    };
+    listen("proxy", client_socket, None)?;
+    if let (Some(socket), Some(certificates)) = (tls_socket, &certificates) {
+        listen("proxy tls", socket, Some(Arc::clone(certificates)))?;
+        metrics.certificates(&certificates.server().certificates.expiry());
+        let watch = Watch {
+            certificates: Arc::clone(certificates),
+            metrics: metrics.clone(),
+        };
+        server.add_service(background_service("certificates", watch));
+    }
     let (lame_duck, drain_timeout) = (config.lame_duck, config.drain_timeout);
     let reload = Reload {
         path: arguments.conf.clone(),
@@ -204,6 +228,7 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
         server: Arc::clone(&server.configuration),
         registries: vec![read_from, written_to],
         live,
+        certificates,
         pool,
         sentinel,
         metrics,
@@ -221,6 +246,16 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
         }),
     });
     Ok(())
+}
+
+/// What TLS handshakes are made with, if there is a port for it.
+fn certificates(config: &Config) -> Result<Option<tls::server::Live>, Box<dyn Error>> {
+    if config.tls.listen.is_none() {
+        return Ok(None);
+    }
+    let secret = tls::tickets::random_secret()?;
+    let certificates = tls::server::Live::new(config.tls.settings.clone(), secret.into());
+    Ok(Some(certificates.map_err(|error| format!("gopherproxy.tls: {error}"))?))
 }
 
 /// What this process may have.

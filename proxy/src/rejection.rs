@@ -22,6 +22,8 @@ pub enum Rejection {
     BackendTimeout,
     /// The request can't be understood, or could be in two ways.
     BadRequest,
+    /// Plain HTTP on the port for TLS.
+    PlainHttp,
     /// CONNECT and TRACE are not proxied.
     MethodNotAllowed,
     /// The client took too long to send its request.
@@ -48,12 +50,13 @@ pub enum Rejection {
 
 impl Rejection {
     /// All of them, so that each has its series from the start.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Limited,
         Self::NoBackend,
         Self::BackendFailed,
         Self::BackendTimeout,
         Self::BadRequest,
+        Self::PlainHttp,
         Self::MethodNotAllowed,
         Self::RequestTimeout,
         Self::BodyTooLarge,
@@ -75,6 +78,7 @@ impl Rejection {
             Self::BackendFailed => (502, "backend_failed", "Bad Gateway\n"),
             Self::BackendTimeout => (504, "backend_timeout", "Gateway Timeout\n"),
             Self::BadRequest => (400, "bad_request", "Bad Request\n"),
+            Self::PlainHttp => (400, "plain_http", "Plain HTTP on a port for TLS; use https\n"),
             Self::MethodNotAllowed => (405, "method_not_allowed", "Method Not Allowed\n"),
             Self::RequestTimeout => (408, "request_timeout", "Request Timeout\n"),
             Self::BodyTooLarge => (413, "body_too_large", "Content Too Large\n"),

@@ -17,6 +17,14 @@ pub struct Section<'s> {
     changed: Vec<(&'static str, Place)>,
 }
 
+/// An entry of a list in the file.
+pub enum Entry<'s> {
+    /// One value, and where it stands.
+    Text(Place, String),
+    /// A group of keys.
+    Section(Section<'s>),
+}
+
 /// What the environment and the file say of a key.
 struct Found<'s> {
     variable: Option<Variable<'s>>,
@@ -232,6 +240,28 @@ impl<'s> Section<'s> {
             self.note_change(key, place, values != default);
         }
         values
+    }
+
+    /// A list whose entries are groups of keys or single values. One value is a list of one, `none` and nothing are none.
+    pub fn entries(&mut self, key: &'static str) -> Vec<Entry<'s>> {
+        let Some((place, node)) = self.entry(key) else {
+            return Vec::new();
+        };
+        let path = join(&self.path, key);
+        let nodes = match node.value {
+            Value::Scalar { ref text, .. } if node.is_null() || text.trim() == "none" => Vec::new(),
+            Value::List(nodes) => nodes,
+            Value::Scalar { .. } | Value::Mapping(_) => vec![node],
+        };
+        self.note_change(key, place, !nodes.is_empty());
+        let entry = |node: Node| match &node.value {
+            Value::Scalar { text, .. } if !node.is_null() => {
+                let (path, line) = (path.clone(), node.line);
+                Entry::Text(Place::Key { path, line }, text.trim().to_owned())
+            }
+            _ => Entry::Section(Section::new(self.settings, path.clone(), Some(node))),
+        };
+        nodes.into_iter().map(entry).collect()
     }
 
     /// `value`, read from `key`, with the part of it that `variable` sets replaced by `apply`.

@@ -58,6 +58,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     let about = Origination {
         peer: "192.0.2.1",
         trusted_peer,
+        tls: None,
         backend: "backend:80",
         id: &given.and_then(RequestId::given).unwrap_or_else(RequestId::random),
     };

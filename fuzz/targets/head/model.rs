@@ -27,14 +27,14 @@ impl Request<'_> {
 
     /// The host that an absolute target names, and the target as an origin gets it.
     fn origin_form(&self) -> (Option<&[u8]>, Vec<u8>) {
-        let scheme = self
-            .target
-            .get(..7)
-            .filter(|scheme| scheme.eq_ignore_ascii_case(b"http://"));
-        if scheme.is_none() {
+        let begins = |scheme: &&str| {
+            let beginning = self.target.get(..scheme.len());
+            beginning.is_some_and(|beginning| beginning.eq_ignore_ascii_case(scheme.as_bytes()))
+        };
+        let Some(scheme) = ["http://", "https://"].into_iter().find(begins) else {
             return (None, self.target.into());
-        }
-        let rest = &self.target[7..];
+        };
+        let rest = &self.target[scheme.len()..];
         let end = rest.iter().position(|byte| b"/?".contains(byte)).unwrap_or(rest.len());
         let path = match &rest[end..] {
             [] if self.method == b"OPTIONS" => b"*".into(),

@@ -12,6 +12,7 @@ mod networks;
 mod server;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod upstream;
 
 use std::net::SocketAddr;
@@ -28,6 +29,7 @@ pub use client::{ClientLimits, DEFAULT_MAX_CONNECTIONS};
 pub use discovery::{Discovery, Health, Readiness, RegistryKind};
 pub use limit::Limit;
 pub use networks::Networks;
+pub use tls::Tls;
 use upstream::MOST_RETRIES;
 pub use upstream::{Ejection, UpstreamLimits};
 
@@ -57,6 +59,8 @@ pub struct Config {
     pub limit_enabled: bool,
     /// The limit for each client.
     pub limit: Limit,
+    /// TLS with clients.
+    pub tls: Tls,
     /// What a client connection may take.
     pub client: ClientLimits,
     /// What a backend may take.
@@ -129,6 +133,10 @@ impl Config {
                 format_args!("{listen} is the address of listen too; each takes one of its own"),
             );
         }
+        let tls = Tls::read(
+            section.section("tls"),
+            &[("listen", listen), ("admin_listen", admin_listen)],
+        );
         let trusted_proxies = section.list("trusted_proxies", Some("TRUSTED_PROXIES"), Vec::new(), network);
         let proxy_protocol = section.list("proxy_protocol", None, Vec::new(), network);
         let lame_duck = section.value("lame_duck", None, Duration::ZERO, duration_or_zero);
@@ -171,6 +179,7 @@ impl Config {
             health,
             limit_enabled,
             limit,
+            tls,
             client,
             upstream,
             forwarder,
@@ -207,6 +216,7 @@ impl Config {
             ),
             ("listen", self.listen != running.listen),
             ("admin_listen", self.admin_listen != running.admin_listen),
+            ("tls.listen", self.tls.listen != running.tls.listen),
             ("lame_duck", self.lame_duck != running.lame_duck),
             ("drain_timeout", self.drain_timeout != running.drain_timeout),
             ("registry.kind", kind(self) != kind(running)),

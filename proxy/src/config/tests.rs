@@ -1,4 +1,5 @@
 use super::*;
+use crate::tls::Source;
 
 const EVERY_KEY: &str = include_str!("../../../conf/gopherproxy.yaml");
 
@@ -65,7 +66,7 @@ fn the_environment_wins_over_the_file() {
         ("METRICS_PORT", "81"),
         ("RATE_LIMIT_BURST", "9"),
         ("RATE_LIMIT_PER_SECOND", "0.5"),
-        ("REDIS_URL", "rediss://user:secret@redis:6380/2"),
+        ("REDIS_URL", "rediss://user:hunter2@redis:6380/2"),
         ("TRUSTED_PROXIES", "10.0.0.0/8, ::1"),
         ("SENTINEL_TARGETS", "a:1"),
     ];
@@ -74,7 +75,7 @@ fn the_environment_wins_over_the_file() {
     assert_eq!(config.admin_listen, "0.0.0.0:81".parse().unwrap());
     assert_eq!((config.limit.burst, config.limit.per_second), (9, 0.5));
     assert_eq!(config.trusted_proxies.len(), 2);
-    assert!(!format!("{config:?}").contains("secret"));
+    assert!(!format!("{config:?}").contains("hunter2"));
 }
 
 #[test]
@@ -123,6 +124,50 @@ fn each_bad_value_is_named_with_its_line_and_what_was_expected() {
         (
             "gopherproxy: {health: {timeout: soon}}",
             "health.timeout: expected a duration above zero with a unit, such as 5s, 500ms or 1m30s, got \"soon\"",
+        ),
+        (
+            "gopherproxy: {tls: {listen: 443}}",
+            "gopherproxy.tls.listen: TLS needs a certificate: tls.certificates lists files",
+        ),
+        (
+            "gopherproxy: {tls: {listen: '0.0.0.0:8080', certificates: /c}}",
+            "gopherproxy.tls.listen: 0.0.0.0:8080 is the address of listen too",
+        ),
+        (
+            "gopherproxy: {tls: {listen: tls}}",
+            "tls.listen: expected an address and a port, such as 8080, 127.0.0.1:8080 or \"[::]:8080\", or none, got \"tls\"",
+        ),
+        (
+            "gopherproxy:\n  tls:\n    certificates:\n    - certs",
+            "line 4: gopherproxy.tls.certificates: expected {cert: FILE, key: FILE}, or the absolute path of a directory, got \"certs\"",
+        ),
+        (
+            "gopherproxy: {tls: {certificates: [{cert: /a}]}}",
+            "gopherproxy.tls.certificates.key: expected the absolute path of a PEM file, got nothing",
+        ),
+        (
+            "gopherproxy: {tls: {certificates: {cert: a, key: /b}}}",
+            "tls.certificates.cert: expected the absolute path of a PEM file, got \"a\"",
+        ),
+        (
+            "gopherproxy: {tls: {certificates: [{cert: /a, key: /b, keys: /c}]}}",
+            "gopherproxy.tls.certificates.keys: unknown key; did you mean key?",
+        ),
+        (
+            "gopherproxy: {tls: {min_version: 1.1}}",
+            "tls.min_version: expected 1.2 or 1.3, got \"1.1\"",
+        ),
+        (
+            "gopherproxy: {tls: {client_auth: yes}}",
+            "tls.client_auth: expected none, optional or required, got \"yes\"",
+        ),
+        (
+            "gopherproxy: {tls: {listen: 443, certificates: /c, client_auth: required}}",
+            "gopherproxy.tls.client_auth: clients' certificates are verified by an authority: tls.client_ca names the file",
+        ),
+        (
+            "gopherproxy: {tls: {ticket_secret: here}}",
+            "tls.ticket_secret: expected none or the absolute path of a file, got \"here\"",
         ),
         (
             "gopherproxy: {limit: {burst: 0}}",
@@ -228,7 +273,10 @@ fn each_bad_value_is_named_with_its_line_and_what_was_expected() {
             "nonsense: 2",
             "unknown key; the keys here are gopherproxy and Pingora's own",
         ),
-        ("listen: 8080", "listen: unknown key; did you mean gopherproxy.listen?"),
+        (
+            "listen: 8080",
+            "listen: unknown key; did you mean gopherproxy.listen or gopherproxy.tls.listen?",
+        ),
         (
             "gopherproxy: {threads: 2}",
             "gopherproxy.threads: unknown key; did you mean threads?",
@@ -263,6 +311,7 @@ fn each_bad_value_is_named_with_its_line_and_what_was_expected() {
     for (variable, value) in [
         ("PROXY_PORT", "65536"),
         ("METRICS_PORT", "http"),
+        ("TLS_PORT", "https"),
         ("REDIS_URL", "redis"),
         ("TRUSTED_PROXIES", "10.0.0.0/8,x"),
         ("SENTINEL_TARGETS", "x"),
@@ -456,4 +505,30 @@ fn only_what_a_running_process_cannot_change_needs_a_restart() {
         let config = read(text, &[]).unwrap();
         assert_eq!(config.needs_restart(&running, &running.server), expected, "{text}");
     }
+}
+
+#[test]
+fn tls_is_on_where_it_has_a_port() {
+    let certificates = "gopherproxy: {tls: {certificates: [/dir, {cert: /a.pem, key: /b.pem}]}}";
+    let config = read(certificates, &[("TLS_PORT", "443")]).unwrap();
+    assert_eq!(config.tls.listen, Some(any(443)));
+    let (cert, key) = ("/a.pem".into(), "/b.pem".into());
+    let sources = [Source::Directory("/dir".into()), Source::Pair { cert, key }];
+    assert_eq!(config.tls.settings.certificates, sources);
+    let config = read(
+        "gopherproxy: {tls: {listen: '[::1]:1', certificates: /dir}}",
+        &[("TLS_PORT", "443")],
+    );
+    assert_eq!(config.unwrap().tls.listen, Some("[::1]:443".parse().unwrap()));
+    assert_eq!(
+        remarks(certificates, &[]),
+        ["1 gopherproxy.tls.certificates: gopherproxy.tls.listen is none; set it, or TLS_PORT"]
+    );
+    assert!(
+        read("", &[("TLS_PORT", "443")])
+            .unwrap_err()
+            .contains("TLS_PORT: TLS needs a certificate")
+    );
+    let config = read("gopherproxy: {tls: {certificates: none}}", &[]).unwrap();
+    assert_eq!((config.tls.listen, config.tls.settings.certificates), (None, vec![]));
 }

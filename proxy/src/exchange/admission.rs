@@ -21,6 +21,7 @@ use crate::pool::endpoint::Endpoint;
 use crate::pool::retry_budget::RetryBudget;
 use crate::rejection::Rejection;
 use crate::snapshot::Policy;
+use crate::tls::Agreed;
 
 /// What the requests of one connection share. Its addresses are formatted once, because each request uses them more than once.
 pub struct Connection {
@@ -30,6 +31,8 @@ pub struct Connection {
     pub peer_text: String,
     /// `peer` with its port, as text.
     pub remote_addr: String,
+    /// What was agreed on in its handshake, if it is one with TLS.
+    pub tls: Option<Agreed>,
     /// Where its requests are counted.
     pub metrics: Arc<Metrics>,
     /// Which of its refusals are logged.
@@ -37,7 +40,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection to `remote`.
+    /// A connection to `remote`, without TLS.
     pub fn new(remote: SocketAddr, metrics: Arc<Metrics>, refusals: Arc<Refusals>) -> Self {
         let peer = remote.ip().to_canonical();
         let peer_text = text_of(peer);
@@ -50,6 +53,7 @@ impl Connection {
                 IpAddr::V6(_) => ["[", &peer_text, "]:", port].concat(),
             },
             peer_text,
+            tls: None,
             metrics,
             refusals,
         }

@@ -186,6 +186,7 @@ impl Drop for Record {
             bytes: (self.status != 0).then_some(self.bytes),
             reason: self.rejection.map(Rejection::reason),
             error: self.error.as_deref(),
+            tls: self.connection.tls.as_ref(),
         }
         .write();
     }

@@ -1,7 +1,7 @@
 //! Writes the head of a request for the origin, field by field, from what [`head`](crate::http1::head) has read.
 //!
 //! It leaves out the fields that concern only the client's connection, and what an untrusted peer says about itself
-//! (X-Forwarded-*, Forwarded, X-Real-IP, X-Request-Id), and adds the fields that identify the client and the request.
+//! (X-Forwarded-*, Forwarded, X-Real-IP, X-Request-Id) and everybody about a client's certificate (X-Client-Cert-Subject), and adds the fields that identify the client and the request.
 
 use http::HeaderName;
 use http::header::InvalidHeaderName;
@@ -9,7 +9,8 @@ use http::header::InvalidHeaderName;
 use crate::exchange::client::FORWARDED_FOR;
 use crate::exchange::request::RequestId;
 use crate::http1::head::{Body, Head};
-use crate::http1::names::{is, is_claim, is_hop_by_hop};
+use crate::http1::names::{CLIENT_CERT_SUBJECT, is, is_alike, is_claim, is_hop_by_hop};
+use crate::tls::Agreed;
 
 /// The most bytes that [`write_request`] adds, apart from the values of fields.
 const ADDED: usize = 256;
@@ -21,6 +22,8 @@ pub struct Origination<'r> {
     pub peer: &'r str,
     /// Whether the peer is trusted.
     pub trusted_peer: bool,
+    /// What was agreed on in the handshake of the client's connection, if it is one with TLS.
+    pub tls: Option<&'r Agreed>,
     /// The host for an HTTP/1.0 request that names none: the backend gets HTTP/1.1, which requires one.
     pub backend: &'r str,
     /// Identifies the request.
@@ -156,7 +159,8 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut Vec<u8>, 
             continue;
         }
         if is_claim(name) {
-            if !about.trusted_peer || is(name, FORWARDED_FOR) || is(name, "x-request-id") {
+            let own = is(name, FORWARDED_FOR) || is(name, "x-request-id") || is_alike(name, CLIENT_CERT_SUBJECT);
+            if !about.trusted_peer || own {
                 continue;
             }
             proto |= is(name, "x-forwarded-proto");
@@ -178,7 +182,10 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut Vec<u8>, 
         writer.field("Upgrade", &[protocol]);
     }
     if !proto {
-        writer.own(Own::ForwardedProto, &[b"http"]);
+        writer.own(
+            Own::ForwardedProto,
+            &[if about.tls.is_some() { b"https" } else { b"http" }],
+        );
     }
     if !has_host {
         writer.field("Host", &[host]);
@@ -195,6 +202,9 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut Vec<u8>, 
             b"1.1 gopherproxy"
         }],
     );
+    if let Some(subject) = about.tls.and_then(|tls| tls.subject.as_deref()) {
+        writer.field("X-Client-Cert-Subject", &[subject.as_bytes()]);
+    }
     if about.trusted_peer {
         let hops = forwarded_for(head);
         let separator: &[u8] = if hops.is_empty() { b"" } else { b", " };
@@ -251,6 +261,7 @@ mod tests {
         let about = Origination {
             peer: "10.0.0.1",
             trusted_peer,
+            tls: None,
             backend: "backend:80",
             id: &given.and_then(RequestId::given).unwrap_or_else(RequestId::random),
         };

@@ -6,6 +6,7 @@ use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use chassis::pauses;
 use pingora::protocols::Stream;
 use pingora::protocols::TcpKeepalive;
 use pingora::protocols::l4::ext::get_tcp_info;
@@ -15,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::http1::downstream::Downstream;
 use crate::http1::held::SMALL;
 use crate::http1::scratch::Scratch;
+use crate::tls::stream::Secure;
 
 /// How long a client is listened to once it has taken everything: closing on one that still sends would destroy what it has not
 /// read (RFC 9112, section 9.6).
@@ -26,9 +28,10 @@ const LINGER_BYTES: usize = 256 << 10;
 
 impl Downstream {
     /// Whether the client has sent nothing more, and its kernel has acknowledged all that it was sent: then closing at once destroys
-    /// nothing, if the client means to send nothing more.
+    /// nothing, if the client means to send nothing more. With TLS the end has to be said, too.
     pub fn has_all(&self) -> bool {
-        self.received.is_empty() && self.body().ended() && !has_unread(&self.stream)
+        let encrypted = self.stream.selected_alpn_proto().is_some();
+        self.received.is_empty() && self.body().ended() && !encrypted && !has_unread(&self.stream)
     }
 
     /// Closes the connection so that the client can read all that was sent: ends our half, then reads on until the client closes,
@@ -36,10 +39,11 @@ impl Downstream {
     pub async fn linger(mut self: Box<Self>) {
         self.received = BytesMut::new();
         self.hold.release();
-        if self.stream.shutdown().await.is_err() {
-            return;
-        }
         let end = Instant::now() + LINGER_UNREAD;
+        // TCP ends at once. TLS first sends what is left, and says that this is the end.
+        let Ok(Ok(())) = pauses::timeout(LINGER_UNREAD, self.stream.shutdown()).await else {
+            return;
+        };
         let mut since = Instant::now();
         let mut left = LINGER_BYTES;
         poll_fn(|context| {
@@ -65,7 +69,12 @@ impl Downstream {
     /// Closes the connection of a client that takes nothing, and has the kernel soon forget what it has not taken: it would
     /// keep that for minutes, for a client that may never take it.
     pub fn abandon(self) {
-        let Ok(mut stream) = self.stream.into_any().downcast::<TcpOrUnix>() else {
+        let stream = self.stream.into_any();
+        let stream = stream
+            .downcast::<Secure>()
+            .map(|secure| secure.into_tcp())
+            .or_else(|stream| stream.downcast::<TcpOrUnix>().map(|stream| *stream));
+        let Ok(mut stream) = stream else {
             return;
         };
         // It applies to the probes of the client's window. The times of keepalive are the system's usual ones; there will be none.

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::str;
 
 use crate::http1::names::is_in_token;
-use crate::http1::target::{is_authority, is_same_host, split_target, why_no_target};
+use crate::http1::target::{Scheme, is_authority, is_same_host, split_target, why_no_target};
 use crate::http1::violation::{LF_ALONE, Violation, has_lf_alone};
 use crate::rejection::Rejection;
 
@@ -87,10 +87,12 @@ pub const fn scratch<'b>() -> Scratch<'b> {
 pub struct Head<'b> {
     /// The method.
     pub method: &'b str,
-    /// The target as it came: `/path?query`, `http://host/path?query` or `*`. It is UTF-8 unless [`Rules::raw_targets`] lets others in.
+    /// The target as it came: `/path?query`, `http://host/path?query` (or `https://`) or `*`. It is UTF-8 unless [`Rules::raw_targets`] lets others in.
     pub target: &'b [u8],
     /// The target without scheme and host: `/path?query` or `*`; the slash is missing where an absolute target has no path.
     pub path: &'b [u8],
+    /// The scheme that an absolute target names.
+    pub scheme: Option<Scheme>,
     /// The version is HTTP/1.0, and not HTTP/1.1.
     pub old: bool,
     /// All fields as they came, without spaces around their values.
@@ -240,7 +242,7 @@ pub fn parse<'b>(bytes: &'b [u8], scratch: &'b mut Scratch<'b>, rules: &Rules) -
     if target == b"*" && method != "OPTIONS" {
         return malformed("* is a target of OPTIONS alone");
     }
-    if named.is_some_and(|named| !is_authority(named)) {
+    if named.is_some_and(|named| !is_authority(named.authority)) {
         return malformed("the target names no host, or one with more than a name and a port");
     }
     let fields: &[httparse::Header<'_>] = request.headers;
@@ -301,9 +303,10 @@ pub fn parse<'b>(bytes: &'b [u8], scratch: &'b mut Scratch<'b>, rules: &Rules) -
         method,
         target,
         path,
+        scheme: named.map(|named| named.scheme),
         old,
         fields,
-        host: named.or(host),
+        host: named.map(|named| named.authority).or(host),
         body,
         upgrade: upgrade.filter(|_| body == Body::Upgrade),
         keeps: !connection.close && (connection.keep_alive || !old),

@@ -53,10 +53,13 @@ pub fn is_alike(name: &str, known: &str) -> bool {
             .all(|(byte, known)| byte.to_ascii_lowercase() == known || (byte == b'_' && known == b'-'))
 }
 
-/// Whether a field of this name says where a request came from.
+/// The field with the subject of the client's certificate, which nobody but this proxy writes.
+pub const CLIENT_CERT_SUBJECT: &str = "x-client-cert-subject";
+
+/// Whether a field of this name says where a request came from, or from whom.
 pub fn is_claim(name: &str) -> bool {
     const FAMILY: &str = "x-forwarded";
-    const OTHERS: [&str; 3] = ["forwarded", "x-real-ip", "x-request-id"];
+    const OTHERS: [&str; 4] = ["forwarded", "x-real-ip", "x-request-id", CLIENT_CERT_SUBJECT];
     name.get(..FAMILY.len()).is_some_and(|family| is_alike(family, FAMILY))
         || OTHERS.iter().any(|known| is_alike(name, known))
 }

@@ -7,8 +7,8 @@ use std::net::Ipv6Addr;
 /// RFC 3986 has fewer bytes in a URI than clients send, `{`, `"` and `<` above all. They pass as they are, as they do in other
 /// proxies: none of them can end a target, and it is the origin's to say what they mean.
 pub fn why_no_target(target: &[u8]) -> Option<&'static str> {
-    if !(target.starts_with(b"/") || is_absolute(target) || target == b"*") {
-        Some("the target is neither a path nor an http:// URL")
+    if !(target.starts_with(b"/") || Scheme::of(target).is_some() || target == b"*") {
+        Some("the target is neither a path nor an http:// or https:// URL")
     } else if memchr::memchr(b'#', target).is_some() {
         Some("the target has a fragment")
     } else if target.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
@@ -18,30 +18,72 @@ pub fn why_no_target(target: &[u8]) -> Option<&'static str> {
     }
 }
 
-const SCHEME: &[u8] = b"http://";
-
-fn is_absolute(target: &[u8]) -> bool {
-    let scheme = target.get(..SCHEME.len());
-    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(SCHEME))
+/// The scheme of a URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// Without TLS.
+    Http,
+    /// With TLS.
+    Https,
 }
 
-/// The host that a target in absolute form names, and the rest of the target.
-pub fn split_target(target: &[u8]) -> (Option<&[u8]>, &[u8]) {
-    if !is_absolute(target) {
+impl Scheme {
+    const fn prefix(self) -> &'static [u8] {
+        match self {
+            Self::Http => b"http://",
+            Self::Https => b"https://",
+        }
+    }
+
+    const fn default_port(self) -> &'static [u8] {
+        match self {
+            Self::Http => b":80",
+            Self::Https => b":443",
+        }
+    }
+
+    /// The scheme of a target in absolute form.
+    fn of(target: &[u8]) -> Option<Self> {
+        let begins = |scheme: &Self| {
+            let prefix = scheme.prefix();
+            let beginning = target.get(..prefix.len());
+            beginning.is_some_and(|beginning| beginning.eq_ignore_ascii_case(prefix))
+        };
+        [Self::Http, Self::Https].into_iter().find(begins)
+    }
+}
+
+/// What a target in absolute form names before its path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin<'b> {
+    /// How to get there.
+    pub scheme: Scheme,
+    /// The host and perhaps a port.
+    pub authority: &'b [u8],
+}
+
+/// The origin that a target in absolute form names, and the rest of the target.
+pub fn split_target(target: &[u8]) -> (Option<Origin<'_>>, &[u8]) {
+    // Nearly all begin with a slash.
+    if target.starts_with(b"/") {
         return (None, target);
     }
-    let rest = &target[SCHEME.len()..];
-    let (host, path) = rest.split_at(memchr::memchr2(b'/', b'?', rest).unwrap_or(rest.len()));
-    (Some(host), path)
+    let Some(scheme) = Scheme::of(target) else {
+        return (None, target);
+    };
+    let rest = &target[scheme.prefix().len()..];
+    let (authority, path) = rest.split_at(memchr::memchr2(b'/', b'?', rest).unwrap_or(rest.len()));
+    (Some(Origin { scheme, authority }), path)
 }
 
 /// Whether two authorities name the same host and port (RFC 9110, section 4.2.3). If the target and `Host` differ, each
 /// reader may believe another one.
-pub fn is_same_host(one: &[u8], other: &[u8]) -> bool {
+pub fn is_same_host(one: Origin<'_>, other: &[u8]) -> bool {
     let without_default_port = |authority: &'_ [u8]| {
-        let authority = authority.strip_suffix(b":80").unwrap_or(authority);
+        let authority = authority.strip_suffix(one.scheme.default_port()).unwrap_or(authority);
         authority.strip_suffix(b":").unwrap_or(authority).len()
     };
+    let one = one.authority;
     one[..without_default_port(one)].eq_ignore_ascii_case(&other[..without_default_port(other)])
 }
 

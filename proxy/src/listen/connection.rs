@@ -8,23 +8,20 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Once};
 use std::task::{Poll, ready};
 use std::time::Instant;
 
-use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
-use chassis::pauses;
 use futures::FutureExt;
 use futures::future::FusedFuture;
-use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::apps::HttpServerApp;
 use pingora::http::RequestHeader;
 use pingora::protocols::Stream;
 use pingora::server::ShutdownWatch;
-use pingora_limits::inflight::{self, Inflight};
+use pingora_limits::inflight::Inflight;
 use pingora_proxy::HttpProxy;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -42,10 +39,10 @@ use crate::http1::chunked::Decoder;
 use crate::http1::downstream::{Body, Downstream, TOO_MUCH_HELD};
 use crate::http1::head;
 use crate::http1::held::{Budget, Hold, SMALL};
+use crate::http1::target::Scheme;
 use crate::http1::violation::{PROXY_HEADER, Violation, is_proxy_header};
-use crate::lifecycle::{Connected, Lifecycle};
+use crate::lifecycle::Lifecycle;
 use crate::limit::refusals::Refusals;
-use crate::listen::proxy_protocol::{self, NoHeader};
 use crate::observe::metrics::Metrics;
 use crate::rejection::{Delivery, Rejection};
 use crate::snapshot::{Live, Policy};
@@ -91,63 +88,58 @@ enum Arrival {
     Malformed(Violation),
 }
 
-/// A connection's place among its client's; trusted proxies need none.
-type PlaceOfClient = Option<inflight::Guard>;
-
 impl Edge {
-    /// A place among all connections; `None` when there are too many.
-    fn place(&self, policy: &Policy) -> Option<Connected> {
-        let place = self.lifecycle.connect();
-        if self.lifecycle.connections() <= policy.client.max_connections {
-            return Some(place);
-        }
-        self.descriptors_explained
-            .call_once(|| policy.explain_descriptors(true));
-        None
-    }
-
-    /// A place among the connections of its client; `None` when there are too many.
-    fn place_of_client(&self, connection: &Connection, policy: &Policy) -> Option<PlaceOfClient> {
-        if policy.trusted.contain(connection.peer) {
-            return Some(None);
-        }
-        let (place, count) = self.by_client.incr(policy.limiter.key(connection.peer), 1);
-        (count.unsigned_abs() <= policy.client.max_connections_per_client).then_some(Some(place))
-    }
-
-    /// The client that the balancer at `peer` names at the start of `stream`, or the balancer itself where it says so. `None` when it
-    /// says nothing that can be understood.
-    async fn named_client(
+    /// Serves the requests on `stream` until one is the last. `policy` are the rules when it connected.
+    pub(super) async fn serve_connection(
         &self,
-        stream: &mut Stream,
-        peer: SocketAddr,
-        policy: &Policy,
-        down: Pin<&mut impl FusedFuture<Output = ()>>,
-    ) -> Option<SocketAddr> {
-        let start = Instant::now();
-        let header = pauses::timeout(policy.client.head_timeout, proxy_protocol::read(stream));
-        let header = self.until_last_call(true, pin!(header), down).await?;
-        let late = NoHeader::Malformed("the PROXY protocol header takes longer than client.head_timeout");
-        match header.unwrap_or(Err(late)) {
-            Ok(client) => Some(client.unwrap_or(peer)),
-            Err(NoHeader::Silent) => None,
-            Err(NoHeader::Malformed(what)) => {
-                let connection = self.connection(peer);
-                Record::new(&connection, start).failed(Rejection::BadProxyHeader, Some(what.into()));
-                None
+        stream: Stream,
+        connection: Connection,
+        policy: Arc<Policy>,
+        shutdown: &ShutdownWatch,
+        mut down: Pin<&mut impl FusedFuture<Output = ()>>,
+    ) {
+        let connection = Arc::new(connection);
+        let mut client = self.client(stream, &connection, &policy);
+        drop(policy);
+        let mut requests = 0;
+        let mut idle_since = Instant::now();
+        loop {
+            if client.received.is_empty() {
+                let first = requests == 0;
+                let received = self.first_bytes(&mut client, first, idle_since, down.as_mut());
+                let Some(()) = received.await else { return };
+            }
+            // Boxed, so that a connection that waits has no room for it.
+            let before = requests;
+            let served = Box::pin(self.serve(client, &connection, &mut requests, shutdown)).await;
+            let Some(another) = served else { return };
+            client = another;
+            if requests != before {
+                idle_since = Instant::now();
             }
         }
     }
 
-    /// A connection from `peer`.
-    fn connection(&self, peer: SocketAddr) -> Arc<Connection> {
-        let (metrics, refusals) = (Arc::clone(&self.metrics), Arc::clone(&self.refusals));
-        Arc::new(Connection::new(peer, metrics, refusals))
+    /// Answers a client that has sent these bytes of HTTP where TLS is spoken.
+    pub(super) async fn refuse_plain(&self, stream: Stream, bytes: Bytes, connection: Connection, policy: &Policy) {
+        let connection = Arc::new(connection);
+        let client = self.client(stream, &connection, policy);
+        let mut record = Record::new(&connection, Instant::now());
+        record.arrived(bytes);
+        let why = Rejected::from(Rejection::PlainHttp);
+        self.reject(client, &why, Delivery::LAST, record, policy).await;
+    }
+
+    /// The client at the other end of `stream`.
+    fn client(&self, stream: Stream, connection: &Connection, policy: &Policy) -> Box<Downstream> {
+        let its_own = (!policy.trusted.contain(connection.peer)).then(|| policy.limiter.key(connection.peer));
+        let hold = Hold::new(Arc::clone(&self.held), its_own, policy.held);
+        Box::new(Downstream::new(stream, &policy.client.transfer, hold))
     }
 
     /// Waits for what a client is about to send, the `first` of its connection or a later thing: until it is there, or the drain has
     /// given it enough time.
-    async fn until_last_call<T>(
+    pub(super) async fn until_last_call<T>(
         &self,
         first: bool,
         mut wait: impl Future<Output = T> + Unpin,
@@ -265,6 +257,15 @@ impl Edge {
             keeps: head.keeps && !in_doubt,
             head_only: head.method == "HEAD",
         };
+        let scheme = if connection.tls.is_some() {
+            Scheme::Https
+        } else {
+            Scheme::Http
+        };
+        if head.scheme.is_some_and(|named| named != scheme) {
+            let rule = "the target has another scheme than the connection";
+            return Err((Violation::malformed(rule).into(), Delivery::LAST));
+        }
         let admitted = self.admission.decide(&head, connection, policy, record);
         let (trusted_peer, endpoint) = admitted.map_err(|why| (why, delivery))?;
         if !self.held.has_room(self.lifecycle.in_flight(), policy.held) {
@@ -273,6 +274,7 @@ impl Edge {
         let about = Origination {
             peer: &connection.peer_text,
             trusted_peer,
+            tls: connection.tls.as_ref(),
             backend: &endpoint.upstream.name,
             id: &record.id,
         };
@@ -365,7 +367,9 @@ impl Edge {
 
     /// Tells a client that there is no place for its connection. Only some are given the time to read that, because those take
     /// descriptors too.
-    async fn turn_away(&self, mut client: Box<Downstream>, connection: &Arc<Connection>, policy: &Policy) {
+    pub(super) async fn turn_away(&self, stream: Stream, connection: Connection, policy: &Policy) {
+        let connection = &Arc::new(connection);
+        let mut client = self.client(stream, connection, policy);
         let mut record = Record::new(connection, Instant::now());
         let why = Rejected::from(Rejection::TooManyConnections);
         if let Ok(_place) = self.turned_away.try_acquire() {
@@ -448,47 +452,5 @@ fn look_for_head(received: &mut BytesMut, scanned: &mut usize, limits: &ClientLi
                 Violation::new(Rejection::HeadTooLarge, "the head is longer than client.max_head")
             }))
         }
-    }
-}
-
-#[async_trait]
-impl ServerApp for Edge {
-    async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let mut remote: SocketAddr = *stream.get_socket_digest()?.peer_addr()?.as_inet()?;
-        let policy = self.live.policy();
-        let mut watch = shutdown.clone();
-        let mut down = pin!(async move { drop(watch.wait_for(|down| *down).await) }.fuse());
-        let place = self.place(&policy);
-        if place.is_some() && policy.proxy_protocol.contain(remote.ip()) {
-            // Boxed, so that no other connection has room for it.
-            remote = Box::pin(self.named_client(&mut stream, remote, &policy, down.as_mut())).await?;
-        }
-        let connection = self.connection(remote);
-        let its_own = (!policy.trusted.contain(connection.peer)).then(|| policy.limiter.key(connection.peer));
-        let hold = Hold::new(Arc::clone(&self.held), its_own, policy.held);
-        let mut client = Box::new(Downstream::new(stream, &policy.client.transfer, hold));
-        let Some(_places) = place.and_then(|place| Some((place, self.place_of_client(&connection, &policy)?))) else {
-            self.turn_away(client, &connection, &policy).await;
-            return None;
-        };
-        drop(policy);
-        let mut requests = 0;
-        let mut idle_since = Instant::now();
-        loop {
-            if client.received.is_empty() {
-                self.first_bytes(&mut client, requests == 0, idle_since, down.as_mut())
-                    .await?;
-            }
-            // Boxed, so that a connection that waits has no room for it.
-            let before = requests;
-            client = Box::pin(self.serve(client, &connection, &mut requests, shutdown)).await?;
-            if requests != before {
-                idle_since = Instant::now();
-            }
-        }
-    }
-
-    async fn cleanup(&self) {
-        self.proxy.http_cleanup().await;
     }
 }

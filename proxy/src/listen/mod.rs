@@ -1,7 +1,11 @@
-//! Client connections.
+//! Client connections, in the order in which one goes through them.
 //!
+//! - [`port`]: accepts connections, with TLS or without.
 //! - [`proxy_protocol`]: reads the header with which a balancer names a client.
+//! - [`handshake`]: makes a connection one with TLS.
 //! - [`connection`]: reads each request head, and answers the request or forwards it.
 
 pub mod connection;
+pub mod handshake;
+pub mod port;
 pub mod proxy_protocol;

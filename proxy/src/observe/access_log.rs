@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use chassis::json_log;
 
+use crate::tls::Agreed;
+
 /// Longer texts are cut: a line is for reading, and long lines would push others out of the queue.
 const MAX_PATH: usize = 2048;
 const MAX_METHOD: usize = 64;
@@ -37,6 +39,8 @@ pub struct Line<'r> {
     pub reason: Option<&'static str>,
     /// The words of the error behind the reason.
     pub error: Option<&'r str>,
+    /// What was agreed on in the handshake of the connection.
+    pub tls: Option<&'r Agreed>,
 }
 
 impl Line<'_> {
@@ -63,6 +67,13 @@ impl Line<'_> {
             }
             if let Some(error) = self.error {
                 line.text("error", json_log::cut(error, MAX_ERROR));
+            }
+            if let Some(tls) = self.tls {
+                line.plain("tls", tls.version);
+                line.plain("protocol", "h1");
+                if let Some(sni) = &tls.sni {
+                    line.text("sni", sni);
+                }
             }
         });
     }
@@ -103,6 +114,7 @@ mod tests {
                 bytes: None,
                 reason: None,
                 error: None,
+                tls: None,
             };
             line.path().to_owned()
         };

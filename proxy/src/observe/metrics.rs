@@ -4,8 +4,12 @@
 //! keep working. Labels are bounded everywhere: a client's address or a path is never one, and a backend's
 //! series leaves with the backend. Handles are made once, because looking a label up hashes it under a lock.
 
+use std::collections::BTreeMap;
+
 use prometheus::core::Collector;
-use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 use crate::rejection::Rejection;
 
@@ -13,6 +17,19 @@ use crate::rejection::Rejection;
 const BUCKETS: [f64; 16] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
+
+/// What came of a TLS handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handshake {
+    /// A new session.
+    Full,
+    /// An earlier session goes on.
+    Resumed,
+    /// Client and proxy did not agree, or the client spoke something else.
+    Failed,
+    /// It took too long.
+    Timeout,
+}
 
 /// All metrics of the proxy; clones share the same series.
 #[derive(Debug, Clone)]
@@ -57,6 +74,12 @@ pub struct Metrics {
     /// Refused requests without a line in the log.
     pub access_log_suppressed: IntCounter,
     panics: IntCounter,
+    /// By [`Handshake`].
+    tls_handshakes: [IntCounter; 4],
+    /// When certificates end.
+    tls_expiry: IntGaugeVec,
+    /// Reloads of the certificates, by result.
+    tls_reloads: [IntCounter; 2],
 }
 
 impl Metrics {
@@ -83,6 +106,20 @@ impl Metrics {
             Opts::new(
                 "gopherproxy_config_reloads_total",
                 "Reloads of the configuration, by result: ok, or refused.",
+            ),
+            &["result"],
+        )?;
+        let handshakes = IntCounterVec::new(
+            Opts::new(
+                "gopherproxy_tls_handshakes_total",
+                "TLS handshakes with clients, by result: full, resumed, failed, or timeout.",
+            ),
+            &["result"],
+        )?;
+        let tls_reloads = IntCounterVec::new(
+            Opts::new(
+                "gopherproxy_tls_reloads_total",
+                "Reloads of the certificates because a file had changed or by SIGHUP, by result: ok, or failed.",
             ),
             &["result"],
         )?;
@@ -160,8 +197,18 @@ impl Metrics {
                 "Panics, each a mistake in this program: of a request, which was cut, or of a background loop, which was \
                  started again.",
             )?,
+            tls_handshakes: ["full", "resumed", "failed", "timeout"]
+                .map(|result| handshakes.with_label_values(&[result])),
+            tls_expiry: IntGaugeVec::new(
+                Opts::new(
+                    "gopherproxy_tls_certificate_expiry_timestamp_seconds",
+                    "When a certificate for clients expires, in seconds since 1970, by the first host that it is for.",
+                ),
+                &["name"],
+            )?,
+            tls_reloads: ["ok", "failed"].map(|result| tls_reloads.with_label_values(&[result])),
         };
-        let collectors: [Box<dyn Collector>; 21] = [
+        let collectors: [Box<dyn Collector>; 24] = [
             Box::new(metrics.processed.clone()),
             Box::new(metrics.dropped.clone()),
             Box::new(metrics.active_backends.clone()),
@@ -183,6 +230,9 @@ impl Metrics {
             Box::new(metrics.held.clone()),
             Box::new(reloads),
             Box::new(metrics.panics.clone()),
+            Box::new(handshakes),
+            Box::new(metrics.tls_expiry.clone()),
+            Box::new(tls_reloads),
         ];
         collectors
             .into_iter()
@@ -228,6 +278,24 @@ impl Metrics {
     /// Counts a reload of the configuration.
     pub fn reloaded(&self, taken: bool) {
         self.reloads[usize::from(!taken)].inc();
+    }
+
+    /// Counts a TLS handshake.
+    pub fn shaken(&self, result: Handshake) {
+        self.tls_handshakes[result as usize].inc();
+    }
+
+    /// Notes when each certificate ends, in seconds since 1970, in place of those before.
+    pub fn certificates(&self, expiry: &BTreeMap<String, i64>) {
+        self.tls_expiry.reset();
+        for (name, ends) in expiry {
+            self.tls_expiry.with_label_values(&[name]).set(*ends);
+        }
+    }
+
+    /// Counts a reload of the certificates.
+    pub fn tls_reloaded(&self, taken: bool) {
+        self.tls_reloads[usize::from(!taken)].inc();
     }
 
     /// Brings the count of dropped log lines up to `total`.

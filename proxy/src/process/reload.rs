@@ -16,6 +16,7 @@ use crate::config::{Config, RegistryKind};
 use crate::observe::metrics::Metrics;
 use crate::pool::{Intervals, Pool};
 use crate::snapshot::Live;
+use crate::tls;
 
 /// Everything that a reload changes.
 pub struct Reload {
@@ -29,6 +30,8 @@ pub struct Reload {
     pub registries: Vec<Arc<Replaceable>>,
     /// The rules for requests.
     pub live: Arc<Live>,
+    /// What TLS handshakes are made with.
+    pub certificates: Option<Arc<tls::server::Live>>,
     /// The backends.
     pub pool: Arc<Pool>,
     /// The sentinel inside this process.
@@ -59,16 +62,22 @@ impl Reload {
                 changed.join(", ")
             ));
         }
-        if let RegistryKind::Redis(url) = &config.registry
-            && config.registry != running.registry
-        {
-            let stores = self.registries.iter().map(|_| RedisStore::new(url));
-            let stores = stores
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|error| error.to_string())?;
-            for (registry, store) in self.registries.iter().zip(stores) {
-                registry.replace(Arc::new(store));
+        let stores = match &config.registry {
+            RegistryKind::Redis(url) if config.registry != running.registry => {
+                let stores = self.registries.iter().map(|_| RedisStore::new(url));
+                stores.collect::<Result<_, _>>().map_err(|error| error.to_string())?
             }
+            _ => Vec::new(),
+        };
+        // The last that can fail.
+        if let Some(certificates) = &self.certificates {
+            let changed = certificates.change(&config.tls.settings);
+            self.metrics.tls_reloaded(changed.is_ok());
+            changed.map_err(|problem| problem.to_string())?;
+            self.metrics.certificates(&certificates.server().certificates.expiry());
+        }
+        for (registry, store) in self.registries.iter().zip(stores) {
+            registry.replace(Arc::new(store));
         }
         self.live.change(&config);
         self.pool.change(Intervals::from(&config), config.health.timeout);

@@ -26,6 +26,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chassis::handover::Successor;
 use chassis::{graceful_close, service_manager};
+use futures::future::join_all;
 use log::{error, info, warn};
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -48,6 +49,20 @@ pub struct Sockets {
     pub client: TcpListener,
     /// For Prometheus.
     pub admin: TcpListener,
+    /// For clients that speak TLS.
+    pub tls: Option<TcpListener>,
+}
+
+impl Sockets {
+    /// In the order in which they are handed over. One that is not there comes last.
+    pub fn all(&self) -> Vec<&TcpListener> {
+        [&self.client, &self.admin].into_iter().chain(&self.tls).collect()
+    }
+
+    /// Those for clients.
+    fn of_clients(&self) -> impl Iterator<Item = &TcpListener> {
+        [&self.client].into_iter().chain(&self.tls)
+    }
 }
 
 /// Waits for signals and does what they ask for.
@@ -162,7 +177,7 @@ impl OnSignal {
             "a successor waits; handing the sockets over"
         );
         let mut end = None;
-        let sockets = [&self.sockets.client, &self.sockets.admin];
+        let sockets = self.sockets.all();
         let note = || self.reload.live.policy().limiter.export(std::time::Instant::now());
         let called_off = async { end = Some(signals.end(reloads).await) };
         let handed_over = successor
@@ -196,13 +211,18 @@ impl OnSignal {
         self.lifecycle.drain();
         // The listeners stop, and the socket closes, when its queue is empty.
         or_now(signals, &self.lifecycle, async {
-            match graceful_close::refuse_and_drain(&self.sockets.client).await {
-                Ok(0) => {}
-                Ok(left) => warn!(connections = left; "closing the port resets connections that wait to be accepted"),
-                Err(problem) => warn!(
-                    error = problem.to_string().as_str();
-                    "closing the port may reset connections that come at this moment"
-                ),
+            let closing = self.sockets.of_clients().map(graceful_close::refuse_and_drain);
+            for closed in join_all(closing).await {
+                match closed {
+                    Ok(0) => {}
+                    Ok(left) => {
+                        warn!(connections = left; "closing the port resets connections that wait to be accepted")
+                    }
+                    Err(problem) => warn!(
+                        error = problem.to_string().as_str();
+                        "closing the port may reset connections that come at this moment"
+                    ),
+                }
             }
         })
         .await;

@@ -35,8 +35,6 @@ const SIGNAL_PATIENCE: Duration = Duration::from_secs(60);
 const BACKENDS_PATIENCE: Duration = Duration::from_secs(20);
 /// How often it looks.
 const POLL: Duration = Duration::from_millis(10);
-/// The client port and the admin port.
-const SERVICES: usize = 2;
 /// How long writing the rest of the log may take at the end.
 const FLUSH: Duration = Duration::from_millis(500);
 
@@ -48,6 +46,7 @@ pub fn bind(config: &Config) -> Result<Sockets, listener::BindError> {
     Ok(Sockets {
         client: listener::bind(config.listen)?,
         admin: listener::bind(config.admin_listen)?,
+        tls: config.tls.listen.map(listener::bind).transpose()?,
     })
 }
 
@@ -89,18 +88,16 @@ pub fn inherit(config: &Config) -> Result<Option<Inherited>, Box<dyn std::error:
     })
 }
 
-/// The sockets by their names, if they have the addresses of this configuration.
+/// The sockets by their names, if they have the addresses of this configuration. Only TLS may come or go with an upgrade: its port is
+/// bound here if the running process has none.
 fn expected(config: &Config, sockets: Vec<TcpListener>) -> Result<Sockets, Box<dyn std::error::Error>> {
-    let [client, admin] = <[_; SERVICES]>::try_from(sockets).map_err(|sockets| {
-        format!(
-            "the running process handed {} sockets over, not {SERVICES}",
-            sockets.len()
-        )
-    })?;
-    for (key, socket, wanted) in [
-        ("listen", &client, config.listen),
-        ("admin_listen", &admin, config.admin_listen),
-    ] {
+    let count = sockets.len();
+    let mut sockets = sockets.into_iter();
+    let (Some(client), Some(admin), tls, None) = (sockets.next(), sockets.next(), sockets.next(), sockets.next())
+    else {
+        return Err(format!("the running process handed {count} sockets over, not 2 or 3").into());
+    };
+    let same = |key: &str, socket: &TcpListener, wanted: SocketAddr| -> Result<(), Box<dyn std::error::Error>> {
         let has = socket.local_addr()?;
         let any_port = SocketAddr::new(wanted.ip(), has.port());
         if has != wanted && !(wanted.port() == 0 && has == any_port) {
@@ -109,8 +106,19 @@ fn expected(config: &Config, sockets: Vec<TcpListener>) -> Result<Sockets, Box<d
             )
             .into());
         }
-    }
-    Ok(Sockets { client, admin })
+        Ok(())
+    };
+    same("listen", &client, config.listen)?;
+    same("admin_listen", &admin, config.admin_listen)?;
+    let tls = match (tls, config.tls.listen) {
+        (Some(socket), Some(wanted)) => {
+            same("tls.listen", &socket, wanted)?;
+            Some(socket)
+        }
+        (None, Some(wanted)) => Some(listener::bind(wanted)?),
+        (_, None) => None,
+    };
+    Ok(Sockets { client, admin, tls })
 }
 
 /// Opens the doors when it is time, and says so.
@@ -120,17 +128,20 @@ pub struct Startup {
     pool: Arc<Pool>,
     live: Arc<Live>,
     doors: Doors,
+    /// How many ports there are.
+    ports: usize,
     stage: watch::Sender<Stage>,
 }
 
 impl Startup {
-    /// Opens `doors`: at once, or when `predecessor` hands over to a process that has backends.
+    /// Opens `doors`, behind which are so many `ports`: at once, or when `predecessor` hands over to a process that has backends.
     pub fn new(
         predecessor: Option<Predecessor>,
         discovery: RegistryDiscovery,
         pool: Arc<Pool>,
         live: Arc<Live>,
         doors: Doors,
+        ports: usize,
     ) -> Self {
         let stage = predecessor.as_ref().map_or(Stage::Starting, |_| Stage::Standby);
         Self {
@@ -139,6 +150,7 @@ impl Startup {
             pool,
             live,
             doors,
+            ports,
             stage: watch::Sender::new(stage),
         }
     }
@@ -163,7 +175,7 @@ impl Startup {
 
     async fn serve(&self) {
         self.doors.open();
-        self.doors.serving(SERVICES).await;
+        self.doors.serving(self.ports).await;
         service_manager::serving();
     }
 }

@@ -45,6 +45,7 @@ mod soak;
 mod state_file;
 mod support;
 mod targets;
+mod tls;
 mod unprivileged;
 mod upgrade;
 mod websocket;

@@ -1,6 +1,7 @@
 use std::sync::LazyLock;
 
 use super::*;
+use crate::http1::target::Origin;
 
 static RULES: LazyLock<Rules> = LazyLock::new(Rules::default);
 
@@ -214,7 +215,10 @@ fn the_rule_that_a_head_breaks_is_named() {
         (b"GET / HTTP/2.0", "the version is not HTTP/1.0 or HTTP/1.1"),
         (b"GET / HTTP/1.1\r", "a CR stands without an LF behind it"),
         (b"GET / HTTP/1.1\n", "a line ends with LF alone"),
-        (b"GET a HTTP/1.1", "the target is neither a path nor an http:// URL"),
+        (
+            b"GET a HTTP/1.1",
+            "the target is neither a path nor an http:// or https:// URL",
+        ),
         (b"GET /#f HTTP/1.1", "the target has a fragment"),
         (b"GET * HTTP/1.1", "* is a target of OPTIONS alone"),
         (
@@ -286,7 +290,11 @@ fn a_target_passes_as_it_came_unless_it_could_end_before_its_end() {
         let head = parse(&text, &mut scratch, rules).ok()?;
         assert_eq!((head.method, head.old), ("GET", false));
         assert_eq!(head.values("x").collect::<Vec<_>>(), [b"\xe4 b"]);
-        assert!(is_same_host(head.host.unwrap(), b"a"));
+        let named = Origin {
+            scheme: head.scheme.unwrap_or(Scheme::Http),
+            authority: head.host.unwrap(),
+        };
+        assert!(is_same_host(named, b"a"));
         Some((head.target.to_vec(), head.path.to_vec()))
     };
     let raw = Rules {
@@ -300,10 +308,12 @@ fn a_target_passes_as_it_came_unless_it_could_end_before_its_end() {
             let whole = |passes: bool| passes.then(|| (one.clone(), one.clone()));
             assert_eq!(target(&one, &RULES), whole(passes), "{byte:#x}");
             assert_eq!(target(&one, &raw), whole(passes || byte >= 0x80), "{byte:#x}");
-            let absolute = [b"http://A:80", &one[..]].concat();
-            let whole = |passes: bool| passes.then(|| (absolute.clone(), one.clone()));
-            assert_eq!(target(&absolute, &RULES), whole(passes), "{byte:#x}");
-            assert_eq!(target(&absolute, &raw), whole(passes || byte >= 0x80), "{byte:#x}");
+            for origin in [&b"http://A:80"[..], b"HTTPS://A:443"] {
+                let absolute = [origin, &one[..]].concat();
+                let whole = |passes: bool| passes.then(|| (absolute.clone(), one.clone()));
+                assert_eq!(target(&absolute, &RULES), whole(passes), "{byte:#x}");
+                assert_eq!(target(&absolute, &raw), whole(passes || byte >= 0x80), "{byte:#x}");
+            }
         }
         // No byte of a target hides another host from the reader.
         let host = [b"http://a", &[byte][..], b"/"].concat();
@@ -317,6 +327,9 @@ fn a_target_passes_as_it_came_unless_it_could_end_before_its_end() {
         b"\xe4",
         b"*\xe4",
         b"http://a\xe4/",
+        b"http://a:443/",
+        b"https://a:80/",
+        b"ftp://a/",
         b"/\xe4\n",
     ] {
         assert_eq!(target(bad, &raw), None, "{}", bad.escape_ascii());

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
@@ -40,8 +40,8 @@ impl Response {
 }
 
 /// A connection to a server.
-pub struct Connection {
-    stream: TcpStream,
+pub struct Connection<S = TcpStream> {
+    stream: S,
     received: Vec<u8>,
 }
 
@@ -109,6 +109,38 @@ impl Connection {
         }
     }
 
+    /// Ends the connection with a reset.
+    pub fn reset(self) {
+        let _ = socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO));
+    }
+
+    /// How many bytes of what was sent lie in the server's kernel and have not been read.
+    pub fn unread_by_server(&self) -> u64 {
+        let ends = [self.stream.peer_addr(), self.stream.local_addr()];
+        let ends = ends.map(|end| format!(":{:04X}", end.expect("it is connected").port()));
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux has it");
+        let rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+        let mut queues = rows
+            .filter(|row| row[1].ends_with(&ends[0]) && row[2].ends_with(&ends[1]))
+            .filter_map(|row| u64::from_str_radix(row[4].split(':').nth(1)?, 16).ok());
+        queues.next().expect("the server has its end")
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// A connection over `stream`.
+    pub fn over(stream: S) -> Self {
+        Self {
+            stream,
+            received: Vec::new(),
+        }
+    }
+
+    /// What it is over.
+    pub fn stream(&self) -> &S {
+        &self.stream
+    }
+
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.try_send(bytes).await.expect("the server takes it");
     }
@@ -158,11 +190,6 @@ impl Connection {
         self.stream.shutdown().await.expect("it is open");
     }
 
-    /// Ends the connection with a reset.
-    pub fn reset(self) {
-        let _ = socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO));
-    }
-
     /// Reads a response, 1xx ones too.
     pub async fn response(&mut self) -> Response {
         self.try_response(false).await.expect("a response")
@@ -170,18 +197,6 @@ impl Connection {
 
     pub async fn try_response(&mut self, no_body: bool) -> std::io::Result<Response> {
         timeout(LIMIT, self.read_response(no_body)).await?
-    }
-
-    /// How many bytes of what was sent lie in the server's kernel and have not been read.
-    pub fn unread_by_server(&self) -> u64 {
-        let ends = [self.stream.peer_addr(), self.stream.local_addr()];
-        let ends = ends.map(|end| format!(":{:04X}", end.expect("it is connected").port()));
-        let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux has it");
-        let rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
-        let mut queues = rows
-            .filter(|row| row[1].ends_with(&ends[0]) && row[2].ends_with(&ends[1]))
-            .filter_map(|row| u64::from_str_radix(row[4].split(':').nth(1)?, 16).ok());
-        queues.next().expect("the server has its end")
     }
 
     /// Everything until the server closes.

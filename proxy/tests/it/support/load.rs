@@ -1,10 +1,12 @@
 //! Steady traffic that counts every request: what was answered, and in words what was lost.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -29,10 +31,25 @@ impl Load {
     /// `rate` requests a second in all, by 20 clients. Half of them keep their connections, and replace one only when an
     /// answer has announced its end; the other half open one for each request.
     pub fn start(to: SocketAddr, path: &'static str, rate: u32) -> Self {
+        Self::over(
+            move || Connection::try_open(to, IpAddr::from(Ipv4Addr::LOCALHOST)),
+            path,
+            rate,
+        )
+    }
+
+    /// The same over connections that `open` opens.
+    pub fn over<S, O, F>(open: O, path: &'static str, rate: u32) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        O: Fn() -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = io::Result<Connection<S>>> + Send,
+    {
         const CLIENTS: u32 = 20;
         let (answered, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let clients = (0..CLIENTS).map(|number| {
             let (answered, stop) = (Arc::clone(&answered), Arc::clone(&stop));
+            let open = open.clone();
             tokio::spawn(async move {
                 let mut seen = Seen::default();
                 let mut ticks = interval(Duration::from_secs(1) * CLIENTS / rate);
@@ -40,7 +57,7 @@ impl Load {
                 let mut kept = None;
                 while !stop.load(Ordering::Relaxed) {
                     ticks.tick().await;
-                    match one(to, path, kept.take()).await {
+                    match one(&open, path, kept.take()).await {
                         Ok(connection) => {
                             seen.answered += 1;
                             answered.fetch_add(1, Ordering::Relaxed);
@@ -85,12 +102,18 @@ impl Load {
 }
 
 /// One request; returns the connection when it may be used again.
-async fn one(to: SocketAddr, path: &str, kept: Option<Connection>) -> Result<Option<Connection>, String> {
+async fn one<S, F>(
+    open: impl Fn() -> F,
+    path: &str,
+    kept: Option<Connection<S>>,
+) -> Result<Option<Connection<S>>, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    F: Future<Output = io::Result<Connection<S>>>,
+{
     let mut connection = match kept {
         Some(connection) => connection,
-        None => Connection::try_open(to, IpAddr::from(Ipv4Addr::LOCALHOST))
-            .await
-            .map_err(|error| format!("no connection: {error}"))?,
+        None => open().await.map_err(|error| format!("no connection: {error}"))?,
     };
     let response = connection
         .try_request("GET", path, "", "")

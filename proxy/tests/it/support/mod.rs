@@ -8,6 +8,7 @@ pub mod process;
 pub mod raw_origin;
 pub mod redis;
 pub mod strict_origin;
+pub mod tls;
 pub mod unprivileged;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

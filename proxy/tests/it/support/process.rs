@@ -65,6 +65,11 @@ impl Process {
         Self::start_with(proxy_binary(), Some(configuration), &[], &["-u"])
     }
 
+    /// A proxy that only checks this configuration.
+    pub fn check(configuration: &str) -> Self {
+        Self::start_with(proxy_binary(), Some(configuration), &[], &["-t"])
+    }
+
     /// Writes another configuration where the process has its own.
     pub fn reconfigure(&self, configuration: &str) {
         std::fs::write(self.files.path().join(CONFIGURATION), configuration).expect("the configuration is written");
@@ -209,6 +214,11 @@ impl Process {
     /// Where clients connect.
     pub fn address(&self) -> SocketAddr {
         self.listening("proxy")
+    }
+
+    /// Where clients connect with TLS.
+    pub fn tls_address(&self) -> SocketAddr {
+        self.listening("proxy tls")
     }
 
     /// Where Prometheus connects.

@@ -1,0 +1,199 @@
+//! A port that clients connect to, with TLS or without.
+//!
+//! A connection gets its place before anything is read from it, so that those that never finish a handshake are limited as all others.
+
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use chassis::pauses;
+use futures::FutureExt;
+use futures::future::FusedFuture;
+use log::info;
+use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::protocols::Stream;
+use pingora::protocols::l4::stream::Stream as Tcp;
+use pingora::server::ShutdownWatch;
+use pingora_limits::inflight;
+
+use crate::exchange::admission::Connection;
+use crate::exchange::record::Record;
+use crate::lifecycle::Connected;
+use crate::listen::connection::Edge;
+use crate::listen::handshake::{Failure, shake_hands};
+use crate::listen::proxy_protocol::{self, NoHeader};
+use crate::observe::metrics::Handshake;
+use crate::rejection::Rejection;
+use crate::snapshot::Policy;
+use crate::tls::server::Live;
+use crate::tls::stream::Secure;
+
+/// A port that clients connect to.
+pub struct Port {
+    /// What serves them.
+    pub edge: Arc<Edge>,
+    /// What handshakes are made with, where clients speak TLS.
+    pub tls: Option<Arc<Live>>,
+}
+
+/// What came of a handshake.
+enum Shaken {
+    /// The connection is encrypted.
+    Secure(Box<Secure>),
+    /// The client spoke HTTP: these bytes.
+    Plain(Box<Tcp>, Vec<u8>),
+    /// There is nothing more to say.
+    Over,
+}
+
+/// A connection's place among its client's; trusted proxies need none.
+type PlaceOfClient = Option<inflight::Guard>;
+
+impl Port {
+    /// A place among all connections; `None` when there are too many.
+    fn place(&self, policy: &Policy) -> Option<Connected> {
+        let lifecycle = &self.edge.lifecycle;
+        let place = lifecycle.connect();
+        if lifecycle.connections() <= policy.client.max_connections {
+            return Some(place);
+        }
+        let explained = &self.edge.descriptors_explained;
+        explained.call_once(|| policy.explain_descriptors(true));
+        None
+    }
+
+    /// A place among the connections of its client; `None` when there are too many.
+    fn place_of_client(&self, connection: &Connection, policy: &Policy) -> Option<PlaceOfClient> {
+        if policy.trusted.contain(connection.peer) {
+            return Some(None);
+        }
+        let key = policy.limiter.key(connection.peer);
+        let (place, count) = self.edge.by_client.incr(key, 1);
+        (count.unsigned_abs() <= policy.client.max_connections_per_client).then_some(Some(place))
+    }
+
+    /// The client that the balancer at `peer` names at the start of `stream`, or the balancer itself where it says so. `None` when it
+    /// says nothing that can be understood.
+    async fn named_client(
+        &self,
+        stream: &mut Stream,
+        peer: SocketAddr,
+        policy: &Policy,
+        down: Pin<&mut impl FusedFuture<Output = ()>>,
+    ) -> Option<SocketAddr> {
+        let start = Instant::now();
+        let header = pauses::timeout(policy.client.head_timeout, proxy_protocol::read(stream));
+        let header = self.edge.until_last_call(true, pin!(header), down).await?;
+        let late = NoHeader::Malformed("the PROXY protocol header takes longer than client.head_timeout");
+        match header.unwrap_or(Err(late)) {
+            Ok(client) => Some(client.unwrap_or(peer)),
+            Err(NoHeader::Silent) => None,
+            Err(NoHeader::Malformed(what)) => {
+                let connection = Arc::new(self.connection(peer));
+                Record::new(&connection, start).failed(Rejection::BadProxyHeader, Some(what.into()));
+                None
+            }
+        }
+    }
+
+    /// A connection from `peer`.
+    fn connection(&self, peer: SocketAddr) -> Connection {
+        let Edge { metrics, refusals, .. } = &*self.edge;
+        Connection::new(peer, Arc::clone(metrics), Arc::clone(refusals))
+    }
+
+    /// Shakes hands on `stream`, and notes what was agreed on in `connection`.
+    async fn shake(
+        &self,
+        stream: Stream,
+        tls: &Live,
+        connection: &mut Connection,
+        down: Pin<&mut impl FusedFuture<Output = ()>>,
+    ) -> Shaken {
+        let Ok(stream) = stream.into_any().downcast::<Tcp>() else {
+            return Shaken::Over;
+        };
+        let server = tls.server();
+        let shake = pauses::timeout(server.handshake_timeout, shake_hands(*stream, &server));
+        let Some(shaken) = self.edge.until_last_call(true, pin!(shake), down).await else {
+            return Shaken::Over;
+        };
+        let metrics = &self.edge.metrics;
+        let (result, error, sni) = match shaken {
+            Ok(Ok(done)) => {
+                metrics.shaken(if done.resumed {
+                    Handshake::Resumed
+                } else {
+                    Handshake::Full
+                });
+                connection.tls = Some(done.agreed);
+                return Shaken::Secure(done.stream);
+            }
+            Ok(Err(Failure::Silent)) => return Shaken::Over,
+            Ok(Err(Failure::Plain(stream, bytes))) => {
+                metrics.shaken(Handshake::Failed);
+                return Shaken::Plain(stream, bytes);
+            }
+            Ok(Err(Failure::Failed { error, sni })) => (Handshake::Failed, error.to_string(), sni),
+            Err(_) => {
+                let late = "the handshake takes longer than tls.handshake_timeout";
+                (Handshake::Timeout, late.to_owned(), None)
+            }
+        };
+        metrics.shaken(result);
+        if connection.refusals.allows(connection.peer, Instant::now()) {
+            info!(
+                client = connection.peer_text.as_str(),
+                sni = sni.as_deref(),
+                error = error.as_str();
+                "TLS handshake failed"
+            );
+        }
+        Shaken::Over
+    }
+}
+
+#[async_trait]
+impl ServerApp for Port {
+    async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let edge = &self.edge;
+        let mut remote: SocketAddr = *stream.get_socket_digest()?.peer_addr()?.as_inet()?;
+        let policy = edge.live.policy();
+        let mut watch = shutdown.clone();
+        let mut down = pin!(async move { drop(watch.wait_for(|down| *down).await) }.fuse());
+        let place = self.place(&policy);
+        // Boxed, so that no connection has room for this and the handshake for longer than it takes.
+        if place.is_some() && policy.proxy_protocol.contain(remote.ip()) {
+            remote = Box::pin(self.named_client(&mut stream, remote, &policy, down.as_mut())).await?;
+        }
+        let mut connection = self.connection(remote);
+        let Some(_places) = place.and_then(|place| Some((place, self.place_of_client(&connection, &policy)?))) else {
+            if self.tls.is_none() {
+                edge.turn_away(stream, connection, &policy).await;
+            } else {
+                // There is no answer without a handshake, which costs more than a connection does.
+                let mut record = Record::new(&Arc::new(connection), Instant::now());
+                record.failed(Rejection::TooManyConnections, None);
+            }
+            return None;
+        };
+        if let Some(tls) = &self.tls {
+            stream = match Box::pin(self.shake(stream, tls, &mut connection, down.as_mut())).await {
+                Shaken::Secure(stream) => stream,
+                Shaken::Plain(stream, bytes) => {
+                    edge.refuse_plain(stream, bytes.into(), connection, &policy).await;
+                    return None;
+                }
+                Shaken::Over => return None,
+            };
+        }
+        edge.serve_connection(stream, connection, policy, shutdown, down).await;
+        None
+    }
+
+    async fn cleanup(&self) {
+        self.edge.proxy.http_cleanup().await;
+    }
+}
