@@ -23,8 +23,8 @@
 //!
 //! `protocol` has both sides as state machines, which this code drives and whose tests search all interleavings.
 //!
-//! With `GO` comes a **note** of bytes that mean something to the caller, in an unnamed file. A version that knows of no note
-//! ignores the file, and one that gets none has an empty note. (Version 0.1.0 also never says `NO`: it closes. So a connection
+//! With `GO` come **notes** of bytes that mean something to the caller, each in an unnamed file. A version that knows of fewer
+//! ignores the other files, and one that gets fewer has empty notes. (Version 0.1.0 also never says `NO`: it closes. So a connection
 //! that closes while the process lives is a `NO`.)
 //!
 //! Whoever can connect to the socket, or put one in its place, gets the ports or can take them. So it lies in a directory
@@ -126,7 +126,7 @@ impl Predecessor {
     pub async fn take_over(self, prepared: impl Future<Output = Result<(), String>>) -> Result<TakenOver, String> {
         let peer = self.0.resume().map_err(|error| error.to_string())?;
         let mut side = protocol::Successor::Preparing;
-        let mut note = Vec::new();
+        let mut notes = Vec::new();
         let mut unprepared = None;
         tokio::pin!(prepared);
         loop {
@@ -141,19 +141,19 @@ impl Predecessor {
             let mut event = match side {
                 protocol::Successor::Preparing => tokio::select! {
                     biased;
-                    event = peer.hear_predecessor(&mut note) => event,
+                    event = peer.hear_predecessor(&mut notes) => event,
                     result = &mut prepared => found(result),
                 },
                 protocol::Successor::Alone if has_looked => SuccessorEvent::Unprepared,
                 protocol::Successor::Alone => found(prepared.as_mut().await),
-                _ => timeout(ANSWER, peer.hear_predecessor(&mut note))
+                _ => timeout(ANSWER, peer.hear_predecessor(&mut notes))
                     .await
                     .unwrap_or(SuccessorEvent::Timeout),
             };
             // What there is to hear comes before the end of patience, however late both are seen.
             let impatient = matches!(event, SuccessorEvent::Unprepared | SuccessorEvent::Timeout);
             if impatient && side != protocol::Successor::Alone && peer.is_readable() {
-                event = peer.hear_predecessor(&mut note).await;
+                event = peer.hear_predecessor(&mut notes).await;
             }
             let said;
             (side, said) = side.on(event);
@@ -164,7 +164,7 @@ impl Predecessor {
             match side {
                 protocol::Successor::Serves => {
                     let alone = event != SuccessorEvent::Heard(Some(Message::Go));
-                    return Ok(TakenOver { note, alone, peer });
+                    return Ok(TakenOver { notes, alone, peer });
                 }
                 protocol::Successor::Leaves => {
                     return Err(match event {
@@ -183,14 +183,19 @@ impl Predecessor {
 /// The right to serve.
 #[derive(Debug)]
 pub struct TakenOver {
-    /// What the running process left; empty when it left nothing.
-    pub note: Vec<u8>,
+    /// What the running process left.
+    notes: Vec<Vec<u8>>,
     /// The running process died before it could answer.
     pub alone: bool,
     peer: Peer,
 }
 
 impl TakenOver {
+    /// The note of this number, from 0. Empty when there is none.
+    pub fn note(&self, number: usize) -> &[u8] {
+        self.notes.get(number).map_or(&[], Vec::as_slice)
+    }
+
     /// Says that this process accepts connections. If nobody hears it, the other one is dead.
     pub fn serving(self) {
         let _ = self.peer.say(Message::Serving as u8, &[]);
@@ -235,7 +240,7 @@ impl Successor {
     }
 
     /// Sends `sockets`, and returns when this process must stop accepting: the successor serves them. The successor may take
-    /// `patience` to get ready; then it gets `note`. When `called_off` comes first, the successor is sent away; if it comes when
+    /// `patience` to get ready; then it gets the `notes`. When `called_off` comes first, the successor is sent away; if it comes when
     /// the successor has the order to serve, this process need not wait for it.
     ///
     /// # Errors
@@ -244,14 +249,14 @@ impl Successor {
         self,
         sockets: &[&TcpListener],
         patience: Duration,
-        note: impl FnOnce() -> Vec<u8>,
+        notes: impl FnOnce() -> Vec<Vec<u8>>,
         called_off: impl Future<Output = ()>,
     ) -> Result<(), String> {
         let peer = self.0;
         let sockets: Vec<_> = sockets.iter().map(|socket| socket.as_fd()).collect();
         peer.say(SOCKETS, &sockets).map_err(|error| error.to_string())?;
         let mut side = Running::Offered;
-        let mut note = Some(note);
+        let mut notes = Some(notes);
         let mut impatient = Some(Instant::now() + patience);
         tokio::pin!(called_off);
         loop {
@@ -268,8 +273,8 @@ impl Successor {
             (side, said) = side.on(event);
             match said {
                 Some(Message::Go) => {
-                    let note = note.take().map(|note| note()).unwrap_or_default();
-                    peer.go(&note);
+                    let notes = notes.take().map(|notes| notes()).unwrap_or_default();
+                    peer.go(&notes);
                     impatient = Some(Instant::now() + ANSWER);
                 }
                 Some(message) => drop(peer.say(message as u8, &[])),
@@ -364,10 +369,14 @@ impl Peer {
         Ok(())
     }
 
-    /// Says GO, with the note. Without it where there is no memory for one.
-    fn go(&self, note: &[u8]) {
-        let with_note = unnamed_file(note).and_then(|file| self.say(Message::Go as u8, &[file.as_fd()]));
-        if let Err(error) = with_note {
+    /// Says GO, with the notes. Without them where there is no memory for one.
+    fn go(&self, notes: &[Vec<u8>]) {
+        let files: io::Result<Vec<_>> = notes.iter().map(|note| unnamed_file(note)).collect();
+        let with_notes = files.and_then(|files| {
+            let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+            self.say(Message::Go as u8, &files)
+        });
+        if let Err(error) = with_notes {
             warn!(error = error.to_string().as_str(); "the successor starts without what this process knows of its clients");
             // If this can't be said either, the successor gives up soon, which is heard.
             let _ = self.say(Message::Go as u8, &[]);
@@ -407,13 +416,12 @@ impl Peer {
         RunningEvent::Heard(message)
     }
 
-    async fn hear_predecessor(&self, note: &mut Vec<u8>) -> SuccessorEvent {
+    async fn hear_predecessor(&self, notes: &mut Vec<Vec<u8>>) -> SuccessorEvent {
         match self.hear().await {
             Some((byte, descriptors)) => {
                 let message = Message::from_byte(byte);
-                if let Some(file) = descriptors.into_iter().next() {
-                    *note = contents(file).unwrap_or_default();
-                }
+                let read = |file| contents(file).unwrap_or_default();
+                notes.extend(descriptors.into_iter().map(read));
                 SuccessorEvent::Heard(message)
             }
             None => {

@@ -154,6 +154,7 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
         discovery.clone(),
         Arc::clone(&pool),
         Arc::clone(&live),
+        certificates.clone(),
         doors.clone(),
         sockets.all().len(),
     );

@@ -23,8 +23,8 @@ async fn found(path: &Path) -> Successor {
 }
 
 async fn hand_over(successor: Successor) -> Result<(), String> {
-    let note = || b"note".to_vec();
-    successor.hand_over(&[&socket()], SOON, note, pending()).await
+    let notes = || vec![b"note".to_vec(), b"another".to_vec()];
+    successor.hand_over(&[&socket()], SOON, notes, pending()).await
 }
 
 #[tokio::test]
@@ -36,15 +36,16 @@ async fn the_successor_gets_the_same_sockets_in_order_and_the_note() {
     let successor = tokio::spawn(async move {
         let (sockets, predecessor) = waiting.receive(SOON).await.unwrap();
         let taken = predecessor.take_over(ready(Ok(()))).await.unwrap();
-        assert_eq!((taken.note.as_slice(), taken.alone), (b"note".as_slice(), false));
+        assert_eq!((taken.note(0), taken.alone), (b"note".as_slice(), false));
+        assert_eq!((taken.note(1), taken.note(2)), (b"another".as_slice(), b"".as_slice()));
         taken.serving();
         sockets
     });
     let running = found(&path).await;
     assert_eq!(running.pid(), i32::try_from(std::process::id()).ok());
-    let note = || b"note".to_vec();
+    let notes = || vec![b"note".to_vec(), b"another".to_vec()];
     running
-        .hand_over(&ours.each_ref(), SOON, note, pending())
+        .hand_over(&ours.each_ref(), SOON, notes, pending())
         .await
         .unwrap();
     let theirs = successor.await.unwrap();
@@ -95,8 +96,8 @@ async fn a_handover_that_is_called_off_sends_the_successor_away_unless_it_has_go
         let (_, predecessor) = waiting.receive(SOON).await.unwrap();
         predecessor.take_over(pending()).await.unwrap_err()
     });
-    let note = || panic!("it is not told");
-    let off = found(&path).await.hand_over(&[&socket()], SOON, note, ready(())).await;
+    let notes = || panic!("it is not told");
+    let off = found(&path).await.hand_over(&[&socket()], SOON, notes, ready(())).await;
     assert_eq!(off.unwrap_err(), "the handover was called off");
     assert_eq!(successor.await.unwrap(), "the running process has called it off");
 
@@ -114,7 +115,7 @@ async fn a_handover_that_is_called_off_sends_the_successor_away_unless_it_has_go
         .hand_over(&[&socket()], SOON, Vec::new, called_off)
         .await;
     assert_eq!(done, Ok(()), "the successor serves, or will");
-    assert_eq!(successor.await.unwrap().note, b"");
+    assert_eq!(successor.await.unwrap().note(0), b"");
 }
 
 #[tokio::test]
@@ -157,7 +158,7 @@ async fn version_one_on_either_side_is_understood() {
         assert_eq!(old.hear().await.unwrap().0, b'R');
         old.say(b'G', &[]).unwrap();
         let taken = new.await.unwrap().unwrap();
-        assert_eq!((taken.note.as_slice(), taken.alone), (b"".as_slice(), false));
+        assert_eq!((taken.note(0), taken.alone), (b"".as_slice(), false));
         taken.serving();
         assert_eq!(old.hear().await.unwrap().0, b'S');
     }
@@ -246,7 +247,7 @@ async fn a_running_process_that_died_without_a_word_is_replaced_with_backends_or
                 tokio::spawn(async move { Peer::new(theirs).hear().await.map(drop) });
             }
             let taken = Predecessor(running).take_over(prepared).await.unwrap();
-            assert_eq!((taken.alone, taken.note.as_slice()), (true, b"".as_slice()));
+            assert_eq!((taken.alone, taken.note(0)), (true, b"".as_slice()));
         }
     }
 }

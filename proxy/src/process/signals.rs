@@ -178,10 +178,15 @@ impl OnSignal {
         );
         let mut end = None;
         let sockets = self.sockets.all();
-        let note = || self.reload.live.policy().limiter.export(std::time::Instant::now());
+        // In the order of `startup`'s numbers.
+        let notes = || {
+            let buckets = self.reload.live.policy().limiter.export(std::time::Instant::now());
+            let secret = self.reload.certificates.as_ref().map(|live| live.secret());
+            std::iter::once(buckets).chain(secret).collect()
+        };
         let called_off = async { end = Some(signals.end(reloads).await) };
         let handed_over = successor
-            .hand_over(&sockets, SUCCESSOR_PATIENCE, note, called_off)
+            .hand_over(&sockets, SUCCESSOR_PATIENCE, notes, called_off)
             .await;
         match (handed_over, end) {
             (Ok(()), end) => {

@@ -28,6 +28,7 @@ use crate::lifecycle::Stage;
 use crate::pool::Pool;
 use crate::process::signals::{Signals, Sockets};
 use crate::snapshot::Live;
+use crate::tls;
 
 /// How long a successor waits for the running process to get a signal.
 const SIGNAL_PATIENCE: Duration = Duration::from_secs(60);
@@ -35,6 +36,9 @@ const SIGNAL_PATIENCE: Duration = Duration::from_secs(60);
 const BACKENDS_PATIENCE: Duration = Duration::from_secs(20);
 /// How often it looks.
 const POLL: Duration = Duration::from_millis(10);
+/// The notes that come with a handover, by their numbers.
+const BUCKETS: usize = 0;
+const TICKET_SECRET: usize = 1;
 /// How long writing the rest of the log may take at the end.
 const FLUSH: Duration = Duration::from_millis(500);
 
@@ -127,6 +131,7 @@ pub struct Startup {
     discovery: RegistryDiscovery,
     pool: Arc<Pool>,
     live: Arc<Live>,
+    certificates: Option<Arc<tls::server::Live>>,
     doors: Doors,
     /// How many ports there are.
     ports: usize,
@@ -140,6 +145,7 @@ impl Startup {
         discovery: RegistryDiscovery,
         pool: Arc<Pool>,
         live: Arc<Live>,
+        certificates: Option<Arc<tls::server::Live>>,
         doors: Doors,
         ports: usize,
     ) -> Self {
@@ -149,6 +155,7 @@ impl Startup {
             discovery,
             pool,
             live,
+            certificates,
             doors,
             ports,
             stage: watch::Sender::new(stage),
@@ -171,6 +178,18 @@ impl Startup {
             warn!("no backend passes its health check; taking over all the same");
         }
         Ok(())
+    }
+
+    /// Makes the running process's clients resume their sessions here. A process without TLS leaves no secret.
+    fn inherit_tickets(&self, secret: &[u8]) {
+        let inherited = match &self.certificates {
+            Some(certificates) if !secret.is_empty() => certificates.inherit(secret),
+            _ => return,
+        };
+        if let Err(problem) = inherited {
+            let problem = problem.to_string();
+            warn!(error = problem.as_str(); "clients can't resume the TLS sessions of the running proxy");
+        }
     }
 
     async fn serve(&self) {
@@ -197,7 +216,9 @@ impl BackgroundService for Startup {
                 // The process is about to end, which the running one will see. It has not heard that this one serves.
                 return std::future::pending().await;
             }
-            let throttled = self.live.policy().limiter.import(&taken.note, Instant::now());
+            let buckets = taken.note(BUCKETS);
+            let throttled = self.live.policy().limiter.import(buckets, Instant::now());
+            self.inherit_tickets(taken.note(TICKET_SECRET));
             self.serve().await;
             if taken.alone {
                 warn!("the running proxy died during the handover; serving in its place");

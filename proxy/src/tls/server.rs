@@ -209,7 +209,7 @@ impl Live {
     /// As [`Live::change`].
     pub fn inherit(&self, secret: &[u8]) -> Result<(), LoadError> {
         let mut sources = self.sources();
-        sources.secret = secret.to_vec();
+        secret.clone_into(&mut sources.secret);
         let settings = sources.settings.clone();
         self.load(&mut sources, &settings)
     }

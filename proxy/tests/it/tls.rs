@@ -6,7 +6,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::support::tls::{Authority, Client, shown, with_tls};
-use crate::support::{Connection, Process, RawOrigin, embedded, eventually, get, origin};
+use crate::support::{Connection, Load, Process, RawOrigin, embedded, eventually, free_port, get, origin, thorough};
+use crate::upgrade::{TOOK_OVER, WAITING, upgradable};
 
 const FAILED: &str = "TLS handshake failed";
 const RELOADED: &str = "certificates reloaded";
@@ -435,4 +436,79 @@ async fn a_balancer_names_its_client_before_the_handshake() {
     assert_eq!(connection.get("/named").await.status, 200);
     let line = proxy.request_line("/named").await;
     assert_eq!((&line["client"], &line["tls"]), (&"192.0.2.9".into(), &"1.3".into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn upgrades_under_tls_lose_no_request_and_sessions_are_resumed() {
+    let (origin, files, authority) = (origin(), tempfile::tempdir().unwrap(), Authority::new());
+    let certificates = files.path().join("certificates");
+    std::fs::create_dir(&certificates).unwrap();
+    authority.issue(&["a.example"]).write(&certificates, "a");
+    let plain = upgradable(&embedded(&[origin.address()]), files.path());
+    let configuration = with_tls(&plain, &certificates, "");
+    let configuration = configuration.replace(
+        "    listen: 127.0.0.1:0",
+        &format!("    listen: 127.0.0.1:{}", free_port()),
+    );
+    // The first has no TLS, so that the second binds the port.
+    let mut proxy = Process::proxy(&plain).await;
+    proxy.active_backends(1).await;
+    let handed_over = async |proxy: Process, configuration: &str| {
+        let successor = Process::successor(configuration);
+        successor.said(WAITING, |_| true).await;
+        proxy.signal("QUIT");
+        successor.said(TOOK_OVER, |_| true).await;
+        assert_eq!(proxy.ended().await.0.code(), Some(0));
+        successor
+    };
+    proxy = handed_over(proxy, &configuration).await;
+    let (address, client) = (proxy.tls_address(), authority.client());
+    let mut first = client.open(address, "a.example").await;
+    assert_eq!(first.get("/").await.status, 200);
+    let loaded = authority.client();
+    let open = move || {
+        let client = loaded.clone();
+        async move { client.try_open(address, "a.example").await }
+    };
+    let load = Load::over(open, "/delay/3", 200);
+    for _ in 0..thorough(3, 50) {
+        let before = load.answered();
+        eventually("traffic flows", async || load.answered() > before + 100).await;
+        proxy = handed_over(proxy, &configuration).await;
+        let resumed = client.open(address, "a.example").await;
+        let kind = resumed.stream().get_ref().1.handshake_kind();
+        assert_eq!(kind, Some(HandshakeKind::Resumed), "{:?}", proxy.metrics().await);
+        let mut resumed = resumed;
+        assert_eq!(resumed.get("/").await.status, 200);
+    }
+    load.lost_none().await;
+    // Without TLS again, the port is closed.
+    proxy = handed_over(proxy, &plain).await;
+    assert!(client.try_open(address, "a.example").await.is_err());
+    assert_eq!(get(proxy.address(), "/").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_answers_whoever_is_connected_with_tls() {
+    let (origin, files, authority) = (origin(), tempfile::tempdir().unwrap(), Authority::new());
+    authority.issue(&["a.example"]).write(files.path(), "a");
+    let proxy = Process::proxy(&with_tls(&embedded(&[origin.address()]), files.path(), "")).await;
+    proxy.active_backends(1).await;
+    let (client, address) = (authority.client(), proxy.tls_address());
+    let mut under_way = client.open(address, "a.example").await;
+    under_way.send("GET /delay/500 HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    proxy.reaches("gopherproxy_inflight_requests", 1.0).await;
+    // Connected, and the handshake is still to come.
+    let connected = TcpStream::connect(address).await.unwrap();
+    proxy.reaches("gopherproxy_connections", 2.0).await;
+    proxy.signal("TERM");
+    eventually("the port is closed", async || {
+        TcpStream::connect(address).await.is_err()
+    })
+    .await;
+    let mut late = client.shake(connected, "a.example").await.expect("a handshake");
+    let response = late.get("/").await;
+    assert_eq!((response.status, response.header("connection")), (200, Some("close")));
+    assert_eq!(under_way.response().await.status, 200);
+    assert_eq!(proxy.ended().await.0.code(), Some(0));
 }
