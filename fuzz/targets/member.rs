@@ -15,7 +15,8 @@ fuzz_target!(|set: &[u8]| {
     let mut members = BTreeSet::new();
     for text in set.split(|byte| *byte == b'\n') {
         let read = Member::parse(text);
-        let seen = read.as_ref().ok().map(|member| (member.host().clone(), member.port()));
+        let seen = read.as_ref().ok();
+        let seen = seen.map(|member| (member.is_tls(), member.host().clone(), member.port()));
         assert_eq!(seen, model(text), "{:?}", text.escape_ascii().to_string());
         match read {
             Ok(member) => {
@@ -28,9 +29,12 @@ fuzz_target!(|set: &[u8]| {
     store(members);
 });
 
-/// What `http://host:port` means, told another way than the registry does: by the grammar of the whole, not part by part.
-fn model(text: &[u8]) -> Option<(Host, u16)> {
-    let text = str::from_utf8(text).ok()?.strip_prefix("http://")?;
+/// What `http://host:port` and `https://host:port` mean, told another way than the registry does: by the grammar of the whole, not
+/// part by part.
+fn model(text: &[u8]) -> Option<(bool, Host, u16)> {
+    let text = str::from_utf8(text).ok()?.strip_prefix("http")?;
+    let tls = text.starts_with('s');
+    let text = text.strip_prefix('s').unwrap_or(text).strip_prefix("://")?;
     let text = text.strip_suffix('/').unwrap_or(text);
     let (name, digits) = text.split_at_checked(text.rfind(':')?)?;
     let port: u16 = digits[1..].parse().ok()?;
@@ -39,7 +43,7 @@ fn model(text: &[u8]) -> Option<(Host, u16)> {
     }
     if let Ok(address) = text.parse::<SocketAddr>() {
         // A zone is no part of an address that means the same on every machine.
-        return (!text.contains('%')).then_some((Host::Address(address.ip()), port));
+        return (!text.contains('%')).then_some((tls, Host::Address(address.ip()), port));
     }
     let name = name.to_ascii_lowercase();
     let is_label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(is_name_byte);
@@ -48,26 +52,26 @@ fn model(text: &[u8]) -> Option<(Host, u16)> {
         .split('.')
         .all(|label| label.bytes().all(|byte| byte.is_ascii_digit()));
     let is_name = relative.len() <= 253 && !numeric && relative.split('.').all(is_label);
-    is_name.then_some((Host::Name(name), port))
+    is_name.then_some((tls, Host::Name(name), port))
 }
 
 fn is_name_byte(byte: u8) -> bool {
     matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_')
 }
 
-/// What is written is read again as the same, by this program and by one that knows `http://host:port` alone.
+/// What is written is read again as the same, by this program and by one that knows these two forms alone.
 fn round_trip(member: &Member) {
     let encoded = member.encode();
     assert_eq!(Member::parse(encoded.as_bytes()).as_ref(), Ok(member));
     assert_eq!(member.to_string().parse().as_ref(), Ok(member));
-    assert_eq!(encoded, format!("http://{member}"));
-    let port = member.port();
-    let written = match member.host() {
-        Host::Address(address) => format!("http://{}", SocketAddr::new(*address, port)),
-        Host::Name(name) => format!("http://{name}:{port}"),
+    let (port, scheme) = (member.port(), if member.is_tls() { "https://" } else { "http://" });
+    let authority = match member.host() {
+        Host::Address(address) => SocketAddr::new(*address, port).to_string(),
+        Host::Name(name) => format!("{name}:{port}"),
     };
-    assert_eq!(encoded, written);
-    let address = encoded["http://".len()..].parse().ok();
+    assert_eq!(encoded, format!("{scheme}{authority}"));
+    assert_eq!(member.to_string(), encoded.strip_prefix("http://").unwrap_or(&encoded));
+    let address = authority.parse().ok();
     assert_eq!(member.socket_address(), address);
 }
 

@@ -1,11 +1,13 @@
-//! The format of a member: `http://host:port`.
+//! The format of a member: `http://host:port` or `https://host:port`.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-/// The scheme in front of every member. `https://` is reserved for origins that speak TLS.
-const SCHEME: &str = "http://";
+/// What stands in front of a member.
+const PLAIN: &str = "http://";
+/// The same for one that speaks TLS.
+const TLS: &str = "https://";
 
 /// A longer member is not worth its place in the log.
 const MAX_SHOWN: usize = 128;
@@ -19,14 +21,15 @@ pub enum Host {
     Name(String),
 }
 
-/// An origin: a host and a port.
+/// An origin: a host and a port, and whether it speaks TLS.
 ///
-/// `FromStr` and `Display` are the bare `host:port` (IPv6 in brackets), as it stands in a target list and a metric's
-/// label; [`Member::parse`] and [`Member::encode`] are the registry's encoding.
+/// `FromStr` and `Display` are the form in a target list and a metric's label: the bare `host:port` (IPv6 in brackets), with
+/// `https://` in front for an origin that speaks TLS. [`Member::parse`] and [`Member::encode`] are the registry's encoding.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
     host: Host,
     port: u16,
+    tls: bool,
 }
 
 impl Member {
@@ -40,28 +43,40 @@ impl Member {
         self.port
     }
 
-    /// Reads a member as it stands in the registry: `http://host:port`, with or without a `/` at its end.
+    /// Whether it speaks TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// The same origin over TLS.
+    pub fn over_tls(self) -> Self {
+        Self { tls: true, ..self }
+    }
+
+    /// Reads a member as it stands in the registry: `http://host:port` or `https://host:port`, with or without a `/` at its end.
     ///
     /// # Errors
     /// Whatever else it is: another scheme, a path, no port, bytes that are not text.
     pub fn parse(text: &[u8]) -> Result<Self, Malformed> {
         let malformed = |problem: &str| Malformed::new(text, problem);
         let member = std::str::from_utf8(text).map_err(|_| malformed("not UTF-8"))?;
-        if member.starts_with("https://") {
-            return Err(malformed("https:// is reserved for TLS origins, which come later"));
-        }
-        let Some(rest) = member.strip_prefix(SCHEME) else {
-            return Err(malformed("expected http://host:port"));
+        let plain = member.strip_prefix(PLAIN).map(|rest| (rest, false));
+        let tls = || member.strip_prefix(TLS).map(|rest| (rest, true));
+        let Some((rest, tls)) = plain.or_else(tls) else {
+            return Err(malformed("expected http://host:port or https://host:port"));
         };
-        rest.strip_suffix('/')
-            .unwrap_or(rest)
-            .parse()
-            .map_err(|problem: String| malformed(&problem))
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (host, port) = host_and_port(rest).map_err(|problem| malformed(&problem))?;
+        Ok(Self { host, port, tls })
     }
 
     /// The member as it stands in the registry.
     pub fn encode(&self) -> String {
-        format!("{SCHEME}{self}")
+        if self.tls {
+            self.to_string()
+        } else {
+            format!("{PLAIN}{self}")
+        }
     }
 
     /// The address to connect to, when the host is an address.
@@ -77,23 +92,30 @@ impl FromStr for Member {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (host, port) = text
-            .rsplit_once(':')
-            .ok_or("expected host:port, and the port is missing")?;
-        let port = match port.parse::<u16>() {
-            Ok(port) if port > 0 && port.to_string() == text[host.len() + 1..] => port,
-            _ => return Err("expected a port from 1 to 65535".into()),
-        };
-        let host = match host.strip_prefix('[') {
-            Some(bracketed) => bracketed
-                .strip_suffix(']')
-                .and_then(|address| address.parse::<Ipv6Addr>().ok())
-                .map(|address| Host::Address(address.into()))
-                .ok_or("expected an IPv6 address between [ and ]")?,
-            None => parse_host(host)?,
-        };
-        Ok(Self { host, port })
+        let over_tls = text.strip_prefix(TLS);
+        let (host, port) = host_and_port(over_tls.unwrap_or(text))?;
+        let tls = over_tls.is_some();
+        Ok(Self { host, port, tls })
     }
+}
+
+fn host_and_port(text: &str) -> Result<(Host, u16), String> {
+    let (host, port) = text
+        .rsplit_once(':')
+        .ok_or("expected host:port, and the port is missing")?;
+    let port = match port.parse::<u16>() {
+        Ok(port) if port > 0 && port.to_string() == text[host.len() + 1..] => port,
+        _ => return Err("expected a port from 1 to 65535".into()),
+    };
+    let host = match host.strip_prefix('[') {
+        Some(bracketed) => bracketed
+            .strip_suffix(']')
+            .and_then(|address| address.parse::<Ipv6Addr>().ok())
+            .map(|address| Host::Address(address.into()))
+            .ok_or("expected an IPv6 address between [ and ]")?,
+        None => parse_host(host)?,
+    };
+    Ok((host, port))
 }
 
 fn parse_host(host: &str) -> Result<Host, String> {
@@ -121,6 +143,9 @@ fn parse_host(host: &str) -> Result<Host, String> {
 
 impl fmt::Display for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.tls {
+            f.write_str(TLS)?;
+        }
         match &self.host {
             Host::Address(address) => SocketAddr::new(*address, self.port).fmt(f),
             Host::Name(name) => write!(f, "{name}:{}", self.port),
@@ -163,10 +188,14 @@ mod tests {
             "http://host.docker.internal:8081",
             "http://origin_1:65535",
             "http://a.b.:1",
+            "https://127.0.0.1:8443",
+            "https://[::1]:8443",
+            "https://origin.example:443",
         ] {
             let member = Member::parse(text.as_bytes()).unwrap();
             assert_eq!(member.encode(), text);
-            assert_eq!(member.to_string().parse(), Ok(member));
+            assert_eq!(member.to_string().parse().as_ref(), Ok(&member));
+            assert_eq!(member.is_tls(), text.starts_with("https"));
         }
         assert_eq!(
             Member::parse(b"http://Origin:80/").unwrap().encode(),
@@ -182,7 +211,11 @@ mod tests {
             ("", "expected http://host:port"),
             ("127.0.0.1:8081", "expected http://host:port"),
             ("HTTP://127.0.0.1:8081", "expected http://host:port"),
-            ("https://127.0.0.1:8081", "reserved"),
+            ("HTTPS://127.0.0.1:8081", "expected http://host:port"),
+            ("https://127.0.0.1", "the port is missing"),
+            ("https://https://a:1", "host name"),
+            ("http://https://a:1", "host name"),
+            ("https://user@host:443", "host name"),
             ("http://127.0.0.1", "the port is missing"),
             ("http://:8081", "host name"),
             ("http://127.0.0.1:0", "expected a port"),

@@ -74,7 +74,8 @@ impl Config {
     }
 }
 
-/// A target as people write it: `host:port`, or the `http://host:port/` that a browser shows. As in a URL, `http://host` is port 80.
+/// A target as people write it: `host:port`, or the `http://host:port/` that a browser shows. As in a URL, `http://host` is port 80 and
+/// `https://host` port 443.
 fn target(text: &str) -> Result<Member, Expected> {
     let expected = |why: &str| format!("a host and a port, such as 10.0.0.7:8081, origin:8081 or [::1]:8081 ({why})");
     if text.is_empty() {
@@ -86,17 +87,20 @@ fn target(text: &str) -> Result<Member, Expected> {
             Some(_) => expected(&why),
         });
     };
-    if !scheme.eq_ignore_ascii_case("http") {
-        return Err(expected("only http:// origins can be probed"));
-    }
+    let (tls, usual) = match scheme.to_ascii_lowercase().as_str() {
+        "http" => (false, 80),
+        "https" => (true, 443),
+        _ => return Err(expected("only http:// and https:// origins can be probed")),
+    };
     let authority = rest.strip_suffix('/').unwrap_or(rest);
     if authority.contains(['/', '?', '#', '@']) {
         return Err(expected("a path or a user has no place in a target"));
     }
-    let with_port = format!("{authority}:80");
-    authority
+    let with_port = format!("{authority}:{usual}");
+    let target: Member = authority
         .parse()
-        .or_else(|why: String| with_port.parse().map_err(|_: String| expected(&why)))
+        .or_else(|why: String| with_port.parse().map_err(|_: String| expected(&why)))?;
+    Ok(if tls { target.over_tls() } else { target })
 }
 
 impl Config {
@@ -163,6 +167,10 @@ mod tests {
             ("http://host:8081/", &["host:8081"]),
             ("HTTP://host:8081,http://[::1]:1", &["host:8081", "[::1]:1"]),
             ("http://host,http://[::1]/", &["host:80", "[::1]:80"]),
+            (
+                "https://host,HTTPS://[::1]/,https://host:8443/",
+                &["https://host:443", "https://[::1]:443", "https://host:8443"],
+            ),
         ] {
             let config = read(text).unwrap();
             let targets: Vec<String> = config.targets.iter().map(ToString::to_string).collect();
@@ -182,9 +190,11 @@ mod tests {
             ("::1:80", "expected brackets around an IPv6 address"),
             ("a:0", "expected a port from 1 to 65535"),
             (
-                "https://a:1",
-                "only http:// origins can be probed), got \"https://a:1\"",
+                "ftp://a:1",
+                "only http:// and https:// origins can be probed), got \"ftp://a:1\"",
             ),
+            ("https://a:1,https://A:1", "https://a:1 is there twice"),
+            ("https://a:1/x", "a path or a user has no place in a target"),
             ("http://a:1/x", "a path or a user has no place in a target"),
             ("http://user:hunter2@a:1", "a path or a user has no place in a target"),
             ("http://a:x", "expected a port"),

@@ -9,6 +9,7 @@ mod client;
 mod discovery;
 mod limit;
 mod networks;
+mod origin_tls;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -29,9 +30,10 @@ pub use client::{ClientLimits, DEFAULT_MAX_CONNECTIONS};
 pub use discovery::{Discovery, Health, Readiness, RegistryKind};
 pub use limit::Limit;
 pub use networks::Networks;
+pub use origin_tls::OriginTls;
 pub use tls::Tls;
 use upstream::MOST_RETRIES;
-pub use upstream::{Ejection, UpstreamLimits};
+pub use upstream::{Ejection, Protocol, UpstreamLimits};
 
 /// Our section in the file.
 const SECTION: &str = "gopherproxy";
@@ -88,12 +90,14 @@ impl Config {
     /// All mistakes in both, or that the file can't be read.
     pub fn load(path: Option<&Path>) -> Result<Self, Box<dyn std::error::Error>> {
         let Some(path) = path else {
-            return Self::parse("", Settings::from_process());
+            let mut config = Self::parse("", Settings::from_process())?;
+            config.load_files()?;
+            return Ok(config);
         };
         let text = yaml::read_file(path)
             .map_err(|problem| format!("can't read the configuration {}: {problem}", path.display()))?;
-        let config =
-            Self::parse(&text, Settings::from_process()).map_err(|error| format!("{}: {error}", path.display()))?;
+        let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        let mut config = Self::parse(&text, Settings::from_process()).map_err(|error| named(&error))?;
         // The next good set would replace it.
         let real = |path: &Path| path.canonicalize().ok();
         let state_file = config.discovery.state_file.as_deref().and_then(real);
@@ -104,7 +108,15 @@ impl Config {
             )
             .into());
         }
+        config.load_files().map_err(|error| named(&error))?;
         Ok(config)
+    }
+
+    /// Reads the files that it names.
+    fn load_files(&mut self) -> Result<(), String> {
+        server::check()?;
+        let probed = self.sentinel_enabled && self.sentinel.targets.iter().any(registry::Member::is_tls);
+        self.upstream.tls.load(probed)
     }
 
     /// Reads `text` as the file, and the environment of `settings` over it.

@@ -13,10 +13,13 @@ use serde_json::{Map, Value as Json};
 /// Where a successor waits for the listening sockets, in a directory of its own that nobody else may enter.
 const UPGRADE_SOCKET: &str = "/run/gopherproxy/upgrade.sock";
 
+/// Where Pingora finds no root certificates: it would panic on one that it can't use, and each origin has its own from us.
+const NO_ROOTS: &str = "/dev/null";
+
 const SUPERVISOR: &str = "that is the job of a supervisor (systemd, a container)";
 
 /// Keys that Pingora has and this program sets itself or can't have, and what to do instead.
-const OURS: [(&str, &str); 12] = [
+const OURS: [(&str, &str); 13] = [
     ("daemon", SUPERVISOR),
     ("daemon_wait_for_ready", SUPERVISOR),
     ("daemon_ready_timeout_seconds", SUPERVISOR),
@@ -31,8 +34,18 @@ const OURS: [(&str, &str); 12] = [
         "set gopherproxy.drain_timeout instead",
     ),
     ("max_retries", "set gopherproxy.upstream.retries instead"),
+    ("ca_file", "set gopherproxy.upstream.tls.ca_file instead"),
     ("error_log", "the log goes to standard output"),
 ];
+
+/// Whether Pingora will find what it needs at the start.
+///
+/// # Errors
+/// When it would panic.
+pub(super) fn check() -> Result<(), String> {
+    std::fs::File::open(NO_ROOTS).map_err(|error| format!("this machine lacks {NO_ROOTS}: {error}"))?;
+    Ok(())
+}
 
 /// Reads Pingora's keys from the top level of the file, of which our own section is taken out already.
 pub(super) fn read(mut top: Section<'_>) -> ServerConf {
@@ -42,6 +55,7 @@ pub(super) fn read(mut top: Section<'_>) -> ServerConf {
         upgrade_sock: UPGRADE_SOCKET.into(),
         // With fewer than there are backends nearly every request would open a connection. Pingora's 128 are for one site.
         upstream_keepalive_pool_size: 1024,
+        ca_file: Some(NO_ROOTS.into()),
         ..ServerConf::default()
     };
     let Ok(Json::Object(mut keys)) = serde_json::to_value(&default) else {

@@ -267,7 +267,22 @@ fn each_bad_value_is_named_with_its_line_and_what_was_expected() {
             "max_blocking_threads: 0",
             "max_blocking_threads: expected another number",
         ),
-        ("ca_file: 5", "ca_file: expected a text, got \"5\""),
+        (
+            "ca_file: 5",
+            "ca_file: this key can't be set here; set gopherproxy.upstream.tls.ca_file instead",
+        ),
+        (
+            "gopherproxy: {upstream: {protocol: h2}}",
+            "gopherproxy.upstream.protocol: expected http1 or h2c, got \"h2\"",
+        ),
+        (
+            "gopherproxy: {upstream: {tls: {server_name: 'a b'}}}",
+            "gopherproxy.upstream.tls.server_name: expected a host name or an address",
+        ),
+        (
+            "gopherproxy: {upstream: {tls: {cert: /a.pem}}}",
+            "gopherproxy.upstream.tls.cert: a certificate needs its private key: set key too",
+        ),
         ("thread: 2", "line 1: thread: unknown key; did you mean threads?"),
         (
             "nonsense: 2",

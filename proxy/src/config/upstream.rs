@@ -1,15 +1,21 @@
-//! `upstream`: deadlines for backends, retries and ejection.
+//! `upstream`: what backends speak, their deadlines, retries and ejection.
 
 use std::time::Duration;
 
 use chassis::settings::{Section, duration, duration_or_zero, size, whole};
 
+use super::origin_tls::OriginTls;
+
 /// The most tries after the first.
 pub(super) const MOST_RETRIES: usize = 10;
 
-/// What a backend may take.
+/// What a backend speaks, and what it may take.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpstreamLimits {
+    /// What backends speak that don't speak TLS.
+    pub protocol: Protocol,
+    /// TLS to backends.
+    pub tls: OriginTls,
     /// To take a connection.
     pub connect_timeout: Duration,
     /// For the whole head of a response, and between two pieces of its body.
@@ -32,6 +38,15 @@ pub struct UpstreamLimits {
     pub ejection: Ejection,
 }
 
+/// What a backend without TLS speaks. Over TLS that is negotiated (ALPN).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 from the first byte ("prior knowledge").
+    H2c,
+}
+
 /// When a failing backend is ejected, and for how long.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ejection {
@@ -49,6 +64,8 @@ impl UpstreamLimits {
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let seconds = Duration::from_secs;
         let limits = Self {
+            protocol: section.value("protocol", None, Protocol::Http1, protocol),
+            tls: OriginTls::read(section.section("tls")),
             connect_timeout: section.value("connect_timeout", None, seconds(2), duration),
             read_timeout: section.value("read_timeout", None, seconds(60), duration),
             write_timeout: section.value("write_timeout", None, seconds(60), duration),
@@ -78,6 +95,14 @@ impl Ejection {
         };
         section.finish();
         ejection
+    }
+}
+
+fn protocol(text: &str) -> Result<Protocol, String> {
+    match text {
+        "http1" => Ok(Protocol::Http1),
+        "h2c" => Ok(Protocol::H2c),
+        _ => Err("http1 or h2c".into()),
     }
 }
 

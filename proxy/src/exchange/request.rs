@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::config::Forwarder;
 use crate::pool::endpoint::Endpoint;
 use crate::snapshot::Policy;
 
@@ -18,6 +19,8 @@ pub struct Request {
     pub policy: Arc<Policy>,
     /// The backend whose turn it is, at one of its addresses.
     pub endpoint: Endpoint,
+    /// Who forwards it.
+    pub forwarder: Forwarder,
     /// The method is HEAD, so that no response has a body.
     pub to_head: bool,
     /// Its method is idempotent (RFC 9110, section 9.2.2).

@@ -31,6 +31,9 @@ pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
     /// The client as it travels.
     fn into_client(self: Box<Self>) -> Client;
 
+    /// The client after that, if it speaks this version.
+    fn from_client(client: Client) -> Option<Box<Self>>;
+
     /// Whether the whole body of the request has been read.
     fn body_ended(&self) -> bool;
 
@@ -162,6 +165,11 @@ pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
 impl ClientSide for Downstream {
     fn into_client(self: Box<Self>) -> Client {
         Client::Http1(self)
+    }
+
+    fn from_client(client: Client) -> Option<Box<Self>> {
+        let Client::Http1(client) = client;
+        Some(client)
     }
 
     fn body_ended(&self) -> bool {

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use pingora::http::ResponseHeader;
+use pingora::http::{HeaderNameVariant, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, Result};
 
 use crate::exchange::request::Request;
@@ -181,10 +181,16 @@ impl<C: ClientSide> Forwarding<C> {
 
     /// Writes the head of a response to `out`.
     pub(super) fn head(&mut self, response: Box<ResponseHeader>, out: &mut BytesMut) -> Result<()> {
-        let fields: Vec<_> = response
-            .case_header_iter()
-            .map(|(name, value)| (String::from_utf8_lossy(name.as_slice()).into_owned(), value))
-            .collect();
+        // The iterator over names as they came has none for a response of HTTP/2.
+        let mut fields = Vec::with_capacity(response.headers.len());
+        response.map(|name, value| {
+            let name = match name {
+                HeaderNameVariant::Case(name) => String::from_utf8_lossy(name.as_slice()).into_owned(),
+                HeaderNameVariant::Titled(name) => name.to_owned(),
+            };
+            fields.push((name, value.clone()));
+            Ok(())
+        })?;
         let fields: Vec<_> = fields
             .iter()
             .map(|(name, value)| httparse::Header {

@@ -2,14 +2,18 @@
 //!
 //! - [`client`]: the client's side of an exchange, as both forwarders see it.
 //! - [`proxy`]: Pingora's hooks, through which every admitted request passes.
+//! - [`handover`]: what travels beside a request through Pingora.
 //! - [`session`]: presents a request to Pingora as a session.
 //! - [`forwarding`]: the client's side of an exchange that Pingora forwards.
 //! - `ready`: futures of hooks that wait for nothing.
+//! - [`tls`]: why there is no TLS connection to an origin.
 //! - [`direct`]: our own forwarder, for HTTP/1.1 without TLS.
 
 pub mod client;
 pub mod direct;
 pub mod forwarding;
+pub mod handover;
 pub mod proxy;
 mod ready;
 pub mod session;
+pub mod tls;

@@ -18,12 +18,14 @@ use pingora::prelude::{Error, ErrorType, HttpPeer, Result};
 use pingora::{ErrorSource, RetryType};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
+use crate::exchange::request::Request;
 use crate::exchange::retry::{self, Failure, Next, Try};
 use crate::forward::client::Client;
-use crate::forward::direct::Direct;
+use crate::forward::direct::{Direct, Outcome};
 use crate::forward::forwarding::Fault;
+use crate::forward::handover::{Exchange, Handover, Left};
 use crate::forward::ready::{Done, Passed};
-use crate::forward::session::{Exchange, Handover};
+use crate::forward::tls;
 use crate::observe::metrics::Metrics;
 use crate::pool::Pool;
 use crate::pool::retry_budget::RetryBudget;
@@ -66,10 +68,21 @@ fn in_words(error: &Error) -> Cow<'static, str> {
     if let Some(fault) = Fault::behind(error) {
         return fault.to_string().into();
     }
+    if let Some(words) = tls::in_words(error) {
+        return words.into();
+    }
     let kind = error.etype().as_str().to_owned();
-    match error.root_cause().downcast_ref::<std::io::Error>() {
-        Some(cause) => (kind + ": " + &cause.to_string()).into(),
-        None => kind.into(),
+    let cause = error.root_cause();
+    let of_http2 = cause.downcast_ref::<h2::Error>();
+    match cause.downcast_ref().or_else(|| of_http2.and_then(h2::Error::get_io)) {
+        Some(cause) => {
+            let cause: &std::io::Error = cause;
+            (kind + ": " + &cause.to_string()).into()
+        }
+        None => match of_http2.and_then(h2::Error::reason) {
+            Some(reason) => (kind + ": " + reason.description()).into(),
+            None => kind.into(),
+        },
     }
 }
 
@@ -78,10 +91,22 @@ fn failure_of(error: &Error) -> Failure {
         return Failure::TimedOut;
     }
     match error.etype() {
-        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => Failure::Closed,
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error => {
+            Failure::Closed
+        }
         ErrorType::ReadTimedout | ErrorType::WriteTimedout | ErrorType::ConnectTimedout => Failure::TimedOut,
         _ => Failure::Malformed,
     }
+}
+
+/// Whether the origin has said over HTTP/2 that it has not acted on the request (RFC 9113, section 8.7).
+fn is_refused(error: &Error) -> bool {
+    let of_http2 = error.root_cause().downcast_ref::<h2::Error>();
+    of_http2.is_some_and(|cause| {
+        let goes_away = cause.is_go_away() && cause.reason() == Some(h2::Reason::NO_ERROR);
+        let refuses = cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM);
+        cause.is_remote() && (goes_away || refuses)
+    })
 }
 
 fn rejection_of(error: &Error) -> Rejection {
@@ -100,7 +125,37 @@ fn rejection_of(error: &Error) -> Rejection {
     }
 }
 
+/// Whether `header` has the target of `request`. It has not when that is no URI to the library that holds the header.
+fn has_target_of(header: &RequestHeader, request: &Request) -> bool {
+    let mut words = request.head.split(|byte| *byte == b' ');
+    let target = header.uri.path_and_query().map(|target| target.as_str().as_bytes());
+    words.nth(1) == target
+}
+
 impl EdgeProxy {
+    /// Whether the request has ended with this `outcome` of forwarding it directly. Otherwise Pingora goes on with it.
+    fn is_over(&self, outcome: Outcome, client: Client, session: &mut Session, exchange: &mut Exchange) -> bool {
+        match outcome {
+            Outcome::Ended(ending) => {
+                Handover::give_back(client, ending);
+                true
+            }
+            Outcome::Moves(moved) => {
+                exchange.request.endpoint = moved.endpoint;
+                exchange.tries.count = moved.tried.len();
+                exchange.tries.failed = moved.tried;
+                let left = Left {
+                    client,
+                    first: moved.body,
+                    request: exchange.request.clone(),
+                    lifecycle: Arc::clone(self.direct.lifecycle()),
+                };
+                Handover::leave(session.as_downstream_mut(), left);
+                false
+            }
+        }
+    }
+
     /// Whether there may be another try, which is paid for from the budget if it is not for a stale connection.
     fn may_try_again(&self, exchange: &Exchange, next: Next) -> bool {
         let limits = &exchange.request.policy.upstream;
@@ -167,12 +222,13 @@ impl ProxyHttp for EdgeProxy {
             return Err(Fault::Client(fault).into_error(ErrorType::ReadError));
         }
         let (request, record) = (&exchange.request, &mut exchange.record);
+        let header = session.req_header();
+        let may_move = || has_target_of(header, request);
         match exchange.client.take() {
             None => Ok(false),
             Some(Client::Http1(mut client)) => {
-                let ending = self.direct.forward(request, &mut *client, record).await;
-                Handover::give_back(Client::Http1(client), ending);
-                Ok(true)
+                let outcome = self.direct.forward(request, &mut *client, record, may_move).await;
+                Ok(self.is_over(outcome, Client::Http1(client), session, exchange))
             }
         }
     }
@@ -188,7 +244,10 @@ impl ProxyHttp for EdgeProxy {
         let endpoint = match last {
             None => exchange.request.endpoint.clone(),
             Some(last) if stale => last,
-            Some(last) => self.pool.pick_again(&tries.failed, tries.connected).unwrap_or(last),
+            Some(last) => self
+                .pool
+                .pick_again(&tries.failed, tries.connected, |_| true)
+                .unwrap_or(last),
         };
         if tries.count > 1 {
             self.metrics.upstream_retries.inc();
@@ -198,7 +257,7 @@ impl ProxyHttp for EdgeProxy {
         // Its series is there before its answer is, while the backend is surely known.
         endpoint.upstream.duration(&self.metrics);
         let limits = &exchange.request.policy.upstream;
-        let mut peer = endpoint.peer(limits);
+        let mut peer = endpoint.peer(limits, exchange.request.upgrade.is_some());
         // For all others the session has the timer.
         peer.options.read_timeout = exchange.request.upgrade.is_some().then_some(limits.tunnel_idle_timeout);
         if stale {
@@ -207,6 +266,26 @@ impl ProxyHttp for EdgeProxy {
             peer.options.idle_timeout = Some(Duration::ZERO);
         }
         Ok(peer)
+    }
+
+    /// The head has no more to do with HTTP/1.1 when this runs for an origin that speaks HTTP/2.
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        if request.version != http::Version::HTTP_2 {
+            return Ok(());
+        }
+        // gRPC servers want to see that trailers pass (its specification, "Requests").
+        request.insert_header(http::header::TE, "trailers")?;
+        // Pingora passes no interim response of HTTP/2 on, so the client would wait for one.
+        if request.remove_header(&http::header::EXPECT).is_some() && admitted(ctx)?.request.expects {
+            let goes_on = ResponseHeader::build(http::StatusCode::CONTINUE, None)?;
+            session.write_response_header(Box::new(goes_on), false).await?;
+        }
+        Ok(())
     }
 
     async fn request_body_filter(
@@ -284,12 +363,14 @@ impl ProxyHttp for EdgeProxy {
         let Some(exchange) = ctx else { return error };
         let rejection = rejection_of(&error);
         let of_backend = matches!(rejection, Rejection::BackendFailed | Rejection::BackendTimeout);
+        let refused = is_refused(&error);
         let next = if of_backend {
             retry::next(Try {
                 failure: failure_of(&error),
-                reused: reused && error.retry == RetryType::ReusedOnly,
+                // A refusal is as good as a stale connection: once, because a backend may refuse for ever.
+                reused: reused && error.retry == RetryType::ReusedOnly || refused && !exchange.tries.refused,
                 // Of a head that could not be written nobody knows how much was; but without it nothing else was.
-                head_sent: exchange.tries.body_sent || !matches!(error.etype(), ErrorType::WriteError),
+                head_sent: !refused && (exchange.tries.body_sent || !matches!(error.etype(), ErrorType::WriteError)),
                 heard: exchange.tries.heard,
                 answering: session.response_written().is_some(),
                 idempotent: exchange.request.idempotent,
@@ -299,6 +380,7 @@ impl ProxyHttp for EdgeProxy {
             Next::Fail
         };
         exchange.tries.stale = next == Next::Reconnect;
+        exchange.tries.refused |= refused;
         if of_backend && !exchange.tries.stale && session.is_body_done() {
             self.try_failed(exchange, &error, true);
         }

@@ -4,9 +4,9 @@
 //! release). It sees the head as the origin gets it, and its own upstream half reads the body and writes the response through here.
 //! The direct forwarder has the client to itself ([`Exchange::client`]) and uses nothing of this but the head.
 //!
-//! Pingora gives no session back, so the exchange and the client travel in a task-local [`Handover`].
+//! Pingora gives no session back, so the exchange and the client travel in a [`Handover`].
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,92 +26,14 @@ use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
 
 use crate::config::Forwarder;
-use crate::exchange::record::Record;
-use crate::exchange::request::Request;
 use crate::forward::client::{Client, ClientSide};
 use crate::forward::direct::Ending;
 use crate::forward::forwarding::{Fault, Forwarding};
+use crate::forward::handover::{Exchange, Handover, Left};
 use crate::forward::ready::Passed;
 use crate::headers::request::Span;
-use crate::http1::downstream::{ClientFault, Downstream};
+use crate::http1::downstream::Downstream;
 use crate::lifecycle::Lifecycle;
-use crate::pool::endpoint::Endpoint;
-
-tokio::task_local! {
-    /// What is handed to Pingora's hooks with a request, and handed back.
-    pub static HANDOVER: Handover;
-}
-
-/// An exchange and its client, while Pingora has the request.
-#[derive(Default)]
-pub struct Handover {
-    exchange: Cell<Option<Box<Exchange>>>,
-    client: Cell<Option<(Client, Ending)>>,
-}
-
-impl Handover {
-    /// Takes the exchange, at the other end.
-    pub fn take() -> Option<Box<Exchange>> {
-        HANDOVER.try_with(|handover| handover.exchange.take()).ok().flatten()
-    }
-
-    /// Hands the client back, and says how its connection goes on.
-    pub fn give_back(client: Client, ending: Ending) {
-        // Without a scope there is nobody to take it, so it is closed.
-        let _ = HANDOVER.try_with(|handover| handover.client.set(Some((client, ending))));
-    }
-
-    /// Takes the client that was handed back.
-    pub fn client() -> Option<(Client, Ending)> {
-        HANDOVER.try_with(|handover| handover.client.take()).ok().flatten()
-    }
-}
-
-/// What Pingora's upstream half has tried for a request.
-#[derive(Default)]
-pub struct Tries {
-    /// How many tries there were.
-    pub count: usize,
-    /// Where it was sent last; `None` before the first try.
-    pub endpoint: Option<Endpoint>,
-    /// What is not to be tried again.
-    pub failed: Vec<Endpoint>,
-    /// The last try had a connection.
-    pub connected: bool,
-    /// The last try was on a kept connection that the backend had closed.
-    pub stale: bool,
-    /// A piece of the body was sent in this try, so its head was too.
-    pub body_sent: bool,
-    /// The head of a response came in this try, of an interim one perhaps.
-    pub heard: bool,
-}
-
-/// A request, its client and its record, on the way through Pingora's hooks.
-pub struct Exchange {
-    /// The request.
-    pub request: Request,
-    /// What becomes of it.
-    pub record: Record,
-    /// The client, unless the session has it.
-    pub client: Option<Client>,
-    /// What is wrong with what has come of the request's body, if anything is, and the session has the client.
-    pub fault: Option<ClientFault>,
-    /// What Pingora has tried, if it forwards.
-    pub tries: Tries,
-}
-
-impl Exchange {
-    /// Of `request`, which `client` has sent.
-    pub fn new(request: Request, record: Record, client: Client) -> Self {
-        Self {
-            request,
-            record,
-            client: Some(client),
-            fault: None,
-            tries: Tries::default(),
-        }
-    }
-}
 
 /// A session for Pingora with this head, and what is handed to the hooks beside it.
 pub fn open(
@@ -119,7 +41,7 @@ pub fn open(
     mut exchange: Exchange,
     lifecycle: &Arc<Lifecycle>,
 ) -> (ServerSession, Handover) {
-    let forwarded = exchange.request.policy.forwarder == Forwarder::Pingora;
+    let forwarded = exchange.request.forwarder == Forwarder::Pingora;
     let client = exchange.client.take_if(|_| forwarded);
     let session: Box<dyn Custom> = match client {
         None => Session::<Downstream>::new(header, None),
@@ -130,11 +52,7 @@ pub fn open(
             Session::new(header, Some(forwarding))
         }
     };
-    let handover = Handover {
-        exchange: Cell::new(Some(Box::new(exchange))),
-        client: Cell::new(None),
-    };
-    (ServerSession::new_custom(session), handover)
+    (ServerSession::new_custom(session), Handover::new(exchange))
 }
 
 thread_local! {
@@ -428,7 +346,19 @@ impl<C: ClientSide> Custom for Session<C> {
         Bytes::new()
     }
 
-    fn enable_retry_buffering(&mut self) {}
+    /// Goes on with the request that was left to it ([`Handover::leave`]). Pingora calls this too, when there is none.
+    fn enable_retry_buffering(&mut self) {
+        if let Some(Left {
+            client,
+            first,
+            request,
+            lifecycle,
+        }) = Handover::left()
+        {
+            let client = C::from_client(client);
+            self.forwarding = client.map(|client| Forwarding::new(client, first, &request, &lifecycle));
+        }
+    }
 
     fn retry_buffer_truncated(&self) -> bool {
         self.forwarding

@@ -32,8 +32,9 @@ use crate::exchange::record::Record;
 use crate::exchange::request::{Request, is_idempotent};
 use crate::forward::client::{Client, ClientSide};
 use crate::forward::direct::Ending;
+use crate::forward::handover::{Exchange, HANDOVER, Handover};
 use crate::forward::proxy::EdgeProxy;
-use crate::forward::session::{self, Exchange, HANDOVER, Handover};
+use crate::forward::session;
 use crate::headers::request::{Origination, Span, write_request};
 use crate::http1::chunked::Decoder;
 use crate::http1::downstream::{Body, Downstream, TOO_MUCH_HELD};
@@ -275,15 +276,17 @@ impl Edge {
             peer: &connection.peer_text,
             trusted_peer,
             tls: connection.tls.as_ref(),
-            backend: &endpoint.upstream.name,
+            backend: endpoint.upstream.authority(),
             id: &record.id,
         };
+        let is_plain = endpoint.upstream.is_plain(&policy.upstream, head.upgrade.is_some());
+        let forwarder = if is_plain { policy.forwarder } else { Forwarder::Pingora };
         let (written, fields, header) = WRITTEN.with_borrow_mut(|(bytes, spans)| {
             bytes.clear();
             spans.clear();
             write_request(&head, about, bytes, spans);
             let written = Bytes::copy_from_slice(bytes);
-            let cases = policy.forwarder == Forwarder::Pingora;
+            let cases = forwarder == Forwarder::Pingora;
             let header = session::header(&written, head.method, spans, cases);
             (written, spans.len(), header)
         });
@@ -294,6 +297,7 @@ impl Edge {
             head: written,
             policy: Arc::clone(policy),
             endpoint,
+            forwarder,
             to_head: head.method == "HEAD",
             idempotent: is_idempotent(head.method),
             chunked: head.body == head::Body::Chunked,

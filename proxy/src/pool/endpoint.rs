@@ -6,21 +6,40 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use pingora::protocols::TcpKeepalive;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use prometheus::Histogram;
+use registry::{Host, Member};
 
-use crate::config::UpstreamLimits;
+use crate::config::{Protocol, UpstreamLimits};
 use crate::observe::metrics::Metrics;
 use crate::pool::ejection::EjectionState;
 use crate::pool::kept::{Kept, Room};
 
+/// How many requests share a connection over HTTP/2.
+const MAX_STREAMS: u32 = 64;
+/// How much of a response may come over HTTP/2 that its client does not take, in bytes; and of all responses on a connection, so
+/// that slow clients don't hold up others.
+const STREAM_WINDOW: u32 = 128 << 10;
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
+
+/// When a connection over HTTP/2 over which nothing comes is probed, how often, and after how many probes it is given up. Requests
+/// would go on sharing one to a machine that is gone. Pings of HTTP/2 are no way to find out, because gRPC servers close connections for
+/// them.
+const PROBE_IDLE: Duration = Duration::from_secs(15);
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+const PROBES: usize = 3;
+
 /// A backend that requests can be sent to.
 #[derive(Debug)]
 pub struct Upstream {
-    /// Its name in the registry, as `host:port`.
+    /// Its name in the registry, as `host:port` or `https://host:port`.
     pub name: Arc<str>,
+    /// If it speaks TLS, its host: the name that its certificate must have.
+    tls: Option<Box<str>>,
     /// How many requests it has failed in a row, and whether it is ejected for that.
     pub ejection: EjectionState,
     /// Its connections that wait for their next request.
@@ -47,7 +66,13 @@ impl Upstream {
     /// A backend at `addresses`, which must not be empty. All backends keep connections in the same `room`.
     pub fn new(name: Arc<str>, addresses: Vec<SocketAddr>, room: Arc<Room>) -> Self {
         debug_assert!(!addresses.is_empty(), "a backend has an address");
+        let member = name.parse().ok().filter(Member::is_tls);
+        let tls = member.map(|member| match member.host() {
+            Host::Address(address) => address.to_string(),
+            Host::Name(name) => name.strip_suffix('.').unwrap_or(name).to_owned(),
+        });
         Self {
+            tls: tls.map(Into::into),
             name,
             ejection: EjectionState::default(),
             kept: Kept::new(room),
@@ -55,6 +80,17 @@ impl Upstream {
             turn: AtomicUsize::new(0),
             duration: OnceLock::new(),
         }
+    }
+
+    /// Its host and port.
+    pub fn authority(&self) -> &str {
+        self.name.strip_prefix("https://").unwrap_or(&self.name)
+    }
+
+    /// Whether it speaks plain HTTP/1.1 by these rules, for a request that asks to `upgrade` its connection or not. HTTP/2 has no
+    /// upgrades, but servers that speak it without TLS usually speak HTTP/1.1 on the same port.
+    pub fn is_plain(&self, limits: &UpstreamLimits, upgrade: bool) -> bool {
+        self.tls.is_none() && (upgrade || limits.protocol == Protocol::Http1)
     }
 
     /// Sends requests to `addresses` from now on. Without any, those that it has stay.
@@ -115,10 +151,37 @@ impl Upstream {
 }
 
 impl Endpoint {
-    /// What Pingora needs to connect. Created for each request, because with a thousand backends one that was kept would be in
-    /// no cache.
-    pub fn peer(&self, limits: &UpstreamLimits) -> Box<HttpPeer> {
-        let mut peer = Box::new(HttpPeer::new(self.address, false, String::new()));
+    /// What Pingora needs to connect, for a request that asks to `upgrade` its connection or not. Created for each request, because
+    /// with a thousand backends one that was kept would be in no cache.
+    pub fn peer(&self, limits: &UpstreamLimits, upgrade: bool) -> Box<HttpPeer> {
+        // Never empty over TLS: Pingora would verify nothing.
+        let server_name = self.upstream.tls.as_deref().map(|host| {
+            let name = limits.tls.server_name.as_deref().unwrap_or(host);
+            name.to_owned()
+        });
+        let tls = server_name.is_some();
+        let mut peer = Box::new(HttpPeer::new(self.address, tls, server_name.unwrap_or_default()));
+        if tls {
+            let credentials = limits.tls.credentials();
+            peer.options.ca = Some(credentials.roots());
+            peer.client_cert_key = credentials.identity();
+            // Pingora tells its kept connections apart by less than what they were made with.
+            peer.group_key = credentials.group.wrapping_add(u64::from(upgrade));
+        }
+        if !upgrade && (tls || limits.protocol == Protocol::H2c) {
+            // Over TLS it is negotiated.
+            peer.options.set_http_version(2, if tls { 1 } else { 2 });
+            peer.options.max_h2_streams = MAX_STREAMS as usize;
+            peer.options.h2_stream_window_size = Some(STREAM_WINDOW);
+            peer.options.h2_connection_window_size = Some(CONNECTION_WINDOW);
+            peer.options.tcp_keepalive = Some(TcpKeepalive {
+                idle: PROBE_IDLE,
+                interval: PROBE_INTERVAL,
+                count: PROBES,
+                // For what was sent and is not acknowledged.
+                user_timeout: limits.write_timeout,
+            });
+        }
         // `headers` has written the head as the backend is to get it.
         peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
         peer.options.connection_timeout = Some(limits.connect_timeout);

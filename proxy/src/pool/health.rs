@@ -1,6 +1,7 @@
 //! The proxy's own health check: whether each address accepts a TCP connection.
 //!
-//! Pingora checks all addresses in rounds. What each check found is kept here, because Pingora takes an address that was never
+//! Pingora checks all addresses in rounds, by [`SharedCheck`]: its own check would load the platform's root certificates, and panic on one
+//! that it can't use. What each check found is kept here, because Pingora takes an address that was never
 //! checked for healthy, and the pool must know the difference; and because a new address is checked at once, whatever delays
 //! the current round.
 
@@ -9,14 +10,16 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use chassis::shortage::is_shortage;
 use log::{info, warn};
+use pingora::prelude::{Error, ErrorType};
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora_load_balancing::Backend;
-use pingora_load_balancing::health_check::{HealthCheck, TcpHealthCheck};
+use pingora_load_balancing::health_check::HealthCheck;
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time;
 
 use crate::discovery::RegistryDiscovery;
 use crate::discovery::members::backend_at;
@@ -30,7 +33,7 @@ pub type Findings = HashMap<SocketAddr, bool>;
 
 /// The check, whose timeout can change.
 pub struct Check {
-    current: ArcSwap<TcpHealthCheck>,
+    timeout: Mutex<Duration>,
     /// Limits the descriptors that checks take.
     at_once: Semaphore,
     new_at_once: Semaphore,
@@ -44,7 +47,7 @@ impl Check {
     /// A check that may take `timeout`, and notifies `changed` when an address has changed.
     pub fn new(timeout: Duration, discovery: RegistryDiscovery, changed: Arc<Notify>) -> Self {
         Self {
-            current: ArcSwap::from_pointee(tcp_check(timeout)),
+            timeout: Mutex::new(timeout),
             at_once: Semaphore::new(CHECKS_AT_ONCE),
             new_at_once: Semaphore::new(NEW_AT_ONCE),
             found: Mutex::default(),
@@ -55,7 +58,7 @@ impl Check {
 
     /// Changes how long a check may take.
     pub fn change(&self, timeout: Duration) {
-        self.current.store(Arc::new(tcp_check(timeout)));
+        *self.timeout.lock().unwrap_or_else(PoisonError::into_inner) = timeout;
     }
 
     /// What the checks found.
@@ -82,12 +85,13 @@ impl Check {
     }
 
     async fn run(&self, backend: &Backend, at_once: &Semaphore) -> pingora::Result<()> {
+        let PingoraAddr::Inet(address) = backend.addr else {
+            return Error::e_explain(ErrorType::ConnectError, "a backend has an IP address");
+        };
         // The semaphore is never closed.
         let _permit = at_once.acquire().await;
-        let result = self.current.load_full().check(backend).await;
-        let PingoraAddr::Inet(address) = backend.addr else {
-            return result;
-        };
+        let timeout = *self.timeout.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = connect(address, timeout).await;
         let mut found = self.found();
         match result {
             // It says nothing about the backend, which stays what it was.
@@ -128,10 +132,12 @@ impl Check {
     }
 }
 
-fn tcp_check(timeout: Duration) -> TcpHealthCheck {
-    let mut check = TcpHealthCheck::default();
-    check.peer_template.options.connection_timeout = Some(timeout);
-    check
+async fn connect(address: SocketAddr, timeout: Duration) -> pingora::Result<()> {
+    match time::timeout(timeout, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(Error::because(ErrorType::ConnectError, "", error)),
+        Err(_) => Error::e_explain(ErrorType::ConnectTimedout, ""),
+    }
 }
 
 /// Pingora wants a health check of its own.

@@ -137,12 +137,19 @@ impl Pool {
     /// Where to send a request again that none of `tried` answered. A backend that could not be `connected` to may have another
     /// address; otherwise another backend is the better choice. Such requests have turns of their own: with two backends, every
     /// second ordinary turn would be the broken one's again. A turn that can't be used is lost, so that the backend behind a broken
-    /// one gets no more of them than the rest.
-    pub fn pick_again(&self, tried: &[Endpoint], connected: bool) -> Option<Endpoint> {
+    /// one gets no more of them than the rest. Only a backend that `fits` is chosen.
+    pub fn pick_again(
+        &self,
+        tried: &[Endpoint],
+        connected: bool,
+        fits: impl Fn(&Upstream) -> bool,
+    ) -> Option<Endpoint> {
         let same = || tried.last()?.upstream.endpoint_other_than(tried);
         let other = || {
             let alive = self.alive.load();
-            let fits = |upstream: &&Arc<Upstream>| !upstream.ejection.is_ejected() && is_untried(upstream, tried);
+            let fits = |upstream: &&Arc<Upstream>| {
+                !upstream.ejection.is_ejected() && is_untried(upstream, tried) && fits(upstream)
+            };
             (0..alive.len())
                 .map(|_| &alive[self.turn_again.fetch_add(1, Ordering::Relaxed) % alive.len()])
                 .find(fits)

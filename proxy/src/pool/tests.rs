@@ -100,21 +100,23 @@ fn without_a_connection_the_other_address_is_next_and_then_another_backend() {
     let two = pool.pick().unwrap();
     assert_eq!([&first, &two].map(|one| one.address), [address(1), address(2)]);
     let only_two = std::slice::from_ref(&two);
-    let again = pool.pick_again(only_two, false).unwrap();
+    let again = pool.pick_again(only_two, false, |_| true).unwrap();
     assert_eq!(again.address, address(3));
     assert_eq!(
-        pool.pick_again(&[two.clone(), again.clone()], false).unwrap().address,
+        pool.pick_again(&[two.clone(), again.clone()], false, |_| true)
+            .unwrap()
+            .address,
         address(1)
     );
     // One that broke is likely to break again, whatever its address.
-    assert_eq!(pool.pick_again(only_two, true).unwrap().address, address(1));
+    assert_eq!(pool.pick_again(only_two, true, |_| true).unwrap().address, address(1));
     // But its other address is better than nothing.
     let tried = [first.clone(), two.clone()];
-    assert_eq!(pool.pick_again(&tried, true).unwrap().address, address(3));
+    assert_eq!(pool.pick_again(&tried, true, |_| true).unwrap().address, address(3));
     assert!(pool.has_other_than(&tried));
     let tried = [first, two, again];
     assert!(!pool.has_other_than(&tried));
-    assert!(pool.pick_again(&tried, false).is_none() && pool.pick_again(&tried, true).is_none());
+    assert!(pool.pick_again(&tried, false, |_| true).is_none() && pool.pick_again(&tried, true, |_| true).is_none());
 }
 
 #[test]
@@ -133,7 +135,7 @@ fn the_others_share_the_requests_of_those_that_fail() {
                 *first.entry(endpoint.address).or_insert(0_usize) += 1;
                 let mut tried = vec![endpoint];
                 while fails.contains(&tried.last().unwrap().address) {
-                    tried.push(pool.pick_again(&tried, true).unwrap());
+                    tried.push(pool.pick_again(&tried, true, |_| true).unwrap());
                 }
                 *answered.entry(tried.last().unwrap().address).or_insert(0_usize) += 1;
             }

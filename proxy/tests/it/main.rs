@@ -25,6 +25,8 @@ mod log;
 mod memory;
 mod observability;
 mod origin_answers;
+mod origin_http2;
+mod origin_tls;
 mod pauses;
 mod pool;
 mod processes;

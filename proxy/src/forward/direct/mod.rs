@@ -15,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use chassis::listener::UNSENT;
 use chassis::shortage::is_shortage;
 use pingora::server::configuration::ServerConf;
@@ -30,7 +31,7 @@ use crate::http1::downstream::ClientFault;
 use crate::lifecycle::Lifecycle;
 use crate::observe::metrics::Metrics;
 use crate::pool::Pool;
-use crate::pool::endpoint::Endpoint;
+use crate::pool::endpoint::{Endpoint, Upstream};
 use crate::pool::retry_budget::RetryBudget;
 use crate::rejection::{Delivery, Rejection};
 
@@ -108,6 +109,24 @@ pub enum Ending {
     Abandon,
 }
 
+/// What became of a request.
+pub enum Outcome {
+    /// It has been answered, or there is nobody to answer.
+    Ended(Ending),
+    /// Nothing has been answered, and where it can be sent again takes more than this forwarder can do.
+    Moves(Moved),
+}
+
+/// A request that another forwarder goes on with.
+pub struct Moved {
+    /// Where it is sent next; the budget has paid for that.
+    pub endpoint: Endpoint,
+    /// Where it was sent before.
+    pub tried: Vec<Endpoint>,
+    /// What was read of its body, without its framing.
+    pub body: BytesMut,
+}
+
 /// The direct forwarder.
 pub struct Direct {
     pool: Arc<Pool>,
@@ -138,8 +157,19 @@ impl Direct {
         }
     }
 
-    /// Forwards `request`, which `client` has sent, and its answer.
-    pub async fn forward(&self, request: &Request, client: &mut impl ClientSide, record: &mut Record) -> Ending {
+    /// Whether the process is on its way out.
+    pub fn lifecycle(&self) -> &Arc<Lifecycle> {
+        &self.lifecycle
+    }
+
+    /// Forwards `request`, which `client` has sent, and its answer. `may_move`: whether another forwarder may go on with it.
+    pub async fn forward(
+        &self,
+        request: &Request,
+        client: &mut impl ClientSide,
+        record: &mut Record,
+        may_move: impl Fn() -> bool,
+    ) -> Outcome {
         let limits = &request.policy.upstream;
         let mut upload = Upload::new(request, limits.retry_buffer);
         let mut endpoint = request.endpoint.clone();
@@ -151,7 +181,7 @@ impl Direct {
             endpoint.upstream.duration(&self.metrics);
             let one_try = self.try_once(request, &endpoint, on_new_connection, client, &mut upload, record);
             let (broken, last) = match one_try.await {
-                Ok(ending) => return ending,
+                Ok(ending) => return Outcome::Ended(ending),
                 Err(failed) => failed,
             };
             match last.map_or(Next::Fail, retry::next) {
@@ -160,14 +190,24 @@ impl Direct {
                     self.blame(&broken, &endpoint, client, request);
                     tried.push(endpoint.clone());
                     let connected = !matches!(broken, Broken::NoConnection(_));
+                    let fits = |upstream: &Upstream| upstream.is_plain(limits, request.upgrade.is_some());
                     let may_retry = next == Next::Retry && tried.len() <= limits.retries;
-                    let other = may_retry.then(|| self.pool.pick_again(&tried, connected)).flatten();
+                    let pick = || {
+                        let other = self.pool.pick_again(&tried, connected, fits);
+                        other.or_else(|| may_move().then(|| self.pool.pick_again(&tried, connected, |_| true))?)
+                    };
+                    let other = may_retry.then(pick).flatten();
                     let paid = other.filter(|_| self.budget.take(limits.retry_budget, Instant::now()));
                     let Some(other) = paid else {
-                        return fail(broken, request, client, record).await;
+                        return Outcome::Ended(fail(broken, request, client, record).await);
                     };
                     endpoint = other;
                     on_new_connection = false;
+                    if !fits(&endpoint.upstream)
+                        && let Some(body) = upload.take_body()
+                    {
+                        return Outcome::Moves(Moved { endpoint, tried, body });
+                    }
                 }
             }
             self.metrics.upstream_retries.inc();

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::exchange::request::Request;
 use crate::forward::client::ClientSide;
-use crate::http1::chunked::{CHUNK_OVERHEAD, write_data, write_last};
+use crate::http1::chunked::{CHUNK_OVERHEAD, Decoder, write_data, write_last};
 use crate::http1::downstream::ClientFault;
 use crate::http1::scratch::Scratch;
 use crate::http1::write::poll_write_both;
@@ -66,6 +66,18 @@ impl Upload {
     /// Whether all that was read of the request can be sent again.
     pub fn is_held(&self) -> bool {
         !self.lost
+    }
+
+    /// Takes what was read of the body, without its framing; `None` if some of it is not held.
+    pub fn take_body(&mut self) -> Option<BytesMut> {
+        let body = std::mem::take(&mut self.body);
+        if self.lost || !self.chunked {
+            return (!self.lost).then_some(body);
+        }
+        let mut data = BytesMut::with_capacity(body.len());
+        // It was encoded here.
+        Decoder::default().decode(&body, &mut data, usize::MAX).ok()?;
+        Some(data)
     }
 
     /// Holds nothing any more, because nothing will be sent again.

@@ -1,8 +1,10 @@
 //! What the tests stand on: processes, an HTTP client that shows what is on the wire, and waiting for a condition.
 
+pub mod authority;
 pub mod child;
 pub mod forwarder;
 pub mod http;
+pub mod http2_origin;
 pub mod load;
 pub mod process;
 pub mod raw_origin;
@@ -100,6 +102,11 @@ pub async fn proxy_to(origin: &RawOrigin, more: &str) -> Process {
 /// A configuration for a proxy with the sentinel inside it, so quick that a test need not wait, and without a limit.
 pub fn embedded(targets: &[SocketAddr]) -> String {
     let targets: Vec<String> = targets.iter().map(ToString::to_string).collect();
+    embedded_targets(&targets)
+}
+
+/// The same for targets as they are written.
+pub fn embedded_targets(targets: &[String]) -> String {
     format!(
         "threads: 2
 gopherproxy:
@@ -110,7 +117,11 @@ gopherproxy:
   discovery: {{interval: 100ms}}
   health: {{interval: 100ms}}
 ",
-        targets.join(", ")
+        targets
+            .iter()
+            .map(|target| format!("'{target}'"))
+            .collect::<Vec<_>>()
+            .join(", ")
     ) + UNLIMITED
 }
 
