@@ -183,6 +183,7 @@ fn access_log_line(bencher: Bencher<'_, '_>) {
         backend: Some("127.0.0.1:8081"),
         request_id: Some("915cae9096c17214589afa967fd2af4d"),
         bytes: Some(26),
+        grpc_status: None,
         reason: None,
         error: None,
         tls: None,

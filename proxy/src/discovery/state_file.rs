@@ -76,9 +76,10 @@ impl Drop for Beside {
 pub fn write(path: &Path, members: &Members) -> io::Result<()> {
     let mut text = format!("{FIRST_LINE}\n");
     for (name, addresses) in members.iter() {
+        let scheme = if name.contains("://") { "" } else { "http://" };
         for address in addresses {
             // Writing to a string can't fail.
-            let _ = writeln!(text, "http://{name} {address}");
+            let _ = writeln!(text, "{scheme}{name} {address}");
         }
     }
     let mut beside = Beside::create(path)?;
@@ -202,6 +203,20 @@ mod tests {
         assert_eq!(read(&path).unwrap(), None);
         let there = fs::read_dir(directory.path()).unwrap();
         assert_eq!(there.count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn members_that_speak_tls_are_saved_as_such() {
+        let (path, _directory) = place();
+        let mut members = members();
+        members.insert(&"https://origin:443".into(), ["192.0.2.7:443".parse().unwrap()]);
+        write(&path, &members).unwrap();
+        assert_eq!(read(&path).unwrap(), Some(members));
+        assert!(
+            fs::read_to_string(&path)
+                .unwrap()
+                .contains("\nhttps://origin:443 192.0.2.7:443\n")
+        );
     }
 
     #[test]

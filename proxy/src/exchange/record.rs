@@ -36,6 +36,8 @@ pub struct Record {
     pub status: u16,
     /// How much of the body of a response it got.
     pub bytes: u64,
+    /// The status of a call of gRPC.
+    pub grpc_status: Option<u16>,
     /// Why the proxy answered itself, or the response broke off.
     pub rejection: Option<Rejection>,
     /// The words of the error behind that.
@@ -59,6 +61,7 @@ impl Record {
             backend: None,
             status: 0,
             bytes: 0,
+            grpc_status: None,
             rejection: None,
             error: None,
             answered: false,
@@ -184,6 +187,7 @@ impl Drop for Record {
             backend: self.backend.as_ref().map(|upstream| &*upstream.name),
             request_id: Some(self.id.as_str()),
             bytes: (self.status != 0).then_some(self.bytes),
+            grpc_status: self.grpc_status,
             reason: self.rejection.map(Rejection::reason),
             error: self.error.as_deref(),
             tls: self.connection.tls.as_ref(),

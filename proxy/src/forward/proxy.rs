@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use chassis::shortage::is_shortage;
+use http::HeaderMap;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::{Error, ErrorType, HttpPeer, Result};
@@ -97,6 +98,11 @@ fn failure_of(error: &Error) -> Failure {
         ErrorType::ReadTimedout | ErrorType::WriteTimedout | ErrorType::ConnectTimedout => Failure::TimedOut,
         _ => Failure::Malformed,
     }
+}
+
+/// The status of a call of gRPC, which is in the trailers of its response, or in the head of one without a body.
+fn grpc_status(fields: &HeaderMap) -> Option<u16> {
+    fields.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
 /// Whether the origin has said over HTTP/2 that it has not acted on the request (RFC 9113, section 8.7).
@@ -321,6 +327,19 @@ impl ProxyHttp for EdgeProxy {
         if switches {
             exchange.record.ended();
         }
+        exchange.record.grpc_status = grpc_status(&response.headers);
+        Ok(())
+    }
+
+    fn upstream_response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        trailers: &mut HeaderMap,
+        ctx: &mut Self::CTX,
+    ) -> Result<()> {
+        let record = &mut admitted(ctx)?.record;
+        record.grpc_status = grpc_status(trailers).or(record.grpc_status);
+        record.ended();
         Ok(())
     }
 

@@ -35,6 +35,8 @@ pub struct Line<'r> {
     pub request_id: Option<&'r str>,
     /// How long the response body was, in bytes.
     pub bytes: Option<u64>,
+    /// The status of a call of gRPC.
+    pub grpc_status: Option<u16>,
     /// Why the proxy answered itself.
     pub reason: Option<&'static str>,
     /// The words of the error behind the reason.
@@ -61,6 +63,9 @@ impl Line<'_> {
             }
             if let Some(bytes) = self.bytes {
                 line.number("bytes", bytes);
+            }
+            if let Some(status) = self.grpc_status {
+                line.number("grpc_status", status.into());
             }
             if let Some(reason) = self.reason {
                 line.text("reason", reason);
@@ -112,6 +117,7 @@ mod tests {
                 backend: None,
                 request_id: None,
                 bytes: None,
+                grpc_status: None,
                 reason: None,
                 error: None,
                 tls: None,

@@ -68,8 +68,7 @@ async fn an_origin_is_spoken_to_over_tls_in_the_version_that_it_offers() {
             assert_eq!((response.status, response.text()), (200, "ok".into()), "{protocols:?}");
             assert_eq!(client.request("HEAD", "/head", "", "").await.status, 200);
         }
-        // A client that is new shares the connection.
-        assert_eq!(get(proxy.address(), "/last").await.status, 200);
+        assert_eq!(client.get("/last").await.status, 200);
         let requests = origin.requests();
         assert_eq!((requests.len(), origin.connections()), (16, 1), "{protocols:?}");
         for seen in &requests {
@@ -222,8 +221,9 @@ async fn a_server_name_of_its_own_and_a_client_certificate() {
         let tls = format!(", server_name: origin.example, cert: '{cert}', key: '{key}'");
         let target = format!("https://{}", origin.address);
         let proxy = proxy_over(std::slice::from_ref(&target), &files.upstream(&tls, "")).await;
+        let mut client = Connection::open(proxy.address()).await;
         for _ in 0..3 {
-            assert_eq!(get(proxy.address(), "/").await.status, 200);
+            assert_eq!(client.get("/").await.status, 200);
         }
         assert_eq!((origin.requests().len(), origin.connections()), (3, 1));
         // Without it the origin ends the handshake, or the connection at its first use.
