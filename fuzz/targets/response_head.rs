@@ -22,6 +22,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         keeps: bits & 2 != 0,
         old: bits & 4 != 0,
         trailers: bits & 8 != 0,
+        hsts: None,
     };
     let straight = straighten(stream);
     assert_eq!(straight, lenient(stream));

@@ -143,6 +143,7 @@ fn response_head(bencher: Bencher<'_, '_>) {
         keeps: true,
         old: false,
         trailers: false,
+        hsts: None,
     };
     let mut out = BytesMut::with_capacity(4096);
     bencher.bench_local(|| {

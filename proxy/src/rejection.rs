@@ -22,6 +22,8 @@ pub enum Rejection {
     BackendTimeout,
     /// The request can't be understood, or could be in two ways.
     BadRequest,
+    /// The client should use HTTPS.
+    Redirected,
     /// Plain HTTP on the port for TLS.
     PlainHttp,
     /// CONNECT and TRACE are not proxied.
@@ -50,12 +52,13 @@ pub enum Rejection {
 
 impl Rejection {
     /// All of them, so that each has its series from the start.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Limited,
         Self::NoBackend,
         Self::BackendFailed,
         Self::BackendTimeout,
         Self::BadRequest,
+        Self::Redirected,
         Self::PlainHttp,
         Self::MethodNotAllowed,
         Self::RequestTimeout,
@@ -78,6 +81,7 @@ impl Rejection {
             Self::BackendFailed => (502, "backend_failed", "Bad Gateway\n"),
             Self::BackendTimeout => (504, "backend_timeout", "Gateway Timeout\n"),
             Self::BadRequest => (400, "bad_request", "Bad Request\n"),
+            Self::Redirected => (308, "redirected", "Permanent Redirect\n"),
             Self::PlainHttp => (400, "plain_http", "Plain HTTP on a port for TLS; use https\n"),
             Self::MethodNotAllowed => (405, "method_not_allowed", "Method Not Allowed\n"),
             Self::RequestTimeout => (408, "request_timeout", "Request Timeout\n"),
@@ -135,6 +139,11 @@ impl Rejection {
             }
             _ => self.answer_with("", delivery),
         }
+    }
+
+    /// The response that sends a client to the URL `location`.
+    pub fn redirect(location: &str, delivery: Delivery) -> Vec<u8> {
+        Self::Redirected.answer_with(&format!("Location: {location}\r\n"), delivery)
     }
 
     fn answer_with(self, fields: &str, delivery: Delivery) -> Vec<u8> {

@@ -13,6 +13,7 @@ use crate::config::{
     ClientLimits, Config, DEFAULT_MAX_CONNECTIONS, Forwarder, Limit, Networks, Readiness, UpstreamLimits,
 };
 use crate::http1::held;
+use crate::http1::redirect::Redirect;
 use crate::limit::ClientLimiter;
 use crate::rejection::LimitedAnswers;
 
@@ -38,6 +39,10 @@ pub struct Policy {
     pub upstream: UpstreamLimits,
     /// Who forwards admitted requests.
     pub forwarder: Forwarder,
+    /// Which requests without TLS are sent to HTTPS.
+    pub redirect: Option<Redirect>,
+    /// For so many seconds clients with TLS should use nothing else.
+    pub hsts: Option<u64>,
     /// When the process is ready.
     pub readiness: Readiness,
     /// What the limiter was made from.
@@ -62,6 +67,8 @@ impl Policy {
             client,
             upstream: config.upstream.clone(),
             forwarder: config.forwarder,
+            redirect: config.tls.redirect.clone(),
+            hsts: config.tls.hsts.map(|time| time.as_secs()),
             readiness: config.readiness,
             limit: config.limit.clone(),
             max_connections: config.client.max_connections,

@@ -166,6 +166,18 @@ fn each_bad_value_is_named_with_its_line_and_what_was_expected() {
             "gopherproxy.tls.client_auth: clients' certificates are verified by an authority: tls.client_ca names the file",
         ),
         (
+            "gopherproxy: {tls: {redirect_exempt: [health]}}",
+            "tls.redirect_exempt: entry 1: expected a path such as /health, got \"health\"",
+        ),
+        (
+            "gopherproxy: {tls: {redirect_port: 0}}",
+            "tls.redirect_port: expected auto, or a port from 1 to 65535, got \"0\"",
+        ),
+        (
+            "gopherproxy: {tls: {hsts: 365}}",
+            "tls.hsts: expected a duration with a unit, such as 365s or 365ms, or none, got \"365\"",
+        ),
+        (
             "gopherproxy: {tls: {ticket_secret: here}}",
             "tls.ticket_secret: expected none or the absolute path of a file, got \"here\"",
         ),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use chassis::settings::{Entry, Section, duration, truth};
 
 use super::address::{any, port, socket_address};
+use crate::http1::redirect::Redirect;
 use crate::tls::{ClientAuth, Settings, Source, Version};
 
 /// TLS with clients.
@@ -16,6 +17,10 @@ pub struct Tls {
     pub listen: Option<SocketAddr>,
     /// What handshakes are made with.
     pub settings: Settings,
+    /// Which requests without TLS are sent to HTTPS.
+    pub redirect: Option<Redirect>,
+    /// For how long clients should use nothing else than TLS.
+    pub hsts: Option<Duration>,
 }
 
 impl Tls {
@@ -31,8 +36,25 @@ impl Tls {
             let text = format_args!("{address} is the address of {key} too; each takes one of its own");
             settings.mistake(&section.place("listen"), text);
         }
+        let redirects = section.value("redirect", None, false, truth);
+        let own_port = listen.map_or(443, |address| address.port());
+        let redirect = Redirect {
+            port: section
+                .value("redirect_port", None, None, port_or_auto)
+                .unwrap_or(own_port),
+            exempt: section.list("redirect_exempt", None, Vec::new(), path),
+        };
+        if !redirects {
+            for key in ["redirect_port", "redirect_exempt"] {
+                section.key_has_no_effect(key, "gopherproxy.tls.redirect is not true");
+            }
+        }
         let tls = Self {
             listen,
+            redirect: Some(redirect).filter(|_| redirects && listen.is_some()),
+            hsts: section
+                .value("hsts", None, None, duration_or_none)
+                .filter(|_| listen.is_some()),
             settings: Settings {
                 certificates: certificates(&mut section),
                 handshake_timeout: section.value("handshake_timeout", None, Duration::from_secs(5), duration),
@@ -117,6 +139,36 @@ fn file_or_none(text: &str) -> Result<Option<PathBuf>, String> {
         _ if Path::new(text).is_absolute() => Ok(Some(text.into())),
         _ => Err("none or the absolute path of a file".into()),
     }
+}
+
+fn duration_or_none(text: &str) -> Result<Option<Duration>, String> {
+    match text {
+        "none" => Ok(None),
+        _ => duration(text)
+            .map(Some)
+            .map_err(|expected| format!("{expected}, or none")),
+    }
+}
+
+fn port_or_auto(text: &str) -> Result<Option<u16>, String> {
+    let number = || text.parse().ok().filter(|port| *port != 0);
+    match text {
+        "auto" => Ok(None),
+        _ => number()
+            .map(Some)
+            .ok_or_else(|| "auto, or a port from 1 to 65535".into()),
+    }
+}
+
+/// A path that a target can begin with.
+fn path(text: &str) -> Result<String, String> {
+    let is_path = text.starts_with('/')
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
+    is_path
+        .then(|| text.to_owned())
+        .ok_or_else(|| "a path such as /health".into())
 }
 
 fn version(text: &str) -> Result<Version, String> {

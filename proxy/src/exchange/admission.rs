@@ -94,6 +94,8 @@ pub struct Rejected {
     pub retry_after: Option<Duration>,
     /// Which rule it breaks, in words for the log.
     pub rule: Option<&'static str>,
+    /// What to ask for instead.
+    pub location: Option<Box<str>>,
 }
 
 impl From<Rejection> for Rejected {
@@ -102,6 +104,7 @@ impl From<Rejection> for Rejected {
             rejection,
             retry_after: None,
             rule: None,
+            location: None,
         }
     }
 }
@@ -144,6 +147,16 @@ impl Admission {
         {
             record.id = id;
         }
+        if connection.tls.is_none()
+            && let Some(redirect) = &policy.redirect
+            && !(client.trusted_peer && came_by_https(head))
+            && let Some(location) = redirect.location(head)
+        {
+            return Err(Rejected {
+                location: Some(location?.into()),
+                ..Rejection::Redirected.into()
+            });
+        }
         if policy.limit_enabled
             && !client.peers_own
             && !policy.exempt.contain(client.address)
@@ -165,6 +178,12 @@ impl Admission {
         self.retries.request(record.start());
         Ok((client.trusted_peer, endpoint))
     }
+}
+
+/// Whether a proxy in front says that the client speaks TLS with it.
+fn came_by_https(head: &Head<'_>) -> bool {
+    head.values("x-forwarded-proto")
+        .any(|scheme| scheme.eq_ignore_ascii_case(b"https"))
 }
 
 #[cfg(test)]

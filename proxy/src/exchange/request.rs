@@ -37,6 +37,8 @@ pub struct Request {
     pub expects: bool,
     /// The protocol that the client asks to switch to.
     pub upgrade: Option<Bytes>,
+    /// For so many seconds the client should use TLS and nothing else.
+    pub hsts: Option<u64>,
 }
 
 /// Whether `method` is known to be idempotent.

@@ -222,6 +222,7 @@ impl<C: ClientSide> Forwarding<C> {
             keeps: self.keeps,
             old: self.request.old,
             trailers: false,
+            hsts: self.request.hsts,
         };
         let framing = self.client.write_head(&head, &delivery, out);
         if informational {

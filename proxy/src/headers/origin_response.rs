@@ -15,7 +15,7 @@ use crate::headers::origin_response::fields::{
     Coding, Connection, Indices, Kind, Length, drop_all, drop_nominated, holds,
 };
 use crate::http1::head;
-use crate::http1::names::is_in_token;
+use crate::http1::names::{is, is_in_token};
 use crate::http1::violation::{LF_ALONE, has_lf_alone};
 
 /// The longest head, in bytes.
@@ -49,6 +49,8 @@ pub struct Delivery {
     pub old: bool,
     /// Trailers can be passed on.
     pub trailers: bool,
+    /// For so many seconds the client should use TLS and nothing else (RFC 6797). What the origin says of that counts for more.
+    pub hsts: Option<u64>,
 }
 
 /// The head of an origin's response.
@@ -323,6 +325,16 @@ impl<'b> ResponseHead<'b> {
         if self.status >= 200 && !self.has_date {
             out.put_slice(b"Date: ");
             out.put_slice(HttpDate::now().as_bytes());
+            out.put_slice(b"\r\n");
+        }
+        if let Some(seconds) = delivery.hsts
+            && !self
+                .fields
+                .iter()
+                .any(|field| is(field.name, "strict-transport-security"))
+        {
+            out.put_slice(b"Strict-Transport-Security: max-age=");
+            out.put_slice(itoa::Buffer::new().format(seconds).as_bytes());
             out.put_slice(b"\r\n");
         }
         let keeps = delivery.keeps && framing != Framing::Close;

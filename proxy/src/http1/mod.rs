@@ -5,6 +5,7 @@
 //! - [`head`]: parses and checks a request head before anything else looks at it.
 //! - [`violation`]: names the rule that a request breaks.
 //! - [`target`]: checks request targets and the authorities in them.
+//! - [`redirect`]: sends a client from plain HTTP to HTTPS.
 //! - [`names`]: classifies the names of fields.
 //! - [`chunked`]: decodes and encodes chunked bodies.
 //! - [`held`]: bounds the memory that clients make the proxy hold.
@@ -20,6 +21,7 @@ pub mod head;
 pub mod held;
 pub mod names;
 pub mod rate;
+pub mod redirect;
 pub mod scratch;
 pub mod target;
 pub mod timer;

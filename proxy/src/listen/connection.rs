@@ -306,6 +306,7 @@ impl Edge {
             last: last_of_client,
             expects: head.expects,
             upgrade: head.upgrade.map(|protocol| bytes.slice_ref(protocol)),
+            hsts: policy.hsts.filter(|_| connection.tls.is_some()),
         };
         Ok((header, request))
     }
@@ -348,9 +349,10 @@ impl Edge {
         mut record: Record,
         policy: &Policy,
     ) -> Option<Box<Downstream>> {
-        let answer = match why.retry_after {
-            Some(retry_after) => policy.limited.answer(retry_after, delivery),
-            None => why.rejection.answer(delivery),
+        let answer = match (why.retry_after, &why.location) {
+            (Some(retry_after), _) => policy.limited.answer(retry_after, delivery),
+            (None, Some(location)) => Rejection::redirect(location, delivery),
+            (None, None) => why.rejection.answer(delivery),
         };
         record.failed(why.rejection, why.rule.map(Into::into));
         let written = client.write_all(&answer, true).await.is_ok();

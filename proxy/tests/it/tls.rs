@@ -6,7 +6,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::support::tls::{Authority, Client, shown, with_tls};
-use crate::support::{Connection, Load, Process, RawOrigin, embedded, eventually, free_port, get, origin, thorough};
+use crate::support::{
+    Connection, Load, Process, RawOrigin, embedded, eventually, free_port, get, origin, resident_kib, thorough,
+};
 use crate::upgrade::{TOOK_OVER, WAITING, upgradable};
 
 const FAILED: &str = "TLS handshake failed";
@@ -511,4 +513,92 @@ async fn a_shutdown_answers_whoever_is_connected_with_tls() {
     assert_eq!((response.status, response.header("connection")), (200, Some("close")));
     assert_eq!(under_way.response().await.status, 200);
     assert_eq!(proxy.ended().await.0.code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_plain_port_sends_clients_to_https_and_responses_keep_them_there() {
+    let (origin, files, authority) = (origin(), tempfile::tempdir().unwrap(), Authority::new());
+    authority.issue(&["a.example"]).write(files.path(), "a");
+    let lines = "    redirect: true\n    redirect_port: 8443\n    redirect_exempt: [/health]\n    hsts: 365d\n";
+    let trusting = embedded(&[origin.address()]) + "  trusted_proxies: [127.0.0.2]\n";
+    let configuration = with_tls(&trusting, files.path(), lines);
+    let proxy = Process::proxy(&configuration).await;
+    proxy.active_backends(1).await;
+    let mut plain = Connection::open(proxy.address()).await;
+    for method in ["GET", "POST", "HEAD"] {
+        plain
+            .send(format!("{method} /a?b HTTP/1.1\r\nHost: shop.example:80\r\n\r\n"))
+            .await;
+        let response = plain.try_response(method == "HEAD").await.unwrap();
+        assert_eq!(response.status, 308);
+        assert_eq!(response.header("location"), Some("https://shop.example:8443/a?b"));
+        assert_eq!(response.header("strict-transport-security"), None);
+    }
+    for served in ["/health", "/health/db", "/.well-known/acme-challenge/token"] {
+        let response = plain.get(served).await;
+        assert_eq!(
+            (response.status, response.header("strict-transport-security")),
+            (200, None),
+            "{served}"
+        );
+    }
+    let line = proxy.request_line("/a").await;
+    assert_eq!((&line["status"], &line["reason"]), (&308.into(), &"redirected".into()));
+    proxy
+        .reaches("gopherproxy_rejections_total{reason=\"redirected\"}", 3.0)
+        .await;
+
+    // A proxy in front that speaks TLS with the client would be sent round in circles.
+    let mut balancer = Connection::open_from(proxy.address(), [127, 0, 0, 2].into()).await;
+    for (scheme, status) in [("https", 200), ("http", 308)] {
+        let line = format!("X-Forwarded-Proto: {scheme}\r\n");
+        assert_eq!(balancer.request("GET", "/", &line, "").await.status, status, "{scheme}");
+    }
+    assert_eq!(
+        plain
+            .request("GET", "/", "X-Forwarded-Proto: https\r\n", "")
+            .await
+            .status,
+        308
+    );
+
+    let mut secure = authority.client().open(proxy.tls_address(), "a.example").await;
+    let response = secure.get("/").await;
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("strict-transport-security"), Some("max-age=31536000"));
+
+    proxy.reconfigure(&configuration.replace("redirect: true", "redirect: false"));
+    proxy.signal("HUP");
+    proxy.said("configuration reloaded", |_| true).await;
+    assert_eq!(plain.get("/").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_holds_little() {
+    const CLIENTS: usize = 400;
+    /// In KiB.
+    const MOST: usize = 16;
+    let (origin, files, authority) = (origin(), tempfile::tempdir().unwrap(), Authority::new());
+    authority.issue(&["a.example"]).write(files.path(), "a");
+    let proxy = Process::proxy(&with_tls(&embedded(&[origin.address()]), files.path(), "")).await;
+    proxy.active_backends(1).await;
+    let connected = async || {
+        let mut connections = Vec::new();
+        for _ in 0..CLIENTS {
+            // Each is a new one, without a session to resume.
+            let mut connection = authority.client().open(proxy.tls_address(), "a.example").await;
+            assert_eq!(connection.get("/").await.status, 200);
+            connections.push(connection);
+        }
+        connections
+    };
+    // The allocator keeps what the first took, so that only the others count.
+    let first = connected().await;
+    let before = resident_kib(&proxy);
+    let second = connected().await;
+    let third = connected().await;
+    let each = resident_kib(&proxy).saturating_sub(before) * 1024 / (2 * CLIENTS);
+    assert!(each <= MOST << 10, "{each} bytes for each");
+    assert!(each > 1 << 10, "{each} bytes: it measures something");
+    drop((first, second, third));
 }

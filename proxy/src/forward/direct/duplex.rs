@@ -348,6 +348,7 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
             keeps,
             old: self.request.old,
             trailers: !self.request.old,
+            hsts: self.request.hsts,
         }
     }
 

@@ -12,12 +12,14 @@ const MODERN: Delivery = Delivery {
     keeps: true,
     old: false,
     trailers: true,
+    hsts: None,
 };
 
 const OLD: Delivery = Delivery {
     keeps: true,
     old: true,
     trailers: false,
+    hsts: None,
 };
 
 /// A response head with these lines after the status line, without their last CRLF.
@@ -459,4 +461,28 @@ fn a_switch_names_its_protocol() {
     assert_eq!(upgrade(switch, "Upgrade: websocket\r\nUpgrade: h2c"), None);
     assert_eq!(upgrade(switch, ""), None);
     assert_eq!(upgrade("426 Upgrade Required", "Upgrade: websocket"), None);
+}
+
+#[test]
+fn strict_transport_security_is_added_unless_the_origin_has_its_own() {
+    let secure = Delivery {
+        hsts: Some(31_536_000),
+        ..MODERN
+    };
+    let field = "Strict-Transport-Security: max-age=31536000\r\n";
+    for (lines, added) in [
+        ("Content-Length: 0", true),
+        ("Content-Length: 0\r\nstrict-transport-security: max-age=0", false),
+    ] {
+        let text = head_of("200 OK", lines);
+        let mut room = head::room();
+        let (head, _) = parse(text.as_bytes(), &mut room, GET).unwrap().unwrap();
+        let written = |delivery| {
+            let mut out = BytesMut::new();
+            head.write(delivery, &mut out);
+            String::from_utf8(out.to_vec()).unwrap()
+        };
+        assert_eq!(written(&secure).contains(field), added, "{lines}");
+        assert!(!written(&MODERN).contains(field));
+    }
 }
