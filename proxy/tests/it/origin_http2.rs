@@ -10,7 +10,7 @@ use h2::Reason;
 use http::Response;
 
 use crate::support::http2_origin::{Answer, Http2Origin, whole};
-use crate::support::{Connection, Process, RawOrigin, embedded_targets, get};
+use crate::support::{Connection, Process, RawOrigin, embedded_targets, eventually, get};
 
 async fn proxy_to(targets: &[&Http2Origin], more: &str) -> Process {
     let targets: Vec<_> = targets.iter().map(|origin| origin.address.to_string()).collect();
@@ -298,4 +298,56 @@ async fn the_status_of_a_call_of_grpc_is_logged_wherever_the_origin_says_it() {
         .await;
     assert_eq!((response.status, response.header("grpc-status")), (200, Some("5")));
     assert_eq!(proxy.request_line("/refuse").await["grpc_status"], 5);
+}
+
+#[tokio::test]
+async fn requests_that_a_connection_has_no_room_for_go_over_others() {
+    let slow: Answer = Arc::new(|_, mut respond| {
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let _ = respond.send_response(Response::builder().body(()).expect("a head"), true);
+        })
+    });
+    let origin = Http2Origin::with(None, Some(slow), Some(2)).await;
+    let proxy = proxy_to(&[&origin], "").await;
+    // When the proxy knows of the limit, and when it doesn't.
+    for round in 0..3 {
+        let clients = (0..12).map(|_| async { get(proxy.address(), "/").await.status });
+        assert_eq!(join_all(clients).await, [200; 12], "round {round}");
+    }
+    assert_eq!(proxy.metric("gopherproxy_ejections_total").await, 0.0);
+}
+
+#[tokio::test]
+async fn an_origin_hears_that_the_client_has_left() {
+    let heard = Arc::new(AtomicUsize::new(0));
+    let (counted, under_way) = (Arc::clone(&heard), Arc::new(AtomicUsize::new(0)));
+    let arrived = Arc::clone(&under_way);
+    let waiting: Answer = Arc::new(move |_, mut respond| {
+        let (counted, arrived) = (Arc::clone(&counted), Arc::clone(&arrived));
+        Box::pin(async move {
+            arrived.fetch_add(1, Ordering::Relaxed);
+            let reset = std::future::poll_fn(|context| respond.poll_reset(context)).await;
+            if reset.is_ok_and(|reason| reason == Reason::CANCEL) {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    });
+    let origin = answering(waiting).await;
+    let proxy = proxy_to(&[&origin], "").await;
+    for (number, request) in [
+        "GET /1 HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = Connection::open(proxy.address()).await;
+        client.send(request).await;
+        eventually("it is there", async || under_way.load(Ordering::Relaxed) == number + 1).await;
+        drop(client);
+        eventually("it hears of that", async || heard.load(Ordering::Relaxed) == number + 1).await;
+        assert_eq!(proxy.request_line(&format!("/{}", number + 1)).await["status"], 499);
+    }
+    assert_eq!(proxy.metric("gopherproxy_ejections_total").await, 0.0);
 }

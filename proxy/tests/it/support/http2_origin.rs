@@ -32,6 +32,8 @@ struct Log {
     connections: Mutex<usize>,
     /// How many there were that sent something.
     attempts: Mutex<usize>,
+    /// How many requests a connection may have at a time.
+    max_streams: Option<u32>,
 }
 
 /// A running origin. Dropping it closes its port.
@@ -57,9 +59,17 @@ impl Http2Origin {
 
     /// The same, where `answer` answers requests over HTTP/2.
     pub async fn start(acceptor: Option<TlsAcceptor>, answer: Option<Answer>) -> Self {
+        Self::with(acceptor, answer, None).await
+    }
+
+    /// The same with at most so many requests on a connection at a time.
+    pub async fn with(acceptor: Option<TlsAcceptor>, answer: Option<Answer>, max_streams: Option<u32>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        let log = Arc::new(Log::default());
+        let log = Arc::new(Log {
+            max_streams,
+            ..Log::default()
+        });
         let (shared, serving) = (Arc::clone(&log), Arc::new(acceptor));
         let accepting = tokio::spawn(async move {
             let mut under_way = tokio::task::JoinSet::new();
@@ -119,7 +129,11 @@ async fn serve(stream: TcpStream, acceptor: Option<&TlsAcceptor>, answer: Option
 }
 
 async fn http2(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, answer: Option<Answer>, log: &Arc<Log>) {
-    let Ok(mut connection) = h2::server::handshake(stream).await else {
+    let mut builder = h2::server::Builder::new();
+    if let Some(streams) = log.max_streams {
+        builder.max_concurrent_streams(streams);
+    }
+    let Ok(mut connection) = builder.handshake(stream).await else {
         return;
     };
     while let Some(Ok((request, respond))) = connection.accept().await {
