@@ -225,6 +225,77 @@ mod tests {
         assert_eq!(ports(), [1; 4]);
     }
 
+    fn limits(text: &str) -> UpstreamLimits {
+        let text = format!("gopherproxy: {{upstream: {{{text}}}}}");
+        crate::config::Config::parse(&text, chassis::settings::Settings::new([]))
+            .unwrap()
+            .upstream
+    }
+
+    fn peer(member: &str, limits: &UpstreamLimits, upgrade: bool) -> Box<HttpPeer> {
+        let address = SocketAddr::from(([127, 0, 0, 1], 443));
+        let upstream = Arc::new(Upstream::new(member.into(), vec![address], Arc::new(Room::new(0))));
+        upstream.endpoint().peer(limits, upgrade)
+    }
+
+    #[test]
+    fn over_tls_there_is_always_a_name_to_verify_and_something_to_verify_it_by() {
+        for (member, text, name) in [
+            ("https://origin.example:443", "", "origin.example"),
+            ("https://origin.example.:443", "", "origin.example"),
+            ("https://192.0.2.1:443", "", "192.0.2.1"),
+            ("https://[2001:db8::1]:443", "", "2001:db8::1"),
+            (
+                "https://192.0.2.1:443",
+                "tls: {server_name: other.example}",
+                "other.example",
+            ),
+            ("https://a:443", "protocol: h2c", "a"),
+        ] {
+            for upgrade in [false, true] {
+                let peer = peer(member, &limits(text), upgrade);
+                assert_eq!((peer.is_tls(), peer.sni.as_str()), (true, name), "{member} {text}");
+                assert!(peer.options.verify_cert && peer.options.verify_hostname);
+                // Without files there are none, and Pingora connects to nobody.
+                assert!(peer.options.ca.is_some_and(|roots| roots.is_empty()));
+            }
+        }
+        for text in ["", "protocol: h2c", "tls: {server_name: other.example}"] {
+            let peer = peer("origin.example:80", &limits(text), false);
+            assert!(!peer.is_tls() && peer.sni.is_empty(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_spoken_follows_from_the_member_the_configuration_and_the_request() {
+        use pingora::protocols::ALPN;
+        for (member, text, upgrade, alpn, plain) in [
+            ("a:80", "", false, ALPN::H1, true),
+            ("a:80", "", true, ALPN::H1, true),
+            ("a:80", "protocol: h2c", false, ALPN::H2, false),
+            ("a:80", "protocol: h2c", true, ALPN::H1, true),
+            ("https://a:443", "", false, ALPN::H2H1, false),
+            ("https://a:443", "", true, ALPN::H1, false),
+            ("https://a:443", "protocol: h2c", false, ALPN::H2H1, false),
+        ] {
+            let limits = limits(text);
+            let upstream = Upstream::new(
+                member.into(),
+                vec![SocketAddr::from(([127, 0, 0, 1], 80))],
+                Arc::new(Room::new(0)),
+            );
+            assert_eq!(upstream.is_plain(&limits, upgrade), plain, "{member} {text} {upgrade}");
+            assert_eq!(
+                peer(member, &limits, upgrade).options.alpn,
+                alpn,
+                "{member} {text} {upgrade}"
+            );
+        }
+        // A connection that was made for an upgrade is no other request's.
+        let hash = |upgrade| peer("https://a:443", &limits(""), upgrade).group_key;
+        assert_ne!(hash(true), hash(false));
+    }
+
     #[test]
     fn what_was_tried_is_not_found_again() {
         let upstream = upstream(&[1, 2]);

@@ -337,17 +337,6 @@ fn bad_files_are_mistakes_and_no_panics() {
 }
 
 #[tokio::test]
-async fn without_any_root_certificate_plain_origins_are_served() {
-    let files = Files::new();
-    let none = files.directory.path().join("none");
-    std::fs::create_dir(&none).expect("a directory");
-    let plain = origin();
-    let proxy = Process::proxy(&embedded_targets(&[plain.address().to_string()])).await;
-    proxy.active_backends(1).await;
-    assert_eq!(get(proxy.address(), "/").await.status, 200);
-}
-
-#[tokio::test]
 async fn a_websocket_goes_over_http_1_1_whatever_else_the_origin_speaks() {
     let files = Files::new();
     let origin = files.origin(&["h2", "http/1.1"]).await;
