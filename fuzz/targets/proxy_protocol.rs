@@ -110,7 +110,9 @@ fn plain(stream: &[u8]) -> Option<(usize, Option<SocketAddr>)> {
     let client = match words[..] {
         [b"PROXY", b"UNKNOWN", ..] => None,
         [b"PROXY", family, from, to, from_port, to_port] => {
-            let text = |word| str::from_utf8(word).ok();
+            fn text(word: &[u8]) -> Option<&str> {
+                str::from_utf8(word).ok()
+            }
             let ip = |word| -> Option<IpAddr> {
                 match family {
                     b"TCP4" => Some(text(word)?.parse::<Ipv4Addr>().ok()?.into()),
