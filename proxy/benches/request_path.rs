@@ -178,6 +178,7 @@ fn access_log_line(bencher: Bencher<'_, '_>) {
         method: "GET",
         target: "/some/path?with=a-query",
         remote_addr: "127.0.0.1:51440",
+        protocol: "h1",
         status: 200,
         duration: Duration::from_nanos(1_886_123),
         client: "127.0.0.1",

@@ -14,6 +14,7 @@
 //! - [`observe`]: metrics and the access log; called from everywhere.
 //! - [`lifecycle`]: whether the process serves, drains or leaves, and what it still has to finish.
 //! - [`config`]: the file and the environment, validated.
+//! - [`http2`]: reads and writes HTTP/2.
 //! - [`http1`]: reads and writes HTTP/1.1.
 //! - [`tls`]: TLS with clients: certificates, session tickets and the encrypted connection.
 //! - [`rejection`]: every response that the proxy makes itself.
@@ -24,6 +25,7 @@ pub mod exchange;
 pub mod forward;
 pub mod headers;
 pub mod http1;
+pub mod http2;
 pub mod lifecycle;
 pub mod limit;
 pub mod listen;

@@ -71,6 +71,7 @@ pub struct Lifecycle {
     phase: AtomicU8,
     in_flight: AtomicUsize,
     connections: AtomicUsize,
+    streams: AtomicUsize,
     admin_end: watch::Sender<bool>,
 }
 
@@ -80,6 +81,7 @@ impl Default for Lifecycle {
             phase: AtomicU8::new(Phase::Serving as u8),
             in_flight: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
             admin_end: watch::Sender::new(false),
         }
     }
@@ -106,6 +108,11 @@ impl Lifecycle {
         self.connections.load(Ordering::SeqCst)
     }
 
+    /// The same with the streams of HTTP/2, each of which counts as one more.
+    pub fn connections_and_streams(&self) -> usize {
+        self.connections() + self.streams.load(Ordering::SeqCst)
+    }
+
     /// Counts a request as in flight until the guard is dropped.
     pub fn enter(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::SeqCst);
@@ -115,7 +122,13 @@ impl Lifecycle {
     /// Counts a connection as open until the guard is dropped.
     pub fn connect(self: &Arc<Self>) -> Connected {
         self.connections.fetch_add(1, Ordering::SeqCst);
-        Connected(Arc::clone(self))
+        Connected(Arc::clone(self), Kind::Connection)
+    }
+
+    /// Counts a stream of HTTP/2 as open until the guard is dropped.
+    pub fn open_stream(self: &Arc<Self>) -> Connected {
+        self.streams.fetch_add(1, Ordering::SeqCst);
+        Connected(Arc::clone(self), Kind::Stream)
     }
 
     /// How long an idle connection is still read from during the drain, when it waits for its first request or a later one.
@@ -173,12 +186,22 @@ impl Drop for InFlight {
     }
 }
 
-/// An open connection.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Connection,
+    Stream,
+}
+
+/// An open connection, or stream.
 #[derive(Debug)]
-pub struct Connected(Arc<Lifecycle>);
+pub struct Connected(Arc<Lifecycle>, Kind);
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::SeqCst);
+        let counter = match self.1 {
+            Kind::Connection => &self.0.connections,
+            Kind::Stream => &self.0.streams,
+        };
+        counter.fetch_sub(1, Ordering::SeqCst);
     }
 }

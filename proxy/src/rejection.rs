@@ -3,10 +3,11 @@
 //! One table maps what went wrong to a status, a reason and a body. The client gets a status and one short line that names no
 //! backend and no address. The operator gets the reason in metrics and log, and in the log the error's own words.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use chassis::clock::HttpDate;
-use http::{HeaderValue, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use pingora::http::ResponseHeader;
 
 /// Why the proxy answers a request itself.
@@ -133,11 +134,43 @@ impl Rejection {
 
     /// The whole response, as bytes.
     pub fn answer(self, delivery: Delivery) -> Vec<u8> {
-        match self {
-            Self::MethodNotAllowed => {
-                self.answer_with("Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n", delivery)
+        self.answer_with(self.own_fields(), delivery)
+    }
+
+    /// The head of the response to a client of HTTP/2; its body is [`Rejection::body`].
+    pub fn response(self) -> Response<()> {
+        self.response_with(self.own_fields())
+    }
+
+    /// The head of the response that sends a client of HTTP/2 to the URL `location`.
+    pub fn redirecting(location: &str) -> Response<()> {
+        Self::Redirected.response_with(&format!("Location: {location}\r\n"))
+    }
+
+    fn response_with(self, lines: &str) -> Response<()> {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::from_u16(self.status()).unwrap_or_default();
+        let fields = response.headers_mut();
+        fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        fields.insert(header::CONTENT_LENGTH, self.body().len().into());
+        let date = HttpDate::now();
+        let own = lines.lines().filter_map(|line| line.split_once(": "));
+        for (name, value) in own
+            .map(|(name, value)| (name, value.as_bytes()))
+            .chain([("Date", date.as_bytes())])
+        {
+            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {
+                fields.insert(name, value);
             }
-            _ => self.answer_with("", delivery),
+        }
+        response
+    }
+
+    /// Its own fields, each a line with its CRLF.
+    const fn own_fields(self) -> &'static str {
+        match self {
+            Self::MethodNotAllowed => "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n",
+            _ => "",
         }
     }
 
@@ -211,13 +244,22 @@ impl LimitedAnswers {
 
     /// A 429 for a client that will be served after `retry_after`.
     pub fn answer(&self, retry_after: Duration, delivery: Delivery) -> Vec<u8> {
+        Rejection::Limited.answer_with(&self.fields(retry_after), delivery)
+    }
+
+    /// The head of the same for a client of HTTP/2.
+    pub fn response(&self, retry_after: Duration) -> Response<()> {
+        Rejection::Limited.response_with(&self.fields(retry_after))
+    }
+
+    fn fields(&self, retry_after: Duration) -> Cow<'_, str> {
         let seconds = whole_seconds(retry_after);
         let prepared = usize::try_from(seconds - 1)
             .ok()
             .and_then(|index| self.prepared.get(index));
         match prepared {
-            Some(fields) => Rejection::Limited.answer_with(fields, delivery),
-            None => Rejection::Limited.answer_with(&fields(&self.policy, seconds), delivery),
+            Some(fields) => Cow::Borrowed(fields),
+            None => Cow::Owned(fields(&self.policy, seconds)),
         }
     }
 }

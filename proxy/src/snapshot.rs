@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use log::{Level, info, log};
 
 use crate::config::{
-    ClientLimits, Config, DEFAULT_MAX_CONNECTIONS, Forwarder, Limit, Networks, Readiness, UpstreamLimits,
+    ClientLimits, Config, DEFAULT_MAX_CONNECTIONS, Forwarder, Http2, Limit, Networks, Readiness, UpstreamLimits,
 };
 use crate::http1::held;
 use crate::http1::redirect::Redirect;
@@ -33,6 +33,8 @@ pub struct Policy {
     pub proxy_protocol: Networks,
     /// What a client connection may take; no more of them than there are descriptors for.
     pub client: ClientLimits,
+    /// What a client connection of HTTP/2 may take beside that.
+    pub http2: Http2,
     /// How much clients may make the proxy hold.
     pub held: held::Limits,
     /// What a backend may take.
@@ -65,6 +67,7 @@ impl Policy {
             trusted: Networks::new(config.trusted_proxies.clone()),
             proxy_protocol: Networks::new(config.proxy_protocol.clone()),
             client,
+            http2: config.http2.clone(),
             upstream: config.upstream.clone(),
             forwarder: config.forwarder,
             redirect: config.tls.redirect.clone(),
@@ -140,6 +143,11 @@ impl Live {
     /// How long a connection may wait for its next request.
     pub fn idle_timeout(&self) -> Duration {
         self.policy.load().client.idle_timeout
+    }
+
+    /// The most requests on one connection.
+    pub fn max_requests(&self) -> u64 {
+        self.policy.load().client.max_requests
     }
 
     /// Changes the rules to those of `config`. Clients keep their buckets unless the limit itself has changed: then all

@@ -7,6 +7,7 @@
 mod address;
 mod client;
 mod discovery;
+mod http2;
 mod limit;
 mod networks;
 mod origin_tls;
@@ -28,6 +29,7 @@ use pingora::server::configuration::ServerConf;
 use address::{any, network, port, socket_address};
 pub use client::{ClientLimits, DEFAULT_MAX_CONNECTIONS};
 pub use discovery::{Discovery, Health, Readiness, RegistryKind};
+pub use http2::Http2;
 pub use limit::Limit;
 pub use networks::Networks;
 pub use origin_tls::OriginTls;
@@ -65,6 +67,8 @@ pub struct Config {
     pub tls: Tls,
     /// What a client connection may take.
     pub client: ClientLimits,
+    /// What a client connection of HTTP/2 may take beside that.
+    pub http2: Http2,
     /// What a backend may take.
     pub upstream: UpstreamLimits,
     /// Who forwards admitted requests.
@@ -162,6 +166,7 @@ impl Config {
         let (limit_enabled, part) = section.switchable("limit", "RATE_LIMIT");
         let limit = Limit::read(part);
         let client = ClientLimits::read(section.section("client"));
+        let http2 = Http2::read(section.section("http2"));
         let upstream = UpstreamLimits::read(section.section("upstream"));
         let mut part = section.section("sentinel");
         let enabled = part.value("enabled", None, false, truth);
@@ -193,6 +198,7 @@ impl Config {
             limit,
             tls,
             client,
+            http2,
             upstream,
             forwarder,
             lame_duck,

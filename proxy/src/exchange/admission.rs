@@ -33,6 +33,8 @@ pub struct Connection {
     pub remote_addr: String,
     /// What was agreed on in its handshake, if it is one with TLS.
     pub tls: Option<Agreed>,
+    /// What it speaks, as the log has it: `h1` or `h2`.
+    pub protocol: &'static str,
     /// Where its requests are counted.
     pub metrics: Arc<Metrics>,
     /// Which of its refusals are logged.
@@ -53,6 +55,7 @@ impl Connection {
                 IpAddr::V6(_) => ["[", &peer_text, "]:", port].concat(),
             },
             peer_text,
+            protocol: "h1",
             tls: None,
             metrics,
             refusals,

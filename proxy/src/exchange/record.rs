@@ -181,6 +181,7 @@ impl Drop for Record {
             method,
             target: &target,
             remote_addr: &self.connection.remote_addr,
+            protocol: self.connection.protocol,
             status,
             duration: took,
             client: &self.connection.text_of(self.client()),

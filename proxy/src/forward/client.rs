@@ -15,6 +15,7 @@ use crate::headers::origin_response::{Delivery as HeadDelivery, Framing, Respons
 use crate::http1::downstream::{ClientFault, Downstream};
 use crate::http1::held::{Hold, SENDING, stalled};
 use crate::http1::timer::Timer;
+use crate::http2::stream::Stream;
 use crate::rejection::{Delivery, Rejection};
 
 /// A client, by the version of HTTP that it speaks.
@@ -22,12 +23,27 @@ use crate::rejection::{Delivery, Rejection};
 pub enum Client {
     /// HTTP/1.1 or HTTP/1.0.
     Http1(Box<Downstream>),
+    /// A stream of HTTP/2.
+    Http2(Box<Stream>),
+}
+
+impl Client {
+    /// The status of the response that switches to another protocol.
+    pub fn switched(&self) -> u16 {
+        match self {
+            Self::Http1(_) => Downstream::SWITCHED,
+            Self::Http2(_) => Stream::SWITCHED,
+        }
+    }
 }
 
 /// One client's request and its response.
 ///
 /// What is written goes out in this order: heads of interim responses, the head of the final one, its body, its end.
 pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
+    /// The status of the response that switches to another protocol.
+    const SWITCHED: u16;
+
     /// The client as it travels.
     fn into_client(self: Box<Self>) -> Client;
 
@@ -163,13 +179,17 @@ pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
 }
 
 impl ClientSide for Downstream {
+    const SWITCHED: u16 = 101;
+
     fn into_client(self: Box<Self>) -> Client {
         Client::Http1(self)
     }
 
     fn from_client(client: Client) -> Option<Box<Self>> {
-        let Client::Http1(client) = client;
-        Some(client)
+        match client {
+            Client::Http1(client) => Some(client),
+            Client::Http2(_) => None,
+        }
     }
 
     fn body_ended(&self) -> bool {
@@ -259,6 +279,134 @@ impl ClientSide for Downstream {
     fn stalled(&self) -> usize {
         // What a client goes on to send when nobody reads it makes the kernel double that.
         stalled(self.body_bytes(), self.body().left(), 2 * self.receive_buffer())
+    }
+
+    fn hold(&mut self) -> &mut Hold {
+        &mut self.hold
+    }
+
+    fn timer(&mut self) -> &mut Timer {
+        &mut self.timer
+    }
+}
+
+impl ClientSide for Stream {
+    const SWITCHED: u16 = 200;
+
+    fn into_client(self: Box<Self>) -> Client {
+        Client::Http2(self)
+    }
+
+    fn from_client(client: Client) -> Option<Box<Self>> {
+        match client {
+            Client::Http2(client) => Some(client),
+            Client::Http1(_) => None,
+        }
+    }
+
+    fn body_ended(&self) -> bool {
+        self.body_ended()
+    }
+
+    fn body_left(&self) -> Option<u64> {
+        self.body_left()
+    }
+
+    fn body_bytes(&self) -> u64 {
+        self.body_bytes()
+    }
+
+    fn trailers(&self) -> &[u8] {
+        self.trailers()
+    }
+
+    fn poll_body(&mut self, context: &mut Context<'_>, data: &mut BytesMut) -> Poll<Result<(), ClientFault>> {
+        self.poll_body(context, data)
+    }
+
+    fn has_received(&self) -> bool {
+        true
+    }
+
+    fn received_body(&mut self, context: &mut Context<'_>, data: &mut BytesMut) -> Result<(), ClientFault> {
+        match self.poll_body(context, data) {
+            Poll::Ready(read) => read,
+            Poll::Pending => Ok(()),
+        }
+    }
+
+    fn write_head(&mut self, head: &ResponseHead<'_>, delivery: &HeadDelivery, _out: &mut BytesMut) -> Framing {
+        let response = head.to_http2(delivery);
+        match (head.status, head.framing) {
+            (101, _) => self.begin(response, false),
+            (..200, _) => self.inform(response),
+            (_, Framing::None | Framing::Length(0)) => self.begin(response, true),
+            (_, _) => self.begin(response, false),
+        }
+        match head.framing {
+            Framing::Chunked => Framing::Close,
+            framing => framing,
+        }
+    }
+
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        head: &[u8],
+        body: &[u8],
+        last: bool,
+    ) -> Poll<Result<usize, ClientFault>> {
+        self.poll_write(context, head, body, last)
+    }
+
+    fn end(&mut self, trailers: &[u8]) {
+        self.end(trailers);
+    }
+
+    async fn reject(&mut self, rejection: Rejection, delivery: Delivery) -> Result<(), ClientFault> {
+        let body = if delivery.head_only { "" } else { rejection.body() };
+        self.respond(rejection.response(), body)
+    }
+
+    fn switch(&mut self) {
+        self.switch();
+    }
+
+    fn both_talk(&mut self) {
+        self.both_talk();
+    }
+
+    fn excuse_sending(&mut self) {
+        self.excuse_sending();
+    }
+
+    fn sending(&self) -> Option<(Instant, Duration)> {
+        self.sending()
+    }
+
+    fn taking(&self) -> Option<(Instant, Duration)> {
+        self.taking()
+    }
+
+    fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.poll_gone(context)
+    }
+
+    fn has_closed(&mut self, context: &mut Context<'_>) -> bool {
+        self.poll_gone(context).is_ready()
+    }
+
+    /// Each request has a stream of its own.
+    fn has_more(&self) -> bool {
+        false
+    }
+
+    fn held(&self) -> usize {
+        self.held()
+    }
+
+    fn stalled(&self) -> usize {
+        self.stalled()
     }
 
     fn hold(&mut self) -> &mut Hold {

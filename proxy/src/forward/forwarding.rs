@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
 use pingora::http::{HeaderNameVariant, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, Result};
 
@@ -20,6 +21,7 @@ use crate::headers::origin_response::{Delivery, Framing, ResponseHead};
 use crate::http1::chunked::{write_data, write_last};
 use crate::http1::downstream::ClientFault;
 use crate::http1::scratch::SCRATCH;
+use crate::http2::stream::to_lines;
 use crate::lifecycle::Lifecycle;
 
 /// What ends a request that Pingora forwards, as the cause of an error of its session.
@@ -81,6 +83,8 @@ pub(super) struct Forwarding<C> {
     pub(super) continues: bool,
     /// What is held of the body for another try; `None` when it was too much.
     pub(super) held: Option<BytesMut>,
+    /// The trailers of the response, each line with its CRLF.
+    trailers: Vec<u8>,
     pub(super) sent: usize,
     pub(super) read: usize,
     pub(super) ending: Ending,
@@ -102,6 +106,7 @@ impl<C: ClientSide> Forwarding<C> {
             switched: false,
             continues: false,
             held: Some(BytesMut::new()),
+            trailers: Vec::new(),
             sent: 0,
             read: 0,
             ending: Ending::Cut,
@@ -261,14 +266,22 @@ impl<C: ClientSide> Forwarding<C> {
         }
     }
 
+    /// Ends the body with these trailers. A client of HTTP/1.1 gets none: its head has not announced them.
+    pub(super) fn trailers(&mut self, trailers: &HeaderMap, out: &mut BytesMut) {
+        self.trailers = to_lines(trailers);
+        self.body(None, true, out);
+    }
+
     pub(super) async fn write(&mut self, out: &[u8]) -> Result<()> {
         self.silent_since = None;
-        let written = self.client.write_all(out, self.ended).await;
+        let last = self.ended && self.trailers.is_empty();
+        let written = self.client.write_all(out, last).await;
         if written.is_err_and(ClientFault::is_stall) {
             self.ending = Ending::Abandon;
         }
         written.map_err(|fault| Fault::Client(fault).into_error(ErrorType::WriteError).into_down())?;
         if self.ended {
+            self.client.end(&self.trailers);
             self.ending = if self.keeps { Ending::Keep } else { Ending::Close };
         }
         Ok(())

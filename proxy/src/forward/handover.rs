@@ -108,6 +108,8 @@ pub struct Exchange {
     pub record: Record,
     /// The client, unless the session has it.
     pub client: Option<Client>,
+    /// The status of the response with which it switches to another protocol.
+    pub switched: u16,
     /// What is wrong with what has come of the request's body, if anything is, and the session has the client.
     pub fault: Option<ClientFault>,
     /// What Pingora has tried, if it forwards.
@@ -120,6 +122,7 @@ impl Exchange {
         Self {
             request,
             record,
+            switched: client.switched(),
             client: Some(client),
             fault: None,
             tries: Tries::default(),

@@ -236,6 +236,10 @@ impl ProxyHttp for EdgeProxy {
                 let outcome = self.direct.forward(request, &mut *client, record, may_move).await;
                 Ok(self.is_over(outcome, Client::Http1(client), session, exchange))
             }
+            Some(Client::Http2(mut client)) => {
+                let outcome = self.direct.forward(request, &mut *client, record, may_move).await;
+                Ok(self.is_over(outcome, Client::Http2(client), session, exchange))
+            }
         }
     }
 
@@ -416,8 +420,11 @@ impl ProxyHttp for EdgeProxy {
         let Some(exchange) = ctx else {
             return answer;
         };
-        let finished = Fault::behind(error) == Some(Fault::Answered)
-            || exchange.record.answered && exchange.record.has_ended() && !session.was_upgraded();
+        let fault = Fault::behind(error);
+        // Whoever takes nothing has not got what the backend has sent.
+        let stalls = matches!(fault, Some(Fault::Client(fault)) if fault.is_stall());
+        let finished = fault == Some(Fault::Answered)
+            || exchange.record.answered && exchange.record.has_ended() && !session.was_upgraded() && !stalls;
         if !finished {
             exchange.record.failed(rejection, Some(in_words(error)));
         }
@@ -465,7 +472,10 @@ impl ProxyHttp for EdgeProxy {
     {
         if let Some(mut exchange) = ctx.take() {
             if let Some(response) = session.response_written() {
-                exchange.record.status = response.status.as_u16();
+                exchange.record.status = match response.status.as_u16() {
+                    101 => exchange.switched,
+                    status => status,
+                };
                 exchange.record.bytes = session.body_bytes_sent() as u64;
             }
             // It is written when it is dropped.

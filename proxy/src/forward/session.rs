@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use futures::Stream;
+use futures::Stream as Messages;
 use http::{HeaderMap, HeaderValue, Method};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, Result};
@@ -33,6 +33,7 @@ use crate::forward::handover::{Exchange, Handover, Left};
 use crate::forward::ready::Passed;
 use crate::headers::request::Span;
 use crate::http1::downstream::Downstream;
+use crate::http2::stream::Stream;
 use crate::lifecycle::Lifecycle;
 
 /// A session for Pingora with this head, and what is handed to the hooks beside it.
@@ -42,14 +43,25 @@ pub fn open(
     lifecycle: &Arc<Lifecycle>,
 ) -> (ServerSession, Handover) {
     let forwarded = exchange.request.forwarder == Forwarder::Pingora;
-    let client = exchange.client.take_if(|_| forwarded);
-    let session: Box<dyn Custom> = match client {
-        None => Session::<Downstream>::new(header, None),
-        Some(Client::Http1(mut client)) => {
+    let session: Box<dyn Custom> = match exchange.client.take() {
+        Some(Client::Http1(mut client)) if forwarded => {
             let mut first = BytesMut::with_capacity(client.received.len());
             exchange.fault = client.received_body(&mut first).err();
             let forwarding = Forwarding::new(client, first, &exchange.request, lifecycle);
             Session::new(header, Some(forwarding))
+        }
+        Some(Client::Http2(client)) if forwarded => {
+            let forwarding = Forwarding::new(client, BytesMut::new(), &exchange.request, lifecycle);
+            Session::new(header, Some(forwarding))
+        }
+        // The direct forwarder has the client, and may leave it to this session.
+        Some(client @ Client::Http2(_)) => {
+            exchange.client = Some(client);
+            Session::<Stream>::new(header, None)
+        }
+        client => {
+            exchange.client = client;
+            Session::<Downstream>::new(header, None)
         }
     };
     (ServerSession::new_custom(session), Handover::new(exchange))
@@ -205,8 +217,11 @@ impl<C: ClientSide> Custom for Session<C> {
         forwarding.write(&out).await
     }
 
-    async fn write_trailers(&mut self, _trailers: HeaderMap) -> Result<()> {
-        Ok(())
+    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        let forwarding = self.forwarding()?;
+        let mut out = BytesMut::new();
+        forwarding.trailers(&trailers, &mut out);
+        forwarding.write(&out).await
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
@@ -227,7 +242,11 @@ impl<C: ClientSide> Custom for Session<C> {
                     ended |= end;
                     forwarding.body(data.as_deref(), end, &mut out);
                 }
-                HttpTask::Trailer(_) | HttpTask::Done => {
+                HttpTask::Trailer(Some(trailers)) => {
+                    ended = true;
+                    forwarding.trailers(&trailers, &mut out);
+                }
+                HttpTask::Trailer(None) | HttpTask::Done => {
                     ended = true;
                     forwarding.body(None, true, &mut out);
                 }
@@ -375,13 +394,13 @@ impl<C: ClientSide> Custom for Session<C> {
         Ok(())
     }
 
-    fn take_custom_message_reader(&mut self) -> Option<Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync>> {
+    fn take_custom_message_reader(&mut self) -> Option<Box<dyn Messages<Item = Result<Bytes>> + Unpin + Send + Sync>> {
         None
     }
 
     fn restore_custom_message_reader(
         &mut self,
-        _reader: Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync>,
+        _reader: Box<dyn Messages<Item = Result<Bytes>> + Unpin + Send + Sync>,
     ) -> Result<()> {
         Ok(())
     }

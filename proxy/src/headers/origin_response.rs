@@ -5,6 +5,7 @@
 //! gets one framing, and the origin's fields in their order without those that concern the connection alone.
 
 mod fields;
+mod http2;
 
 use std::ops::Range;
 

@@ -8,7 +8,7 @@ use http::header::InvalidHeaderName;
 
 use crate::exchange::client::FORWARDED_FOR;
 use crate::exchange::request::RequestId;
-use crate::http1::head::{Body, Head};
+use crate::http1::head::{Body, Head, Version};
 use crate::http1::names::{CLIENT_CERT_SUBJECT, is, is_alike, is_claim, is_hop_by_hop};
 use crate::tls::Agreed;
 
@@ -196,10 +196,10 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut Vec<u8>, 
     // The version is the one that was received (RFC 9110, section 7.6.3).
     writer.field(
         "Via",
-        &[if head.old {
-            b"1.0 gopherproxy"
-        } else {
-            b"1.1 gopherproxy"
+        &[match head.version {
+            Version::Http10 => b"1.0 gopherproxy",
+            Version::Http11 => b"1.1 gopherproxy",
+            Version::Http2 => b"2.0 gopherproxy",
         }],
     );
     if let Some(subject) = about.tls.and_then(|tls| tls.subject.as_deref()) {

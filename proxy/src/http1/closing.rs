@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::http1::downstream::Downstream;
 use crate::http1::held::SMALL;
 use crate::http1::scratch::Scratch;
+use crate::http1::timer::Timer;
 use crate::tls::stream::Secure;
 
 /// How long a client is listened to once it has taken everything: closing on one that still sends would destroy what it has not
@@ -39,30 +40,17 @@ impl Downstream {
     pub async fn linger(mut self: Box<Self>) {
         self.received = BytesMut::new();
         self.hold.release();
-        let end = Instant::now() + LINGER_UNREAD;
         // TCP ends at once. TLS first sends what is left, and says that this is the end.
         let Ok(Ok(())) = pauses::timeout(LINGER_UNREAD, self.stream.shutdown()).await else {
             return;
         };
-        let mut since = Instant::now();
-        let mut left = LINGER_BYTES;
-        poll_fn(|context| {
-            loop {
-                let mut data = Scratch::take();
-                match pin!(self.stream.read_buf(&mut *data)).poll(context) {
-                    Poll::Ready(Ok(read @ 1..)) if read < left => left -= read,
-                    Poll::Ready(_) => return Poll::Ready(()),
-                    Poll::Pending if self.hold.poll(context, SMALL, false).is_ready() => return Poll::Ready(()),
-                    Poll::Pending => {
-                        ready!(self.timer.poll(context, since, LINGER));
-                        since = Instant::now();
-                        if since > end || !has_unread(&self.stream) {
-                            return Poll::Ready(());
-                        }
-                    }
-                }
-            }
-        })
+        let mut linger = Linger::new();
+        poll_fn(
+            |context| match poll_linger(&mut self.stream, &mut self.timer, &mut linger, context) {
+                Poll::Pending => self.hold.poll(context, SMALL, false),
+                done => done,
+            },
+        )
         .await;
     }
 
@@ -84,6 +72,46 @@ impl Downstream {
             count: 9,
             user_timeout: Duration::from_millis(1),
         });
+    }
+}
+
+/// How far the end of a connection has come.
+#[derive(Debug)]
+pub struct Linger {
+    end: Instant,
+    since: Instant,
+    left: usize,
+}
+
+impl Linger {
+    /// Our half has just ended.
+    #[allow(clippy::new_without_default, reason = "it begins now")]
+    pub fn new() -> Self {
+        let since = Instant::now();
+        Self {
+            end: since + LINGER_UNREAD,
+            since,
+            left: LINGER_BYTES,
+        }
+    }
+}
+
+/// Reads on from a connection of which our half has ended. Ready when the client has closed its own, or has taken everything and gets
+/// no further.
+pub fn poll_linger(stream: &mut Stream, timer: &mut Timer, linger: &mut Linger, context: &mut Context<'_>) -> Poll<()> {
+    loop {
+        let mut data = Scratch::take();
+        match pin!(stream.read_buf(&mut *data)).poll(context) {
+            Poll::Ready(Ok(read @ 1..)) if read < linger.left => linger.left -= read,
+            Poll::Ready(_) => return Poll::Ready(()),
+            Poll::Pending => {
+                ready!(timer.poll(context, linger.since, LINGER));
+                linger.since = Instant::now();
+                if linger.since > linger.end || !has_unread(stream) {
+                    return Poll::Ready(());
+                }
+            }
+        }
     }
 }
 

@@ -180,6 +180,11 @@ impl Downstream {
         }
     }
 
+    /// Takes it apart, for another protocol: its stream, what has been received, and what it makes the proxy hold.
+    pub fn into_parts(self) -> (Stream, BytesMut, Hold) {
+        (self.stream, self.received, self.hold)
+    }
+
     /// Begins a request with this body, which is next in `received`, under these limits.
     pub fn begin(&mut self, body: Body, limits: &Limits) {
         self.body = body;

@@ -49,7 +49,7 @@ impl Default for Rules {
 
 impl Rules {
     /// The first protocol in an `Upgrade` field that a connection may switch to.
-    fn protocol<'b>(&self, value: &'b [u8]) -> Option<&'b [u8]> {
+    pub fn protocol<'b>(&self, value: &'b [u8]) -> Option<&'b [u8]> {
         let allowed = |protocol: &&[u8]| {
             let mut upgrades = self.upgrades.iter();
             upgrades.any(|one| one.as_bytes().eq_ignore_ascii_case(protocol))
@@ -93,8 +93,8 @@ pub struct Head<'b> {
     pub path: &'b [u8],
     /// The scheme that an absolute target names.
     pub scheme: Option<Scheme>,
-    /// The version is HTTP/1.0, and not HTTP/1.1.
-    pub old: bool,
+    /// The version that it came in.
+    pub version: Version,
     /// All fields as they came, without spaces around their values.
     pub fields: &'b [httparse::Header<'b>],
     /// The host that an absolute target names, or else `Host`, which only HTTP/1.0 may lack.
@@ -149,6 +149,17 @@ impl<'b> RequestLine<'b> {
     }
 }
 
+/// A version of HTTP that a request may come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.0.
+    Http10,
+    /// HTTP/1.1.
+    Http11,
+    /// HTTP/2.
+    Http2,
+}
+
 /// How the body that follows a head is delimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Body {
@@ -191,7 +202,6 @@ pub fn length(bytes: &[u8], scanned: usize) -> Option<usize> {
 /// # Errors
 /// The first rule that it breaks.
 pub fn parse<'b>(bytes: &'b [u8], scratch: &'b mut Scratch<'b>, rules: &Rules) -> Result<Head<'b>, Violation> {
-    let malformed = |rule| Err(Violation::malformed(rule));
     let Scratch { fields, masked } = scratch;
     let raw_target = if rules.raw_targets { raw_target(bytes) } else { None };
     // What httparse reads: the head, with other bytes in place of those that it would not read.
@@ -221,8 +231,25 @@ pub fn parse<'b>(bytes: &'b [u8], scratch: &'b mut Scratch<'b>, rules: &Rules) -
         ));
     }
     if has_lf_alone(bytes) {
-        return malformed(LF_ALONE);
+        return Err(Violation::malformed(LF_ALONE));
     }
+    let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
+    check(method, target, version, request.headers, rules)
+}
+
+/// Checks a head that has been taken apart.
+///
+/// # Errors
+/// The first rule that it breaks.
+#[inline]
+pub fn check<'b>(
+    method: &'b str,
+    target: &'b [u8],
+    version: Version,
+    fields: &'b [httparse::Header<'b>],
+    rules: &Rules,
+) -> Result<Head<'b>, Violation> {
+    let malformed = |rule| Err(Violation::malformed(rule));
     if matches!(method, "CONNECT" | "TRACE") {
         return Err(Violation::new(
             Rejection::MethodNotAllowed,
@@ -245,7 +272,6 @@ pub fn parse<'b>(bytes: &'b [u8], scratch: &'b mut Scratch<'b>, rules: &Rules) -
     if named.is_some_and(|named| !is_authority(named.authority)) {
         return malformed("the target names no host, or one with more than a name and a port");
     }
-    let fields: &[httparse::Header<'_>] = request.headers;
     let (mut host, mut length, mut coding, mut upgrade, mut expects) = (None, None, None, None, false);
     let mut connection = Connection::default();
     for field in fields {
@@ -278,7 +304,7 @@ pub fn parse<'b>(bytes: &'b [u8], scratch: &'b mut Scratch<'b>, rules: &Rules) -
         }
     }
     // HTTP/1.0 requires no Host and has no chunks.
-    let old = minor == 0;
+    let old = version == Version::Http10;
     if host.is_none() && !old {
         return malformed("no Host field");
     }
@@ -304,7 +330,7 @@ pub fn parse<'b>(bytes: &'b [u8], scratch: &'b mut Scratch<'b>, rules: &Rules) -
         target,
         path,
         scheme: named.map(|named| named.scheme),
-        old,
+        version,
         fields,
         host: named.map(|named| named.authority).or(host),
         body,

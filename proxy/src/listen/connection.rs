@@ -6,9 +6,7 @@
 //! cost. One that is admitted gets a new head from [`headers`](crate::headers) and goes through [`forward`](crate::forward).
 //! Connections are limited too, in total and per client: the client that a PROXY protocol header names, where there is one.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
-use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Once};
 use std::task::{Poll, ready};
@@ -17,25 +15,22 @@ use std::time::Instant;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::FusedFuture;
-use pingora::apps::HttpServerApp;
 use pingora::http::RequestHeader;
-use pingora::protocols::Stream;
+use pingora::protocols::{ALPN, Stream};
 use pingora::server::ShutdownWatch;
 use pingora_limits::inflight::Inflight;
 use pingora_proxy::HttpProxy;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::config::{ClientLimits, Forwarder};
+use crate::config::ClientLimits;
 use crate::exchange::admission::{Admission, Connection, Rejected};
 use crate::exchange::record::Record;
-use crate::exchange::request::{Request, is_idempotent};
+use crate::exchange::request::Request;
 use crate::forward::client::{Client, ClientSide};
 use crate::forward::direct::Ending;
-use crate::forward::handover::{Exchange, HANDOVER, Handover};
+use crate::forward::handover::Exchange;
 use crate::forward::proxy::EdgeProxy;
-use crate::forward::session;
-use crate::headers::request::{Origination, Span, write_request};
 use crate::http1::chunked::Decoder;
 use crate::http1::downstream::{Body, Downstream, TOO_MUCH_HELD};
 use crate::http1::head;
@@ -50,6 +45,12 @@ use crate::snapshot::{Live, Policy};
 
 /// How many connections over a limit get the time to read their 503. More are closed at once.
 pub const MAX_TURNED_AWAY: usize = 64;
+
+/// What a client of HTTP/2 begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The first line of that: nothing else begins so.
+const PREFACE_LINE: &[u8] = b"PRI * HTTP/2.0\r\n";
 
 /// The server of client connections.
 pub struct Edge {
@@ -85,23 +86,37 @@ enum Arrival {
     Nothing,
     /// The client left in the middle of a head.
     Left,
+    /// The preface of HTTP/2, which is still received.
+    Http2,
     /// What came is no head.
     Malformed(Violation),
+}
+
+/// How a connection goes on.
+enum Next {
+    /// With another request.
+    Request(Box<Downstream>),
+    /// With HTTP/2.
+    Http2(Box<Downstream>),
 }
 
 impl Edge {
     /// Serves the requests on `stream` until one is the last. `policy` are the rules when it connected.
     pub(super) async fn serve_connection(
-        &self,
+        self: &Arc<Self>,
         stream: Stream,
         connection: Connection,
         policy: Arc<Policy>,
         shutdown: &ShutdownWatch,
         mut down: Pin<&mut impl FusedFuture<Output = ()>>,
     ) {
-        let connection = Arc::new(connection);
+        let is_http2 = stream.selected_alpn_proto() == Some(ALPN::H2);
         let mut client = self.client(stream, &connection, &policy);
         drop(policy);
+        if is_http2 {
+            return Box::pin(self.serve_http2(*client, connection, shutdown, down)).await;
+        }
+        let connection = Arc::new(connection);
         let mut requests = 0;
         let mut idle_since = Instant::now();
         loop {
@@ -112,9 +127,17 @@ impl Edge {
             }
             // Boxed, so that a connection that waits has no room for it.
             let before = requests;
-            let served = Box::pin(self.serve(client, &connection, &mut requests, shutdown)).await;
-            let Some(another) = served else { return };
-            client = another;
+            client = match Box::pin(self.serve(client, &connection, &mut requests, shutdown)).await {
+                None => return,
+                Some(Next::Request(client)) => client,
+                Some(Next::Http2(client)) => {
+                    // Nobody else has it before the first request.
+                    let Some(connection) = Arc::into_inner(connection) else {
+                        return;
+                    };
+                    return Box::pin(self.serve_http2(*client, connection, shutdown, down)).await;
+                }
+            };
             if requests != before {
                 idle_since = Instant::now();
             }
@@ -172,22 +195,24 @@ impl Edge {
         self.until_last_call(first, receive, down).await?
     }
 
-    /// Serves the request that `client` begins with. Returns the client when another may follow.
+    /// Serves the request that `client` begins with. Returns the client when more may follow.
     async fn serve(
         &self,
         mut client: Box<Downstream>,
         connection: &Arc<Connection>,
         requests: &mut u64,
         shutdown: &ShutdownWatch,
-    ) -> Option<Box<Downstream>> {
+    ) -> Option<Next> {
         let _in_flight = self.lifecycle.enter();
         let start = Instant::now();
         let policy = self.live.policy();
         client.hold.begin(policy.held);
-        let arrival = head_of(&mut client, start, &policy.client).await;
+        let may_be_http2 = *requests == 0 && policy.http2.cleartext;
+        let arrival = head_of(&mut client, start, &policy.client, may_be_http2).await;
         client.hold.release();
         let mut record = match arrival {
-            Arrival::Nothing => return Some(client),
+            Arrival::Nothing => return Some(Next::Request(client)),
+            Arrival::Http2 => return Some(Next::Http2(client)),
             _ => Record::new(connection, start),
         };
         let (why, delivery) = match arrival {
@@ -204,7 +229,7 @@ impl Edge {
                 match decided {
                     Ok((header, request)) => {
                         let exchange = Exchange::new(request, record, Client::Http1(client));
-                        return self.forward(header, exchange, shutdown).await;
+                        return self.forward(header, exchange, shutdown).await.map(Next::Request);
                     }
                     Err(rejected) => rejected,
                 }
@@ -214,7 +239,7 @@ impl Edge {
                 record.arrived(client.received.split().freeze());
                 (violation.into(), Delivery::LAST)
             }
-            Arrival::Left | Arrival::Nothing => {
+            Arrival::Left | Arrival::Nothing | Arrival::Http2 => {
                 record.arrived(client.received.split().freeze());
                 record.failed(
                     Rejection::ClientGone,
@@ -223,7 +248,8 @@ impl Edge {
                 return None;
             }
         };
-        self.reject(client, &why, delivery, record, &policy).await
+        let client = self.reject(client, &why, delivery, record, &policy).await?;
+        Some(Next::Request(client))
     }
 
     /// Decides over the request with this head, whose body is next in what `client` has sent. It may be the `last` of its
@@ -267,48 +293,10 @@ impl Edge {
             let rule = "the target has another scheme than the connection";
             return Err((Violation::malformed(rule).into(), Delivery::LAST));
         }
-        let admitted = self.admission.decide(&head, connection, policy, record);
-        let (trusted_peer, endpoint) = admitted.map_err(|why| (why, delivery))?;
-        if !self.held.has_room(self.lifecycle.in_flight(), policy.held) {
-            return Err((Rejection::HeldTooMuch.into(), delivery));
-        }
-        let about = Origination {
-            peer: &connection.peer_text,
-            trusted_peer,
-            tls: connection.tls.as_ref(),
-            backend: endpoint.upstream.authority(),
-            id: &record.id,
-        };
-        let is_plain = endpoint.upstream.is_plain(&policy.upstream, head.upgrade.is_some());
-        let forwarder = if is_plain { policy.forwarder } else { Forwarder::Pingora };
-        let (written, fields, header) = WRITTEN.with_borrow_mut(|(bytes, spans)| {
-            bytes.clear();
-            spans.clear();
-            write_request(&head, about, bytes, spans);
-            let written = Bytes::copy_from_slice(bytes);
-            let cases = forwarder == Forwarder::Pingora;
-            let header = session::header(&written, head.method, spans, cases);
-            (written, spans.len(), header)
-        });
-        // What is no request to the library that holds the head is none to anybody.
-        let header = header.map_err(|_| (Rejection::BadRequest.into(), delivery))?;
-        let request = Request {
-            weight: bytes.len() + written.len() + fields * FIELD,
-            head: written,
-            policy: Arc::clone(policy),
-            endpoint,
-            forwarder,
-            to_head: head.method == "HEAD",
-            idempotent: is_idempotent(head.method),
-            chunked: head.body == head::Body::Chunked,
-            old: head.old,
-            keeps: head.keeps,
-            last: last_of_client,
-            expects: head.expects,
-            upgrade: head.upgrade.map(|protocol| bytes.slice_ref(protocol)),
-            hsts: policy.hsts.filter(|_| connection.tls.is_some()),
-        };
-        Ok((header, request))
+        let admitted = self.admit(&head, bytes.len(), connection, policy, record);
+        let (header, request) = admitted.map_err(|why| (why, delivery))?;
+        let last = last_of_client;
+        Ok((header, Request { last, ..request }))
     }
 
     /// Has an admitted request served by Pingora's hooks. Returns the client when another request may follow.
@@ -319,15 +307,9 @@ impl Edge {
         shutdown: &ShutdownWatch,
     ) -> Option<Box<Downstream>> {
         let last = exchange.request.last;
-        let (session, handover) = session::open(header, exchange, &self.lifecycle);
-        // Boxed by Pingora, and begun outside of the block, which would hold the session too.
-        let serving = self.proxy.process_new_http(session, shutdown);
-        let served = async {
-            // A panic takes the client's connection down with the request; nothing else.
-            let _ = AssertUnwindSafe(serving).catch_unwind().await;
-            Handover::client()
+        let (Client::Http1(mut client), ending) = self.pass(header, exchange, shutdown).await? else {
+            return None;
         };
-        let (Client::Http1(mut client), ending) = HANDOVER.scope(handover, served).await?;
         client.hold.release();
         match ending {
             Ending::Keep if client.discard_body().await => return Some(client),
@@ -354,14 +336,10 @@ impl Edge {
             (None, Some(location)) => Rejection::redirect(location, delivery),
             (None, None) => why.rejection.answer(delivery),
         };
-        record.failed(why.rejection, why.rule.map(Into::into));
+        self.refused(why, &mut record, policy);
         let written = client.write_all(&answer, true).await.is_ok();
         if written {
             record.answered_here(why.rejection, delivery);
-        }
-        if let (Rejection::Limited, Some(address)) = (why.rejection, record.client) {
-            self.limit_explained
-                .call_once(|| policy.explain_limit(&address.to_string()));
         }
         drop(record);
         if written && delivery.keeps && client.discard_body().await {
@@ -389,21 +367,17 @@ impl Edge {
     }
 }
 
-/// What a field of a request takes beside its bytes, in the head that Pingora has.
-const FIELD: usize = 128;
-
-thread_local! {
-    /// The head that is being written, and where its fields are.
-    static WRITTEN: RefCell<(Vec<u8>, Vec<Span>)> = const { RefCell::new((Vec::new(), Vec::new())) };
-}
-
 /// Receives until there is a whole head, whose first byte was there at `start`.
-async fn head_of(client: &mut Downstream, start: Instant, limits: &ClientLimits) -> Arrival {
+async fn head_of(client: &mut Downstream, start: Instant, limits: &ClientLimits, may_be_http2: bool) -> Arrival {
     let mut scanned = 0;
     poll_fn(|context| {
         loop {
             // Nearly all heads come whole, and need no timer.
-            if let Some(arrival) = look_for_head(&mut client.received, &mut scanned, limits) {
+            if may_be_http2 && client.received.starts_with(PREFACE_LINE) {
+                if let Some(arrival) = look_for_preface(&client.received) {
+                    return Poll::Ready(arrival);
+                }
+            } else if let Some(arrival) = look_for_head(&mut client.received, &mut scanned, limits) {
                 return Poll::Ready(arrival);
             }
             match client.poll_receive(context) {
@@ -424,6 +398,17 @@ async fn head_of(client: &mut Downstream, start: Instant, limits: &ClientLimits)
         }
     })
     .await
+}
+
+/// What `received` is, which begins with the first line of the preface.
+fn look_for_preface(received: &[u8]) -> Option<Arrival> {
+    let expected = &PREFACE[..received.len().min(PREFACE.len())];
+    match received.strip_prefix(expected) {
+        None => Some(Arrival::Malformed(Violation::malformed(
+            "the preface of HTTP/2 is broken",
+        ))),
+        Some(_) => (expected.len() == PREFACE.len()).then_some(Arrival::Http2),
+    }
 }
 
 /// What `received` begins with, as far as is known; `scanned` bytes of it have been examined.

@@ -4,8 +4,12 @@
 //! - [`proxy_protocol`]: reads the header with which a balancer names a client.
 //! - [`handshake`]: makes a connection one with TLS.
 //! - [`connection`]: reads each request head, and answers the request or forwards it.
+//! - `http2`: the same over HTTP/2.
+//! - `request`: what both have in common.
 
 pub mod connection;
 pub mod handshake;
+mod http2;
 pub mod port;
 pub mod proxy_protocol;
+mod request;

@@ -16,11 +16,9 @@ use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::Stream;
 use pingora::protocols::l4::stream::Stream as Tcp;
 use pingora::server::ShutdownWatch;
-use pingora_limits::inflight;
 
 use crate::exchange::admission::Connection;
 use crate::exchange::record::Record;
-use crate::lifecycle::Connected;
 use crate::listen::connection::Edge;
 use crate::listen::handshake::{Failure, shake_hands};
 use crate::listen::proxy_protocol::{self, NoHeader};
@@ -48,32 +46,7 @@ enum Shaken {
     Over,
 }
 
-/// A connection's place among its client's; trusted proxies need none.
-type PlaceOfClient = Option<inflight::Guard>;
-
 impl Port {
-    /// A place among all connections; `None` when there are too many.
-    fn place(&self, policy: &Policy) -> Option<Connected> {
-        let lifecycle = &self.edge.lifecycle;
-        let place = lifecycle.connect();
-        if lifecycle.connections() <= policy.client.max_connections {
-            return Some(place);
-        }
-        let explained = &self.edge.descriptors_explained;
-        explained.call_once(|| policy.explain_descriptors(true));
-        None
-    }
-
-    /// A place among the connections of its client; `None` when there are too many.
-    fn place_of_client(&self, connection: &Connection, policy: &Policy) -> Option<PlaceOfClient> {
-        if policy.trusted.contain(connection.peer) {
-            return Some(None);
-        }
-        let key = policy.limiter.key(connection.peer);
-        let (place, count) = self.edge.by_client.incr(key, 1);
-        (count.unsigned_abs() <= policy.client.max_connections_per_client).then_some(Some(place))
-    }
-
     /// The client that the balancer at `peer` names at the start of `stream`, or the balancer itself where it says so. `None` when it
     /// says nothing that can be understood.
     async fn named_client(
@@ -163,13 +136,13 @@ impl ServerApp for Port {
         let policy = edge.live.policy();
         let mut watch = shutdown.clone();
         let mut down = pin!(async move { drop(watch.wait_for(|down| *down).await) }.fuse());
-        let place = self.place(&policy);
+        let place = edge.place(edge.lifecycle.connect(), &policy);
         // Boxed, so that no connection has room for this and the handshake for longer than it takes.
         if place.is_some() && policy.proxy_protocol.contain(remote.ip()) {
             remote = Box::pin(self.named_client(&mut stream, remote, &policy, down.as_mut())).await?;
         }
         let mut connection = self.connection(remote);
-        let Some(_places) = place.and_then(|place| Some((place, self.place_of_client(&connection, &policy)?))) else {
+        let Some(_places) = place.and_then(|place| Some((place, edge.place_of_client(&connection, &policy)?))) else {
             if self.tls.is_none() {
                 edge.turn_away(stream, connection, &policy).await;
             } else {

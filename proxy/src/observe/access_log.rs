@@ -23,6 +23,8 @@ pub struct Line<'r> {
     pub target: &'r str,
     /// The peer of the connection: an address with its port.
     pub remote_addr: &'r str,
+    /// The version of HTTP: `h1` or `h2`.
+    pub protocol: &'r str,
     /// What the client got; 499 when it went away before there was an answer.
     pub status: u16,
     /// From the head of the request to the end of the response.
@@ -73,9 +75,11 @@ impl Line<'_> {
             if let Some(error) = self.error {
                 line.text("error", json_log::cut(error, MAX_ERROR));
             }
+            if self.tls.is_some() || self.protocol != "h1" {
+                line.plain("protocol", self.protocol);
+            }
             if let Some(tls) = self.tls {
                 line.plain("tls", tls.version);
-                line.plain("protocol", "h1");
                 if let Some(sni) = &tls.sni {
                     line.text("sni", sni);
                 }
@@ -111,6 +115,7 @@ mod tests {
                 method: "GET",
                 target,
                 remote_addr: "127.0.0.1:1",
+                protocol: "h1",
                 status: 200,
                 duration: Duration::ZERO,
                 client: "127.0.0.1",

@@ -31,6 +31,51 @@ pub enum Handshake {
     Timeout,
 }
 
+/// Why the proxy ends a connection of HTTP/2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GoAway {
+    /// The process is about to leave.
+    Drain,
+    /// It has had as many requests as a connection may have.
+    MaxRequests,
+    /// It had no stream for too long.
+    Idle,
+    /// The client has reset more than half of its streams.
+    Resets,
+    /// The client sends what makes work and means nothing.
+    Flood,
+    /// The client breaks the protocol.
+    Protocol,
+    /// The client takes too little of what it is sent.
+    Slow,
+}
+
+impl GoAway {
+    /// All of them, so that each has its series from the start.
+    pub const ALL: [Self; 7] = [
+        Self::Drain,
+        Self::MaxRequests,
+        Self::Idle,
+        Self::Resets,
+        Self::Flood,
+        Self::Protocol,
+        Self::Slow,
+    ];
+
+    /// The word in the metrics.
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::MaxRequests => "max_requests",
+            Self::Idle => "idle",
+            Self::Resets => "resets",
+            Self::Flood => "flood",
+            Self::Protocol => "protocol",
+            Self::Slow => "slow",
+        }
+    }
+}
+
 /// All metrics of the proxy; clones share the same series.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -56,6 +101,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// What clients make the proxy hold, in bytes.
     pub held: IntGauge,
+    /// By [`GoAway`], in the order of [`GoAway::ALL`].
+    goaways: [IntCounter; GoAway::ALL.len()],
     /// Reloads of the configuration, by result.
     reloads: [IntCounter; 2],
     /// Reads of the registry that gave no usable set.
@@ -123,6 +170,13 @@ impl Metrics {
             ),
             &["result"],
         )?;
+        let goaways = IntCounterVec::new(
+            Opts::new(
+                "gopherproxy_http2_goaways_total",
+                "Connections of HTTP/2 that the proxy ended, by reason.",
+            ),
+            &["reason"],
+        )?;
         let metrics = Self {
             processed: IntCounter::new(
                 "gopherproxy_processed_requests_total",
@@ -165,6 +219,7 @@ impl Metrics {
                 "What clients that are waited for make the proxy hold, in memory and in the kernel's buffers; client.max_held is \
                  the limit.",
             )?,
+            goaways: GoAway::ALL.map(|why| goaways.with_label_values(&[why.reason()])),
             reloads: ["ok", "refused"].map(|result| reloads.with_label_values(&[result])),
             discovery_errors: IntCounter::new(
                 "gopherproxy_discovery_errors_total",
@@ -208,7 +263,7 @@ impl Metrics {
             )?,
             tls_reloads: ["ok", "failed"].map(|result| tls_reloads.with_label_values(&[result])),
         };
-        let collectors: [Box<dyn Collector>; 24] = [
+        let collectors: [Box<dyn Collector>; 25] = [
             Box::new(metrics.processed.clone()),
             Box::new(metrics.dropped.clone()),
             Box::new(metrics.active_backends.clone()),
@@ -229,6 +284,7 @@ impl Metrics {
             Box::new(metrics.connections.clone()),
             Box::new(metrics.held.clone()),
             Box::new(reloads),
+            Box::new(goaways),
             Box::new(metrics.panics.clone()),
             Box::new(handshakes),
             Box::new(metrics.tls_expiry.clone()),
@@ -273,6 +329,13 @@ impl Metrics {
         self.discovery_last_success
             .set(chassis::clock::since_1970().as_secs_f64());
         self.discovery_backends.set(i64::try_from(backends).unwrap_or(i64::MAX));
+    }
+
+    /// Counts a connection of HTTP/2 that the proxy ends.
+    pub fn goes_away(&self, why: GoAway) {
+        if let Some(index) = GoAway::ALL.iter().position(|one| *one == why) {
+            self.goaways[index].inc();
+        }
     }
 
     /// Counts a reload of the configuration.

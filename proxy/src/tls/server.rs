@@ -21,7 +21,7 @@ use super::tickets::{SHORTEST_SECRET, Tickets};
 use super::{ClientAuth, Settings, Version};
 
 /// What the proxy speaks over TLS (ALPN), the best first.
-const PROTOCOLS: [&[u8]; 2] = [b"http/1.1", b"http/1.0"];
+const PROTOCOLS: [&[u8]; 3] = [b"h2", b"http/1.1", b"http/1.0"];
 
 /// What handshakes are made with.
 #[derive(Debug)]

@@ -374,7 +374,7 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
                 "the backend switches to a protocol that nobody asked for",
             ));
         }
-        self.answered(head.status);
+        self.answered(C::SWITCHED);
         self.record.ended();
         self.client.write_head(head, &self.delivery(false), out);
         self.client.switch();

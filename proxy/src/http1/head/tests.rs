@@ -288,7 +288,7 @@ fn a_target_passes_as_it_came_unless_it_could_end_before_its_end() {
         let text = [b"GET ", target, b" HTTP/1.1\r\nHost: a\r\nX: \xe4 b\r\n\r\n"].concat();
         let mut scratch = scratch();
         let head = parse(&text, &mut scratch, rules).ok()?;
-        assert_eq!((head.method, head.old), ("GET", false));
+        assert_eq!((head.method, head.version), ("GET", Version::Http11));
         assert_eq!(head.values("x").collect::<Vec<_>>(), [b"\xe4 b"]);
         let named = Origin {
             scheme: head.scheme.unwrap_or(Scheme::Http),

@@ -214,6 +214,11 @@ impl Hold {
         }
     }
 
+    /// Nothing, by another request of the same client.
+    pub fn another(&self) -> Self {
+        Self::new(Arc::clone(&self.budget), self.client, self.limits)
+    }
+
     /// Begins a request, under these limits.
     pub fn begin(&mut self, limits: Limits) {
         self.cut = false;

@@ -137,6 +137,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// What it is over.
+    pub fn into_stream(self) -> S {
+        assert!(self.received.is_empty());
+        self.stream
+    }
+
     pub fn stream(&self) -> &S {
         &self.stream
     }

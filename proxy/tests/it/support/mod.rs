@@ -4,6 +4,7 @@ pub mod authority;
 pub mod child;
 pub mod forwarder;
 pub mod http;
+pub mod http2;
 pub mod http2_origin;
 pub mod load;
 pub mod process;

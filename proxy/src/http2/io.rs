@@ -1,0 +1,130 @@
+//! A client's connection as `h2` reads and writes it.
+//!
+//! `h2` writes whenever there is something to write, and waits for as long as nobody takes it. Here a client that takes nothing, or
+//! too little, has the deadlines of a response: however many streams it has, they share one connection, and what waits for
+//! it is in memory. And at the end, the connection is closed so that the client can read all that it was sent.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::{Buf, BytesMut};
+use pingora::protocols::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::http1::closing::{Linger, poll_linger};
+use crate::http1::downstream::Limits;
+use crate::http1::rate::Rate;
+use crate::http1::timer::Timer;
+
+/// A connection.
+#[derive(Debug)]
+pub struct Io {
+    stream: Stream,
+    /// What was received before it was known what the client speaks.
+    received: BytesMut,
+    limits: Limits,
+    writing: Rate,
+    timer: Timer,
+    linger: Option<Linger>,
+}
+
+impl Io {
+    /// The connection `stream`, of which so much has been `received`.
+    pub fn new(stream: Stream, received: BytesMut, limits: Limits) -> Self {
+        Self {
+            stream,
+            received,
+            limits,
+            writing: Rate::default(),
+            timer: Timer::default(),
+            linger: None,
+        }
+    }
+
+    /// What becomes of a write: an error when the client takes too little.
+    fn judge<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+        bytes: impl FnOnce(&T) -> usize,
+    ) -> Poll<io::Result<T>> {
+        let too_slow = || {
+            io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the client takes too little of what it is sent",
+            )
+        };
+        match written {
+            Poll::Ready(Ok(written)) if self.writing.keeps(bytes(&written), self.limits.min_rate) => {
+                Poll::Ready(Ok(written))
+            }
+            Poll::Ready(Ok(_)) => Poll::Ready(Err(too_slow())),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => {
+                self.writing.wait();
+                let since = self.writing.waits_since().unwrap_or_else(Instant::now);
+                ready!(self.timer.poll(context, since, self.limits.write_timeout));
+                Poll::Ready(Err(too_slow()))
+            }
+        }
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.received.is_empty() {
+            return Pin::new(&mut this.stream).poll_read(context, buffer);
+        }
+        let here = this.received.len().min(buffer.remaining());
+        buffer.put_slice(&this.received[..here]);
+        this.received.advance(here);
+        if this.received.is_empty() {
+            this.received = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(context, bytes);
+        this.judge(context, written, |written| *written)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(context, bytes);
+        this.judge(context, written, |written| *written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.stream).poll_flush(context);
+        this.judge(context, flushed, |()| 0)
+    }
+
+    /// Ends our half, and then reads on until the client has what it was sent: closing on one that still sends would destroy what it
+    /// has not read.
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.linger.is_none() {
+            let ended = Pin::new(&mut this.stream).poll_shutdown(context);
+            // TCP ends at once. TLS first sends what is left.
+            ready!(this.judge(context, ended, |()| 0))?;
+        }
+        let linger = this.linger.get_or_insert_with(Linger::new);
+        poll_linger(&mut this.stream, &mut this.timer, linger, context).map(Ok)
+    }
+}

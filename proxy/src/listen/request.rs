@@ -1,0 +1,140 @@
+//! What requests have in common, whichever version of HTTP they come in: how they are admitted, and how they pass through Pingora's
+//! hooks.
+
+use std::cell::RefCell;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use pingora::apps::HttpServerApp;
+use pingora::http::RequestHeader;
+use pingora::server::ShutdownWatch;
+use pingora_limits::inflight;
+
+use super::connection::Edge;
+use crate::config::Forwarder;
+use crate::exchange::admission::{Connection, Rejected};
+use crate::exchange::record::Record;
+use crate::exchange::request::{Request, is_idempotent};
+use crate::forward::client::Client;
+use crate::forward::direct::Ending;
+use crate::forward::handover::{Exchange, HANDOVER, Handover};
+use crate::forward::session;
+use crate::headers::request::{Origination, Span, write_request};
+use crate::http1::head::{Body, Head, Version};
+use crate::lifecycle::Connected;
+use crate::rejection::Rejection;
+use crate::snapshot::Policy;
+
+/// What a field of a request takes beside its bytes, in the head that Pingora has.
+const FIELD: usize = 128;
+
+thread_local! {
+    /// The head that is being written, and where its fields are.
+    static WRITTEN: RefCell<(Vec<u8>, Vec<Span>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+/// A connection's place among its client's; trusted proxies need none.
+pub(super) type PlaceOfClient = Option<inflight::Guard>;
+
+impl Edge {
+    /// Whether `place` is one of those that there are, for a connection or a stream of HTTP/2, which counts as one.
+    pub(super) fn place(&self, place: Connected, policy: &Policy) -> Option<Connected> {
+        if self.lifecycle.connections_and_streams() <= policy.client.max_connections {
+            return Some(place);
+        }
+        self.descriptors_explained
+            .call_once(|| policy.explain_descriptors(true));
+        None
+    }
+
+    /// A place among the connections of its client; `None` when there are too many.
+    pub(super) fn place_of_client(&self, connection: &Connection, policy: &Policy) -> Option<PlaceOfClient> {
+        if policy.trusted.contain(connection.peer) {
+            return Some(None);
+        }
+        let key = policy.limiter.key(connection.peer);
+        let (place, count) = self.by_client.incr(key, 1);
+        (count.unsigned_abs() <= policy.client.max_connections_per_client).then_some(Some(place))
+    }
+
+    /// Decides over the request with this head, which took `size` bytes. The client is noted in `record`.
+    pub(super) fn admit(
+        &self,
+        head: &Head<'_>,
+        size: usize,
+        connection: &Connection,
+        policy: &Arc<Policy>,
+        record: &mut Record,
+    ) -> Result<(Box<RequestHeader>, Request), Rejected> {
+        let (trusted_peer, endpoint) = self.admission.decide(head, connection, policy, record)?;
+        if !self.held.has_room(self.lifecycle.in_flight(), policy.held) {
+            return Err(Rejection::HeldTooMuch.into());
+        }
+        let about = Origination {
+            peer: &connection.peer_text,
+            trusted_peer,
+            tls: connection.tls.as_ref(),
+            backend: endpoint.upstream.authority(),
+            id: &record.id,
+        };
+        let is_plain = endpoint.upstream.is_plain(&policy.upstream, head.upgrade.is_some());
+        let forwarder = if is_plain { policy.forwarder } else { Forwarder::Pingora };
+        let (written, fields, header) = WRITTEN.with_borrow_mut(|(bytes, spans)| {
+            bytes.clear();
+            spans.clear();
+            write_request(head, about, bytes, spans);
+            let written = Bytes::copy_from_slice(bytes);
+            let cases = forwarder == Forwarder::Pingora;
+            let header = session::header(&written, head.method, spans, cases);
+            (written, spans.len(), header)
+        });
+        // What is no request to the library that holds the head is none to anybody.
+        let header = header.map_err(|_| Rejected::from(Rejection::BadRequest))?;
+        let request = Request {
+            weight: size + written.len() + fields * FIELD,
+            head: written,
+            policy: Arc::clone(policy),
+            endpoint,
+            forwarder,
+            to_head: head.method == "HEAD",
+            idempotent: is_idempotent(head.method),
+            chunked: head.body == Body::Chunked,
+            old: head.version == Version::Http10,
+            keeps: head.keeps,
+            last: false,
+            expects: head.expects,
+            upgrade: head.upgrade.map(Bytes::copy_from_slice),
+            hsts: policy.hsts.filter(|_| connection.tls.is_some()),
+        };
+        Ok((header, request))
+    }
+
+    /// Has an admitted request served by Pingora's hooks. Returns the client, and how its connection goes on.
+    pub(super) async fn pass(
+        &self,
+        header: Box<RequestHeader>,
+        exchange: Exchange,
+        shutdown: &ShutdownWatch,
+    ) -> Option<(Client, Ending)> {
+        let (session, handover) = session::open(header, exchange, &self.lifecycle);
+        // Boxed by Pingora, and begun outside of the block, which would hold the session too.
+        let serving = self.proxy.process_new_http(session, shutdown);
+        let served = async {
+            // A panic takes the client down with the request; nothing else.
+            let _ = AssertUnwindSafe(serving).catch_unwind().await;
+            Handover::client()
+        };
+        HANDOVER.scope(handover, served).await
+    }
+
+    /// Notes in `record` why a request was refused, and explains the limit once.
+    pub(super) fn refused(&self, why: &Rejected, record: &mut Record, policy: &Policy) {
+        record.failed(why.rejection, why.rule.map(Into::into));
+        if let (Rejection::Limited, Some(address)) = (why.rejection, record.client) {
+            self.limit_explained
+                .call_once(|| policy.explain_limit(&address.to_string()));
+        }
+    }
+}
