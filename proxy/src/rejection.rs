@@ -132,6 +132,49 @@ impl Rejection {
         header
     }
 
+    /// The status that a call of gRPC gets (its specification, "Status codes").
+    pub const fn grpc_status(self) -> u16 {
+        match self {
+            // CANCELLED
+            Self::ClientGone => 1,
+            // DEADLINE_EXCEEDED
+            Self::BackendTimeout | Self::RequestTimeout => 4,
+            // RESOURCE_EXHAUSTED
+            Self::Limited | Self::BodyTooLarge | Self::HeadTooLarge | Self::UriTooLong => 8,
+            // FAILED_PRECONDITION: the same call can't pass here, but over TLS.
+            Self::Redirected => 9,
+            // UNIMPLEMENTED
+            Self::MethodNotAllowed | Self::NotImplemented => 12,
+            // INTERNAL
+            Self::BadRequest | Self::PlainHttp | Self::BadProxyHeader | Self::Internal => 13,
+            // UNAVAILABLE: the same call may pass in a moment.
+            Self::NoBackend | Self::BackendFailed | Self::TooManyConnections | Self::HeldTooMuch => 14,
+        }
+    }
+
+    /// The whole response to a call of gRPC, which has no body ("Trailers-Only"). It may be made again after `retry_after`.
+    pub fn grpc_response(self, retry_after: Option<Duration>) -> Response<()> {
+        let mut response = Response::new(());
+        let fields = response.headers_mut();
+        fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        fields.insert("grpc-status", self.grpc_status().into());
+        // Words and spaces, which need no encoding.
+        let message = HeaderValue::from_static(self.body().trim_ascii_end());
+        fields.insert("grpc-message", message);
+        if let Some(retry_after) = retry_after {
+            let millis = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
+            fields.insert("grpc-retry-pushback-ms", (millis + 1).into());
+        }
+        response
+    }
+
+    /// The same where Pingora has the call. The length says that the head is all.
+    pub fn grpc_header(self) -> ResponseHeader {
+        let mut response = self.grpc_response(None);
+        response.headers_mut().insert(header::CONTENT_LENGTH, 0.into());
+        response.into_parts().0.into()
+    }
+
     /// The whole response, as bytes.
     pub fn answer(self, delivery: Delivery) -> Vec<u8> {
         self.answer_with(self.own_fields(), delivery)
@@ -212,6 +255,8 @@ pub struct Delivery {
     pub keeps: bool,
     /// The request is HEAD, so that there is no body.
     pub head_only: bool,
+    /// The request is a call of gRPC over HTTP/2, whose response has a status of its own and no body.
+    pub grpc: bool,
 }
 
 impl Delivery {
@@ -219,6 +264,7 @@ impl Delivery {
     pub const LAST: Self = Self {
         keeps: false,
         head_only: false,
+        grpc: false,
     };
 }
 
@@ -297,11 +343,30 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_call_of_grpc_gets_a_status_of_its_own() {
+        for rejection in Rejection::ALL {
+            let response = rejection.grpc_response(Some(Duration::from_micros(1500)));
+            assert_eq!(response.status(), 200);
+            let field = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+            assert_eq!(field("content-type"), "application/grpc");
+            assert_eq!(field("grpc-status"), rejection.grpc_status().to_string());
+            assert_eq!(field("grpc-retry-pushback-ms"), "2");
+            let message = field("grpc-message");
+            assert!(!message.contains('%') && message == rejection.body().trim_end());
+            let unavailable = rejection.status() == 503 || rejection == Rejection::BackendFailed;
+            assert_eq!(rejection.grpc_status() == 14, unavailable, "{rejection:?}");
+        }
+        assert_eq!(Rejection::Limited.grpc_status(), 8);
+        assert_eq!(Rejection::BackendTimeout.grpc_status(), 4);
+    }
+
+    #[test]
     fn a_limited_client_is_told_whole_seconds_rounded_up() {
         let answers = LimitedAnswers::new(5, Duration::from_millis(2500));
         let delivery = Delivery {
             keeps: true,
             head_only: true,
+            grpc: false,
         };
         for (millis, seconds) in [(1, "1"), (500, "1"), (1000, "1"), (1001, "2"), (60_000, "60")] {
             let answer = String::from_utf8(answers.answer(Duration::from_millis(millis), delivery)).unwrap();

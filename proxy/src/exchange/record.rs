@@ -89,8 +89,9 @@ impl Record {
 
     /// Notes that the client was sent a rejection.
     pub fn answered_here(&mut self, rejection: Rejection, delivery: Delivery) {
-        self.status = rejection.status();
-        self.bytes = if delivery.head_only {
+        self.status = if delivery.grpc { 200 } else { rejection.status() };
+        self.grpc_status = delivery.grpc.then(|| rejection.grpc_status());
+        self.bytes = if delivery.head_only || delivery.grpc {
             0
         } else {
             rejection.body().len() as u64

@@ -21,6 +21,8 @@ pub struct Request {
     pub endpoint: Endpoint,
     /// Who forwards it.
     pub forwarder: Forwarder,
+    /// It is a call of gRPC over HTTP/2.
+    pub grpc: bool,
     /// The method is HEAD, so that no response has a body.
     pub to_head: bool,
     /// Its method is idempotent (RFC 9110, section 9.2.2).

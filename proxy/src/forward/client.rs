@@ -364,6 +364,9 @@ impl ClientSide for Stream {
     }
 
     async fn reject(&mut self, rejection: Rejection, delivery: Delivery) -> Result<(), ClientFault> {
+        if delivery.grpc {
+            return self.respond(rejection.grpc_response(None), "");
+        }
         let body = if delivery.head_only { "" } else { rejection.body() };
         self.respond(rejection.response(), body)
     }

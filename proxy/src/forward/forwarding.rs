@@ -184,8 +184,8 @@ impl<C: ClientSide> Forwarding<C> {
         silent.map(|()| Fault::SilentBackend.into_error(ErrorType::ReadTimedout))
     }
 
-    /// Writes the head of a response to `out`.
-    pub(super) fn head(&mut self, response: Box<ResponseHeader>, out: &mut BytesMut) -> Result<()> {
+    /// Writes the head of a response to `out`. `ends`: nothing follows it.
+    pub(super) fn head(&mut self, response: Box<ResponseHeader>, ends: bool, out: &mut BytesMut) -> Result<()> {
         // The iterator over names as they came has none for a response of HTTP/2.
         let mut fields = Vec::with_capacity(response.headers.len());
         response.map(|name, value| {
@@ -212,6 +212,7 @@ impl<C: ClientSide> Forwarding<C> {
                 .into_error(ErrorType::InvalidHTTPHeader)
                 .into_up()
         })?;
+        let head = if ends { head.without_body() } else { head };
         let informational = response.status.is_informational() && status != 101;
         // Others do not answer an expectation: the client goes on waiting.
         if status == 100 && !self.continues {

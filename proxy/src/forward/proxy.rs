@@ -430,9 +430,14 @@ impl ProxyHttp for EdgeProxy {
         }
         if session.response_written().is_none() && rejection != Rejection::ClientGone {
             session.as_downstream_mut().shutdown().await;
-            let header = Box::new(rejection.header());
-            let body = Bytes::from_static(rejection.body().as_bytes());
-            if session.write_response_header(header, false).await.is_ok()
+            let (header, body) = if exchange.request.grpc {
+                exchange.record.grpc_status = Some(rejection.grpc_status());
+                (rejection.grpc_header(), "")
+            } else {
+                (rejection.header(), rejection.body())
+            };
+            let body = Bytes::from_static(body.as_bytes());
+            if session.write_response_header(Box::new(header), false).await.is_ok()
                 && session.write_response_body(Some(body), true).await.is_ok()
             {
                 // It closes when the client has read this.

@@ -199,7 +199,7 @@ impl<C: ClientSide> Custom for Session<C> {
     async fn write_response_header(&mut self, response: Box<ResponseHeader>, end: bool) -> Result<()> {
         let forwarding = self.forwarding()?;
         let mut out = BytesMut::new();
-        forwarding.head(response, &mut out)?;
+        forwarding.head(response, end, &mut out)?;
         if end {
             forwarding.body(None, true, &mut out);
         }
@@ -233,7 +233,7 @@ impl<C: ClientSide> Custom for Session<C> {
             match task {
                 HttpTask::Header(response, end) => {
                     ended |= end;
-                    forwarding.head(response, &mut out)?;
+                    forwarding.head(response, end, &mut out)?;
                     if end {
                         forwarding.body(None, true, &mut out);
                     }

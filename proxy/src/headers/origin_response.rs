@@ -280,6 +280,18 @@ impl<'b> ResponseHead<'b> {
         })
     }
 
+    /// The same for a response that is known to have no body, though its head doesn't say so: HTTP/2 says that beside the head.
+    pub fn without_body(self) -> Self {
+        match self.framing {
+            Framing::Chunked | Framing::Close => Self {
+                framing: Framing::Length(0),
+                length: Some(0),
+                ..self
+            },
+            Framing::None | Framing::Length(_) => self,
+        }
+    }
+
     /// The protocol to which a 101 switches; `None` for any other response, and where not exactly one `Upgrade` field names it.
     pub fn upgrade(&self) -> Option<&'b [u8]> {
         let mut values = self.fields.iter().filter(|field| Kind::of(field.name) == Kind::Upgrade);

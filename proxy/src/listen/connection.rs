@@ -283,6 +283,7 @@ impl Edge {
         let delivery = Delivery {
             keeps: head.keeps && !in_doubt,
             head_only: head.method == "HEAD",
+            grpc: false,
         };
         let scheme = if connection.tls.is_some() {
             Scheme::Https

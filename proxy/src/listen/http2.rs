@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::future::FusedFuture;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
-use http::Request;
+use http::{HeaderMap, HeaderValue, Request, header};
 use pingora::server::ShutdownWatch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use super::connection::Edge;
 use crate::exchange::admission::{Connection, Rejected};
 use crate::exchange::record::Record;
+use crate::exchange::request as exchange;
 use crate::forward::client::Client;
 use crate::forward::direct::Ending;
 use crate::forward::handover::Exchange;
@@ -205,16 +206,16 @@ impl Edge {
             self.admit(&head, size, connection, &policy, &mut record)
                 .map(|admitted| (admitted, body))
         });
+        let grpc = is_grpc(&parts.headers);
         let ((header, request), body) = match admitted {
-            Ok(admitted) => admitted,
+            Ok(((header, request), body)) => ((header, exchange::Request { grpc, ..request }), body),
             Err(why) => {
-                self.refuse(
-                    &mut respond_to,
-                    &why,
-                    parts.method == http::Method::HEAD,
-                    record,
-                    &policy,
-                );
+                let delivery = Delivery {
+                    keeps: true,
+                    head_only: parts.method == http::Method::HEAD,
+                    grpc,
+                };
+                self.refuse(&mut respond_to, &why, delivery, record, &policy);
                 return;
             }
         };
@@ -251,22 +252,32 @@ impl Edge {
         &self,
         respond_to: &mut SendResponse<Bytes>,
         why: &Rejected,
-        head_only: bool,
+        delivery: Delivery,
         mut record: Record,
         policy: &Policy,
     ) {
-        let delivery = Delivery { keeps: true, head_only };
         let response = match (why.retry_after, &why.location) {
+            // A redirect is none to gRPC's clients either.
+            _ if delivery.grpc => why.rejection.grpc_response(why.retry_after),
             (Some(retry_after), _) => policy.limited.response(retry_after),
             (None, Some(location)) => Rejection::redirecting(location),
             (None, None) => why.rejection.response(),
         };
         self.refused(why, &mut record, policy);
-        let body = if head_only { "" } else { why.rejection.body() };
+        let bodiless = delivery.head_only || delivery.grpc;
+        let body = if bodiless { "" } else { why.rejection.body() };
         if respond(respond_to, response, body).is_ok() {
             record.answered_here(why.rejection, delivery);
         }
     }
+}
+
+/// Whether a request with these fields is a call of gRPC.
+fn is_grpc(fields: &HeaderMap) -> bool {
+    let kind = fields.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let rest = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
+    // Not application/grpc-web, which has its trailers in the body.
+    rest.is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
 }
 
 fn builder(policy: &Policy) -> h2::server::Builder {

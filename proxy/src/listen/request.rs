@@ -98,6 +98,7 @@ impl Edge {
             policy: Arc::clone(policy),
             endpoint,
             forwarder,
+            grpc: false,
             to_head: head.method == "HEAD",
             idempotent: is_idempotent(head.method),
             chunked: head.body == Body::Chunked,

@@ -16,6 +16,7 @@ mod failing_backends;
 mod faulty_origins;
 mod forwarding;
 mod full_duplex;
+mod grpc;
 mod handover;
 mod held;
 mod hostile;

@@ -254,52 +254,6 @@ async fn an_origin_that_speaks_http_1_1_only_gets_502_and_a_websocket_passes() {
     assert_eq!(client.bytes(5).await, b"hello");
 }
 
-/// Answers a call of gRPC with its message and this status, or with the status alone if the path is `/refuse`.
-fn grpc(status: &'static str) -> Answer {
-    Arc::new(move |mut request, mut respond| {
-        Box::pin(async move {
-            let Some((message, _)) = whole(request.body_mut()).await else {
-                return;
-            };
-            let head = Response::builder().header("content-type", "application/grpc");
-            if request.uri().path() == "/refuse" {
-                let head = head.header("grpc-status", status).body(()).expect("a head");
-                let _ = respond.send_response(head, true);
-                return;
-            }
-            let Ok(mut response) = respond.send_response(head.body(()).expect("a head"), false) else {
-                return;
-            };
-            let _ = response.send_data(message.into(), false);
-            let trailers = [
-                ("grpc-status", status),
-                ("grpc-message", "why"),
-                ("content-length", "7"),
-            ];
-            let trailers =
-                trailers.map(|(name, value)| (name.parse().expect("a name"), value.parse().expect("a value")));
-            let _ = response.send_trailers(trailers.into_iter().collect());
-        })
-    })
-}
-
-#[tokio::test]
-async fn the_status_of_a_call_of_grpc_is_logged_wherever_the_origin_says_it() {
-    let origin = answering(grpc("5")).await;
-    let proxy = proxy_to(&[&origin], "").await;
-    let mut client = Connection::open(proxy.address()).await;
-    let response = client
-        .request("POST", "/call", "Content-Type: application/grpc\r\n", "message")
-        .await;
-    assert_eq!((response.status, response.text()), (200, "message".into()));
-    assert_eq!(proxy.request_line("/call").await["grpc_status"], 5);
-    let response = client
-        .request("POST", "/refuse", "Content-Type: application/grpc\r\n", "message")
-        .await;
-    assert_eq!((response.status, response.header("grpc-status")), (200, Some("5")));
-    assert_eq!(proxy.request_line("/refuse").await["grpc_status"], 5);
-}
-
 #[tokio::test]
 async fn requests_that_a_connection_has_no_room_for_go_over_others() {
     let slow: Answer = Arc::new(|_, mut respond| {

@@ -328,6 +328,7 @@ async fn fail(broken: Broken, request: &Request, client: &mut impl ClientSide, r
     let delivery = Delivery {
         keeps: false,
         head_only: request.to_head,
+        grpc: request.grpc,
     };
     if client.reject(rejection, delivery).await.is_err() {
         return Ending::Cut;
