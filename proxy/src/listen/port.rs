@@ -137,14 +137,14 @@ impl ServerApp for Port {
         let mut watch = shutdown.clone();
         let mut down = pin!(async move { drop(watch.wait_for(|down| *down).await) }.fuse());
         let place = edge.place(edge.lifecycle.connect(), &policy);
-        // Boxed, so that no connection has room for this and the handshake for longer than it takes.
+        // All but the last step is boxed, so that no connection has room for the others for longer than they take.
         if place.is_some() && policy.proxy_protocol.contain(remote.ip()) {
             remote = Box::pin(self.named_client(&mut stream, remote, &policy, down.as_mut())).await?;
         }
         let mut connection = self.connection(remote);
         let Some(_places) = place.and_then(|place| Some((place, edge.place_of_client(&connection, &policy)?))) else {
             if self.tls.is_none() {
-                edge.turn_away(stream, connection, &policy).await;
+                Box::pin(edge.turn_away(stream, connection, &policy)).await;
             } else {
                 // There is no answer without a handshake, which costs more than a connection does.
                 let mut record = Record::new(&Arc::new(connection), Instant::now());
@@ -156,7 +156,7 @@ impl ServerApp for Port {
             stream = match Box::pin(self.shake(stream, tls, &mut connection, down.as_mut())).await {
                 Shaken::Secure(stream) => stream,
                 Shaken::Plain(stream, bytes) => {
-                    edge.refuse_plain(stream, bytes.into(), connection, &policy).await;
+                    Box::pin(edge.refuse_plain(stream, bytes.into(), connection, &policy)).await;
                     return None;
                 }
                 Shaken::Over => return None,
