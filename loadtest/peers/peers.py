@@ -49,10 +49,13 @@ class Setup:
     """One run of one peer."""
 
     directory: Path
+    # A file with a key and a certificate; beside it, ending with `.key` and `.crt`, each alone.
+    certificate: Path
     backends: list[str]
     limited: bool = False
     trusted: bool = False
     listen: str = field(default_factory=free_address)
+    tls: str = field(default_factory=free_address)
     admin: str = field(default_factory=free_address)
 
     @property
@@ -94,6 +97,12 @@ class Peer:
             "listen": setup.listen,
             "listen_host": split(setup.listen)[0],
             "listen_port": str(split(setup.listen)[1]),
+            "tls": setup.tls,
+            "tls_host": split(setup.tls)[0],
+            "tls_port": str(split(setup.tls)[1]),
+            "pem": str(setup.certificate),
+            "key": str(setup.certificate.with_suffix(".key")),
+            "crt": str(setup.certificate.with_suffix(".crt")),
             "admin": setup.admin,
             "admin_host": split(setup.admin)[0],
             "admin_port": str(split(setup.admin)[1]),

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 ALL = frozenset({"gopherproxy", "bare", "nginx", "haproxy", "envoy", "traefik", "caddy"})
 # Where a question is what our own number is made of, the two fastest peers are enough to compare it with.
 FASTEST = frozenset({"gopherproxy", "nginx", "haproxy"})
+# Whom a row over TLS is compared with.
+SECURE = FASTEST | {"envoy"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,15 @@ class Row:
     trusted: bool = False
     # A share of what GopherProxy can do, as a fixed rate; 0 is as fast as it goes.
     pace: float = 0.0
+    # Over TLS 1.3. The handshakes of kept connections are in the measurement, so it takes longer: they are 1 % of it then.
+    secure: bool = False
+    # Over HTTP/2, with so many streams at a time on each connection; 0 is HTTP/1.1.
+    streams: int = 0
+    longer: float = 1.0
     peers: frozenset[str] = ALL
+
+    def url(self, address: str) -> str:
+        return f"{'https' if self.secure else 'http'}://{address}{self.path}"
 
 
 ROWS: dict[str, Row] = {
@@ -39,6 +49,18 @@ ROWS: dict[str, Row] = {
         Row("conns", "1,000 connections", connections=1000),
         Row("limited", "over the limit: 429", limited=True),
         Row("backends", "1,000 backends", backends=1000, peers=FASTEST | {"envoy", "bare"}),
+        Row("tls", "small GET over TLS", secure=True, longer=3, peers=SECURE),
+        Row("h2", "small GET over HTTP/2 and TLS, 1 stream a connection", secure=True, streams=1, longer=3, peers=SECURE),
+        Row(
+            "streams",
+            "small GET over HTTP/2 and TLS, 4 connections with 100 streams each",
+            secure=True,
+            streams=100,
+            connections=4,
+            peers=SECURE,
+        ),
+        Row("handshake", "new TLS connection each request", secure=True, script=["close"], peers=SECURE),
+        Row("tls-1m", "1 MiB response over TLS", path="/bytes/1048576", connections=8, secure=True, peers=SECURE),
         Row("client", "1 client, told by a trusted generator", script=["clients", "1"], trusted=True, peers=FASTEST),
         Row("clients", "100,000 clients", script=["clients", "100000"], trusted=True, peers=FASTEST),
     )
