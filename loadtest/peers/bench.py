@@ -172,12 +172,21 @@ class Bench:
             backends=self.backends[: row.backends if row else 3],
             limited=row.limited if row else limited,
             trusted=row.trusted if row else trusted,
+            grpc=bool(row and row.message),
         )
+
+    def message(self, row: Row) -> Path | None:
+        """A file with the message of a call: a byte that says that it is not compressed, its length, and as many zeros."""
+        if not row.message:
+            return None
+        path = self.run_directory / f"message.{row.message}"
+        path.write_bytes(b"\0" + row.message.to_bytes(4, "big") + bytes(row.message))
+        return path
 
     def warm_up(self, row: Row, address: str) -> None:
         connections = min(row.connections, WARM_UP_CONNECTIONS)
         if row.streams:
-            h2load(row.url(address), connections, row.streams, WARM_UP, self.cores.load)
+            h2load(row.url(address), connections, row.streams, WARM_UP, self.cores.load, self.message(row))
         else:
             wrk(row.url(address), connections, WARM_UP, self.cores.load, row.script)
         until("the warm-up's connections are closed", lambda: connections_to(split(address)[1]) == 0)
@@ -188,7 +197,8 @@ class Bench:
             return pace(pacer, address, row.path, self.rate(row), self.plan.seconds, self.cores.load)
         seconds = self.plan.seconds * row.longer
         if row.streams:
-            return h2load(row.url(address), row.connections, row.streams, seconds, self.cores.load)
+            message = self.message(row)
+            return h2load(row.url(address), row.connections, row.streams, seconds, self.cores.load, message)
         return wrk(row.url(address), row.connections, seconds, self.cores.load, row.script)
 
     def measure(self, peer: Peer, row: Row) -> dict[str, Any]:

@@ -225,9 +225,11 @@ def wrk(url: str, connections: int, seconds: float, core: int, script: list[str]
     raise Failure(f"wrk gave no result: {output}")
 
 
-def h2load(url: str, connections: int, streams: int, seconds: float, core: int) -> Load:
-    """The same over HTTP/2, with so many streams at a time on each connection."""
+def h2load(url: str, connections: int, streams: int, seconds: float, core: int, message: Path | None) -> Load:
+    """The same over HTTP/2, with so many streams at a time on each connection; calls of gRPC where there is a message."""
     command = ["taskset", "-c", str(core), "h2load", "-t1", f"-c{connections}", f"-m{streams}"]
+    if message:
+        command += [f"-d{message}", "-Hcontent-type: application/grpc", "-Hte: trailers"]
     command += [f"-D{int(seconds * 1000)}ms", url]
     output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
 

@@ -54,6 +54,8 @@ class Setup:
     backends: list[str]
     limited: bool = False
     trusted: bool = False
+    # The origins speak HTTP/2 without TLS.
+    grpc: bool = False
     listen: str = field(default_factory=free_address)
     tls: str = field(default_factory=free_address)
     admin: str = field(default_factory=free_address)
@@ -75,6 +77,9 @@ class Peer:
     # Its configuration files, and how one backend is written in them.
     files: list[str] = field(default_factory=list)
     backend: str = ""
+    # What says that backends speak HTTP/1.1, and what says that they speak HTTP/2 without TLS.
+    http1: str = ""
+    h2c: str = ""
     between: str = "\n"
     # What is said where the generator is trusted to tell the client, and where it is not.
     trust: str = ""
@@ -107,6 +112,7 @@ class Peer:
             "admin_host": split(setup.admin)[0],
             "admin_port": str(split(setup.admin)[1]),
             "trust": self.trust if setup.trusted else self.no_trust,
+            "protocol": self.h2c if setup.grpc else self.http1,
             "depth": "1" if setup.trusted else "0",
         }
         for name in self.files:
@@ -165,6 +171,8 @@ PEERS: dict[str, Peer] = {
             version=lambda binary: [binary, "--version"],
             files=["gopherproxy.yaml"],
             backend="{address}",
+            http1="http1",
+            h2c="h2c",
             between=", ",
             trust=LOOPBACK,
             logs_to_stdout=True,
@@ -187,6 +195,8 @@ PEERS: dict[str, Peer] = {
             version=lambda binary: [binary, "-v"],
             files=["nginx.conf"],
             backend="server {address};",
+            http1="proxy_pass http://origins;",
+            h2c="grpc_pass grpc://origins;",
             trust=f"set_real_ip_from {LOOPBACK};\n    real_ip_header X-Forwarded-For;",
         ),
         Peer(
@@ -197,6 +207,7 @@ PEERS: dict[str, Peer] = {
             version=lambda binary: [binary, "-v"],
             files=["haproxy.cfg"],
             backend="server s{number} {address}",
+            h2c="proto h2",
             trust=f"http-request set-src req.hdr_ip(x-forwarded-for,-1) if {{ src {LOOPBACK} }}",
             logs_to_stdout=True,
         ),
@@ -218,6 +229,7 @@ PEERS: dict[str, Peer] = {
             version=lambda binary: [binary, "--version"],
             files=["envoy.yaml"],
             backend="- endpoint: {{address: {{socket_address: {{address: {host}, port_value: {port}}}}}}}",
+            h2c="http2_protocol_options: {}",
             metrics="/stats/prometheus",
             trust="1",
             no_trust="0",

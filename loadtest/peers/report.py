@@ -202,6 +202,7 @@ GOALS = [
     Goal("CPU of a new TLS connection each request, to nginx", 0.95, 0.8, cpu_to("nginx", "handshake")),
     Goal("… to Envoy", 1.05, 0.9, cpu_to("envoy", "handshake")),
     Goal("CPU of a 1 MiB response over TLS, to nginx", 1.1, 0.8, cpu_to("nginx", "tls-1m")),
+    Goal("CPU of a call of gRPC, to Envoy", 0.9, 0.6, cpu_to("envoy", "grpc")),
     Goal("idle connection of TLS, KiB", 16, 10, extra("idle-tls", OURS, "kib_each"), ".1f"),
     Goal("… of HTTP/2 and TLS", 24, 14, extra("idle-h2", OURS, "kib_each"), ".1f"),
     Goal("first answer after exec, ms", 100, 30, extra("start", OURS, "median_ms"), ".0f"),

@@ -29,6 +29,8 @@ class Row:
     secure: bool = False
     # Over HTTP/2, with so many streams at a time on each connection; 0 is HTTP/1.1.
     streams: int = 0
+    # A call of gRPC with so many bytes in its message, to origins that speak HTTP/2 without TLS; 0 is an ordinary request.
+    message: int = 0
     longer: float = 1.0
     peers: frozenset[str] = ALL
 
@@ -61,6 +63,16 @@ ROWS: dict[str, Row] = {
         ),
         Row("handshake", "new TLS connection each request", secure=True, script=["close"], peers=SECURE),
         Row("tls-1m", "1 MiB response over TLS", path="/bytes/1048576", connections=8, secure=True, peers=SECURE),
+        Row(
+            "grpc",
+            "unary call of gRPC over TLS, 4 connections with 100 streams each",
+            path="/bench.Echo/Say",
+            secure=True,
+            streams=100,
+            connections=4,
+            message=100,
+            peers=SECURE,
+        ),
         Row("client", "1 client, told by a trusted generator", script=["clients", "1"], trusted=True, peers=FASTEST),
         Row("clients", "100,000 clients", script=["clients", "100000"], trusted=True, peers=FASTEST),
     )

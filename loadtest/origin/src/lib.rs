@@ -13,6 +13,9 @@
 //! | `/headers` | the request line and the fields it came with, a line each |
 //! | `/upgrade` | 101, and every byte echoed |
 //! | anything else | one line that names the origin |
+//!
+//! It speaks HTTP/1.1 and, to clients that begin with it, HTTP/2 without TLS. A call of gRPC to whatever method is answered with its own
+//! messages.
 
 use std::convert::Infallible;
 use std::io;
@@ -25,11 +28,11 @@ use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, UPGRADE};
-use hyper::server::conn::http1;
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, UPGRADE};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
 use tokio::task::{JoinHandle, JoinSet};
 
 type Body = BoxBody<Bytes, hyper::Error>;
@@ -98,16 +101,21 @@ async fn accept(listener: tokio::net::TcpListener, name: HeaderValue, requests: 
             requests.fetch_add(1, Ordering::SeqCst);
             answer(request, name.clone())
         });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .serve_connection(TokioIo::new(stream), serve)
-            .with_upgrades();
-        connections.spawn(async move { drop(connection.await) });
+        let mut server = auto::Builder::new(TokioExecutor::new());
+        server.http1().timer(TokioTimer::new());
+        connections.spawn(async move {
+            let connection = server.serve_connection_with_upgrades(TokioIo::new(stream), serve);
+            // A client that leaves is no error.
+            drop(connection.await);
+        });
         while connections.try_join_next().is_some() {}
     }
 }
 
 async fn answer(request: Request<Incoming>, name: HeaderValue) -> Result<Response<Body>, Infallible> {
+    if is_grpc(&request) {
+        return Ok(echo_messages(request).await);
+    }
     let path = request.uri().path().to_owned();
     let (action, argument) = path[1.min(path.len())..]
         .split_once('/')
@@ -146,6 +154,24 @@ async fn answer(request: Request<Incoming>, name: HeaderValue) -> Result<Respons
     };
     response.headers_mut().insert("x-origin", name);
     Ok(response)
+}
+
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    kind.is_some_and(|kind| kind.starts_with(b"application/grpc"))
+}
+
+/// The answer to a call of gRPC: its messages, and status 0 behind them.
+async fn echo_messages(request: Request<Incoming>) -> Response<Body> {
+    let messages = request.into_body().collect().await;
+    let messages = messages.map_or_else(|_| Bytes::new(), |body| body.to_bytes());
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let frames = [Ok(Frame::data(messages)), Ok(Frame::trailers(trailers))];
+    let mut response = Response::new(StreamBody::new(futures::stream::iter(frames)).boxed());
+    let kind = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
 }
 
 fn full(bytes: Bytes) -> Body {
