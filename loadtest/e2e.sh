@@ -112,7 +112,7 @@ done
 for service in proxy sentinel origin1; do
     [ "$(inspect $service '{{.Config.User}}')" = 1001:1001 ] || fail "$service runs as another user"
     bytes=$(docker image inspect --format '{{.Size}}' "$(inspect $service '{{.Image}}')")
-    [ "$bytes" -le 12000000 ] || fail "the image of $service has $bytes bytes"
+    [ "$bytes" -le 14000000 ] || fail "the image of $service has $bytes bytes"
     echo "ok: the image of $service has $bytes bytes"
     if docker compose exec -T $service sh -c true >/dev/null 2>&1; then fail "$service has a shell"; fi
 done

@@ -192,19 +192,6 @@ GOALS = [
         lambda results: ratio(results, "cpu_us", ("clients", OURS), ("client", OURS)),
     ),
     Goal("idle keepalive connection, KiB", 5, 3, extra("idle", OURS, "kib_each"), ".1f"),
-    Goal("CPU of a small GET over TLS, to nginx", 1.1, 0.95, cpu_to("nginx", "tls")),
-    Goal("… to HAProxy", 1.3, 1.1, cpu_to("haproxy", "tls")),
-    Goal("CPU of a small GET over HTTP/2, 1 stream a connection, to nginx", 1.25, 1.0, cpu_to("nginx", "h2")),
-    Goal("… to Envoy", 0.8, 0.65, cpu_to("envoy", "h2")),
-    Goal("CPU of a small GET over HTTP/2, 100 streams a connection, to nginx", 1.3, 1.0, cpu_to("nginx", "streams")),
-    Goal("… to Envoy", 0.6, 0.45, cpu_to("envoy", "streams")),
-    Goal("… to HAProxy", 2.0, 1.3, cpu_to("haproxy", "streams")),
-    Goal("CPU of a new TLS connection each request, to nginx", 0.95, 0.8, cpu_to("nginx", "handshake")),
-    Goal("… to Envoy", 1.05, 0.9, cpu_to("envoy", "handshake")),
-    Goal("CPU of a 1 MiB response over TLS, to nginx", 1.1, 0.8, cpu_to("nginx", "tls-1m")),
-    Goal("CPU of a call of gRPC, to Envoy", 0.9, 0.6, cpu_to("envoy", "grpc")),
-    Goal("idle connection of TLS, KiB", 16, 10, extra("idle-tls", OURS, "kib_each"), ".1f"),
-    Goal("… of HTTP/2 and TLS", 24, 14, extra("idle-h2", OURS, "kib_each"), ".1f"),
     Goal("first answer after exec, ms", 100, 30, extra("start", OURS, "median_ms"), ".0f"),
     Goal("sentinel, 5,000 targets every 2 s: cores busy", 0.2, 0.1, extra("sentinel", "cores_busy")),
     Goal("… the latest probe, ms late", 200, 200, extra("sentinel", "late_most_ms"), ".0f"),
@@ -219,6 +206,7 @@ def extras(results: Results) -> str:
         "of HTTP/2 and TLS": ("idle-h2", "kib_each"),
         "first answer after exec, ms": ("start", "median_ms"),
     }
+    columns = {title: place for title, place in columns.items() if found.get(place[0])}
     lines = []
     for peer in PEERS:
         cells = [found.get(row, {}).get(peer, {}).get(figure) for row, figure in columns.values()]
