@@ -126,11 +126,9 @@ impl Port {
         }
         Shaken::Over
     }
-}
 
-#[async_trait]
-impl ServerApp for Port {
-    async fn process_new(self: &Arc<Self>, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    /// Serves a connection until its end.
+    async fn serve(&self, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<()> {
         let edge = &self.edge;
         let mut remote: SocketAddr = *stream.get_socket_digest()?.peer_addr()?.as_inet()?;
         let policy = edge.live.policy();
@@ -163,6 +161,17 @@ impl ServerApp for Port {
             };
         }
         edge.serve_connection(stream, connection, policy, shutdown, down).await;
+        None
+    }
+}
+
+#[async_trait]
+impl ServerApp for Port {
+    /// Pingora's task for a connection has room for a TLS handshake of Pingora's, 7 KB, for as long as it lives. Nothing here makes one,
+    /// so the connection gets a task of its own.
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let (port, shutdown) = (Arc::clone(self), shutdown.clone());
+        tokio::spawn(async move { port.serve(stream, &shutdown).await });
         None
     }
 
