@@ -21,8 +21,10 @@ use gopherproxy::forward::proxy::EdgeProxy;
 use gopherproxy::http1::held::Budget;
 use gopherproxy::lifecycle::Lifecycle;
 use gopherproxy::limit::refusals::Refusals;
+use gopherproxy::listen::acme::{self, Failing, Issuer};
 use gopherproxy::listen::connection::{Edge, MAX_TURNED_AWAY};
 use gopherproxy::listen::port::Port;
+use gopherproxy::observe::acme::AcmeMetrics;
 use gopherproxy::observe::metrics::Metrics;
 use gopherproxy::pool::retry_budget::RetryBudget;
 use gopherproxy::pool::{Intervals, Pool, PoolService};
@@ -112,6 +114,7 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
 
     let prometheus = prometheus::Registry::new();
     let metrics = Metrics::register(&prometheus)?;
+    let acme_metrics = AcmeMetrics::register(&prometheus)?;
     let lifecycle = Arc::new(Lifecycle::default());
     let held = Arc::new(Budget::default());
     let live = Arc::new(Live::new(&config, machine()));
@@ -159,6 +162,8 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
         sockets.all().len(),
     );
     let stage = startup.stage();
+    let failing = Arc::new(Failing::default());
+    let acme = watch::Sender::new(config.acme.clone().map(Arc::new));
     server.add_service(background_service("startup", startup));
     let status = Status {
         discovery,
@@ -167,6 +172,7 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
         held: Arc::clone(&held),
         live: Arc::clone(&live),
         metrics: metrics.clone(),
+        failing: Arc::clone(&failing),
     };
     let admin = Admin::new(prometheus, Arc::new(status))?;
     server.add_service(admin.listen(admin_socket, doors.clone(), lifecycle.admin_end())?);
@@ -220,6 +226,15 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
             certificates: Arc::clone(certificates),
             metrics: metrics.clone(),
         };
+        let renewed = watch.clone();
+        let issuer = Issuer {
+            acme: acme.subscribe(),
+            stage: stage.subscribe(),
+            failing,
+            metrics: acme_metrics,
+            installed: Arc::new(move || renewed.look()),
+        };
+        server.add_service(background_service("acme", issuer));
         server.add_service(background_service("certificates", watch));
     }
     let (lame_duck, drain_timeout) = (config.lame_duck, config.drain_timeout);
@@ -230,6 +245,7 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
         registries: vec![read_from, written_to],
         live,
         certificates,
+        acme,
         pool,
         sentinel,
         metrics,
@@ -253,6 +269,9 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
 fn certificates(config: &Config) -> Result<Option<tls::server::Live>, Box<dyn Error>> {
     if config.tls.listen.is_none() {
         return Ok(None);
+    }
+    if let Some(acme) = &config.acme {
+        acme::check(acme).map_err(|error| format!("gopherproxy.acme: {error}"))?;
     }
     let secret = tls::tickets::random_secret()?;
     let certificates = tls::server::Live::new(config.tls.settings.clone(), secret.into());

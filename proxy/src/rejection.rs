@@ -27,6 +27,8 @@ pub enum Rejection {
     Redirected,
     /// Plain HTTP on the port for TLS.
     PlainHttp,
+    /// An authority asks for a proof that a host is this proxy's, which is the body.
+    AcmeChallenge,
     /// CONNECT and TRACE are not proxied.
     MethodNotAllowed,
     /// The client took too long to send its request.
@@ -53,7 +55,7 @@ pub enum Rejection {
 
 impl Rejection {
     /// All of them, so that each has its series from the start.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Limited,
         Self::NoBackend,
         Self::BackendFailed,
@@ -61,6 +63,7 @@ impl Rejection {
         Self::BadRequest,
         Self::Redirected,
         Self::PlainHttp,
+        Self::AcmeChallenge,
         Self::MethodNotAllowed,
         Self::RequestTimeout,
         Self::BodyTooLarge,
@@ -84,6 +87,7 @@ impl Rejection {
             Self::BadRequest => (400, "bad_request", "Bad Request\n"),
             Self::Redirected => (308, "redirected", "Permanent Redirect\n"),
             Self::PlainHttp => (400, "plain_http", "Plain HTTP on a port for TLS; use https\n"),
+            Self::AcmeChallenge => (200, "acme_challenge", "OK\n"),
             Self::MethodNotAllowed => (405, "method_not_allowed", "Method Not Allowed\n"),
             Self::RequestTimeout => (408, "request_timeout", "Request Timeout\n"),
             Self::BodyTooLarge => (413, "body_too_large", "Content Too Large\n"),
@@ -222,15 +226,24 @@ impl Rejection {
         Self::Redirected.answer_with(&format!("Location: {location}\r\n"), delivery)
     }
 
+    /// The whole response to an authority that asks for this proof.
+    pub fn proof(proof: &[u8], delivery: Delivery) -> Vec<u8> {
+        Self::AcmeChallenge.answer_of("", proof, delivery)
+    }
+
     fn answer_with(self, fields: &str, delivery: Delivery) -> Vec<u8> {
-        let (status, _, body) = self.parts();
+        self.answer_of(fields, self.body().as_bytes(), delivery)
+    }
+
+    fn answer_of(self, fields: &str, body: &[u8], delivery: Delivery) -> Vec<u8> {
+        let (status, _, line) = self.parts();
         let (mut digits, mut length) = (itoa::Buffer::new(), itoa::Buffer::new());
         let date = HttpDate::now();
         let parts: [&[u8]; 12] = [
             b"HTTP/1.1 ",
             digits.format(status).as_bytes(),
             b" ",
-            body.trim_ascii_end().as_bytes(),
+            line.trim_ascii_end().as_bytes(),
             b"\r\nContent-Type: text/plain\r\nContent-Length: ",
             length.format(body.len()).as_bytes(),
             b"\r\nDate: ",
@@ -242,7 +255,7 @@ impl Rejection {
             } else {
                 b"Connection: close\r\n\r\n"
             },
-            if delivery.head_only { b"" } else { body.as_bytes() },
+            if delivery.head_only { b"" } else { body },
         ];
         parts.concat()
     }

@@ -3,6 +3,7 @@
 //! A request takes the current [`Policy`] when it begins and keeps it to its end, so that none is served half under the old rules and
 //! half under the new ones.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,8 @@ pub struct Policy {
     pub trusted: Networks,
     /// Balancers that name the client of each connection.
     pub proxy_protocol: Networks,
+    /// Where the proofs are that an authority may ask for (`acme.storage`).
+    pub challenges: Option<PathBuf>,
     /// What a client connection may take; no more of them than there are descriptors for.
     pub client: ClientLimits,
     /// What a client connection of HTTP/2 may take beside that.
@@ -66,6 +69,7 @@ impl Policy {
             exempt: Networks::new(config.limit.exempt.clone()),
             trusted: Networks::new(config.trusted_proxies.clone()),
             proxy_protocol: Networks::new(config.proxy_protocol.clone()),
+            challenges: config.acme.as_ref().map(|acme| acme.storage.clone()),
             client,
             http2: config.http2.clone(),
             upstream: config.upstream.clone(),

@@ -4,6 +4,7 @@
 //! misspelt one would do nothing; here an unknown key is a mistake at either level. One error lists all mistakes
 //! ([`chassis::settings`]). Without a file every default below holds.
 
+mod acme;
 mod address;
 mod client;
 mod discovery;
@@ -26,6 +27,7 @@ use chassis::yaml;
 use ipnet::IpNet;
 use pingora::server::configuration::ServerConf;
 
+pub use acme::{Acme, Challenge};
 use address::{any, network, port, socket_address};
 pub use client::{ClientLimits, DEFAULT_MAX_CONNECTIONS};
 pub use discovery::{Discovery, Health, Readiness, RegistryKind};
@@ -65,6 +67,8 @@ pub struct Config {
     pub limit: Limit,
     /// TLS with clients.
     pub tls: Tls,
+    /// Certificates that the proxy gets itself.
+    pub acme: Option<Acme>,
     /// What a client connection may take.
     pub client: ClientLimits,
     /// What a client connection of HTTP/2 may take beside that.
@@ -149,9 +153,11 @@ impl Config {
                 format_args!("{listen} is the address of listen too; each takes one of its own"),
             );
         }
+        let acme = Acme::read(section.section("acme"));
         let tls = Tls::read(
             section.section("tls"),
             &[("listen", listen), ("admin_listen", admin_listen)],
+            acme.as_ref(),
         );
         let trusted_proxies = section.list("trusted_proxies", Some("TRUSTED_PROXIES"), Vec::new(), network);
         let proxy_protocol = section.list("proxy_protocol", None, Vec::new(), network);
@@ -197,6 +203,7 @@ impl Config {
             limit_enabled,
             limit,
             tls,
+            acme,
             client,
             http2,
             upstream,

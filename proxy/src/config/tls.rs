@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chassis::settings::{Entry, Section, duration, truth};
 
+use super::acme::Acme;
 use super::address::{any, port, socket_address};
 use crate::http1::redirect::Redirect;
 use crate::tls::{ClientAuth, Settings, Source, Version};
@@ -24,8 +25,8 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Reads the section; `others` are the keys and addresses of the other ports.
-    pub(super) fn read(mut section: Section<'_>, others: &[(&str, SocketAddr)]) -> Self {
+    /// Reads the section; `others` are the keys and addresses of the other ports, and certificates also come from `acme`.
+    pub(super) fn read(mut section: Section<'_>, others: &[(&str, SocketAddr)], acme: Option<&Acme>) -> Self {
         let settings = section.settings();
         let listen = section.value("listen", None, None, address_or_none);
         let listen = section.part("listen", "TLS_PORT", listen, port, |listen, port| {
@@ -49,7 +50,7 @@ impl Tls {
                 section.key_has_no_effect(key, "gopherproxy.tls.redirect is not true");
             }
         }
-        let tls = Self {
+        let mut tls = Self {
             listen,
             redirect: Some(redirect).filter(|_| redirects && listen.is_some()),
             hsts: section
@@ -65,12 +66,23 @@ impl Tls {
                 ticket_secret: section.value("ticket_secret", None, None, file_or_none),
             },
         };
+        let issued = acme
+            .iter()
+            .flat_map(|acme| acme.hosts.iter().map(|host| acme.certificate(host)));
+        tls.settings.certificates.extend(issued.map(Source::Issued));
         if tls.listen.is_none() {
+            if acme.is_some() {
+                settings.mistake(
+                    &section.place("listen"),
+                    "acme.hosts gets certificates for clients that speak TLS, and there is no port for them: set it, or TLS_PORT",
+                );
+            }
             section.has_no_effect("gopherproxy.tls.listen is none; set it, or TLS_PORT");
         } else if tls.settings.certificates.is_empty() {
             settings.mistake(
                 &section.place("listen"),
-                "TLS needs a certificate: tls.certificates lists files ({cert: FILE, key: FILE}) or names a directory of pairs",
+                "TLS needs a certificate: tls.certificates lists files ({cert: FILE, key: FILE}) or names a directory of pairs, and acme.hosts \
+                 names hosts whose certificates the proxy gets itself",
             );
         } else if tls.settings.client_auth == ClientAuth::None {
             section.key_has_no_effect("client_ca", "gopherproxy.tls.client_auth is none");

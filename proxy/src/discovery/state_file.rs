@@ -4,20 +4,20 @@
 //! the registry, and one of its addresses. The addresses are there because DNS may be down too.
 //!
 //! The directory may be shared with others (/tmp), so nothing in it is taken on trust. A file is used only if it is a regular one
-//! of this process's own user that nobody else can write to, and it is read without following a link. A new one is written
-//! beside it, under a name that nothing had, and then moved to its place: nobody ever reads half of one, and what somebody
-//! planted there is replaced, not written through. The directory itself is not judged, for whoever can write to it can
-//! remove the file, but not make one that counts.
+//! of this process's own user that nobody else can write to, and it is read without following a link. A new one replaces it as
+//! a whole ([`chassis::replace`]). The directory itself is not judged, for whoever can write to it can remove the file, but not make one
+//! that counts.
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use chassis::replace::replace;
 use registry::Member;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::discovery::members::Members;
@@ -27,47 +27,6 @@ const FIRST_LINE: &str = "gopherproxy backends, version 1";
 const LONGEST: u64 = 16 << 20;
 /// How many characters of a line are quoted.
 const MOST_QUOTED: usize = 80;
-
-/// A file beside the state file, under a name that nothing had. Dropping it removes it.
-struct Beside {
-    directory: File,
-    name: String,
-    file: File,
-}
-
-impl Beside {
-    fn create(path: &Path) -> io::Result<Self> {
-        let name = path.file_name().ok_or(Errno::INVAL)?.to_string_lossy();
-        let directory = path.parent().unwrap_or(Path::new("/"));
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = File::from(rustix::fs::openat(CWD, directory, flags, Mode::empty())?);
-        let name = format!(".{name}.{:016x}", fastrand::u64(..));
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&directory, &name, flags, Mode::RUSR | Mode::WUSR)?;
-        Ok(Self {
-            directory,
-            name,
-            file: file.into(),
-        })
-    }
-
-    fn move_to(self, path: &Path) -> io::Result<()> {
-        let name = path.file_name().ok_or(Errno::INVAL)?;
-        Ok(rustix::fs::renameat(
-            &self.directory,
-            &self.name,
-            &self.directory,
-            name,
-        )?)
-    }
-}
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        // Once it is moved there is nothing of that name.
-        let _ = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty());
-    }
-}
 
 /// Writes `members` to `path`, in whole or not at all.
 ///
@@ -82,21 +41,7 @@ pub fn write(path: &Path, members: &Members) -> io::Result<()> {
             let _ = writeln!(text, "{scheme}{name} {address}");
         }
     }
-    let mut beside = Beside::create(path)?;
-    beside.file.write_all(text.as_bytes())?;
-    beside.file.sync_all()?;
-    beside.move_to(path)
-}
-
-/// Whether [`write()`] would succeed, as far as one can know without changing what is there.
-///
-/// # Errors
-/// Those of [`write()`].
-pub fn try_to_write(path: &Path) -> io::Result<()> {
-    if std::fs::symlink_metadata(path).is_ok_and(|there| there.is_dir()) {
-        return Err(Errno::ISDIR.into());
-    }
-    Beside::create(path).map(drop)
+    replace(path, text.as_bytes())
 }
 
 /// Reads what [`write()`] wrote; `None` when there is no file.
@@ -173,6 +118,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::path::PathBuf;
+
+    use chassis::replace::try_to_replace;
 
     use super::*;
 
@@ -263,7 +210,7 @@ mod tests {
         let refused = |why: &str| {
             let error = read(&path).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
-            try_to_write(&path).unwrap();
+            try_to_replace(&path).unwrap();
             write(&path, &members()).unwrap();
             assert_eq!(read(&path).unwrap(), Some(members()), "{why}");
             fs::remove_file(&path).unwrap();
@@ -297,12 +244,12 @@ mod tests {
     #[test]
     fn whether_it_can_be_written_is_known_without_writing() {
         let (path, directory) = place();
-        try_to_write(&path).unwrap();
+        try_to_replace(&path).unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
         write(&path, &members()).unwrap();
-        try_to_write(&path).unwrap();
+        try_to_replace(&path).unwrap();
         assert_eq!(read(&path).unwrap(), Some(members()));
-        assert!(try_to_write(directory.path()).is_err(), "a directory is there");
-        assert!(try_to_write(&directory.path().join("missing").join("backends")).is_err());
+        assert!(try_to_replace(directory.path()).is_err(), "a directory is there");
+        assert!(try_to_replace(&directory.path().join("missing").join("backends")).is_err());
     }
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use chassis::replace::try_to_replace;
 use log::{info, warn};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -122,7 +123,7 @@ impl Shared {
                 warn!(file = file.as_str(), error = problem.as_str(); "can't use the saved set of backends");
             }
         }
-        self.done(state_file::try_to_write(&self.path));
+        self.done(try_to_replace(&self.path));
         loop {
             let members = self.next();
             self.done(write(&self.path, &members));

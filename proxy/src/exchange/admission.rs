@@ -99,6 +99,8 @@ pub struct Rejected {
     pub rule: Option<&'static str>,
     /// What to ask for instead.
     pub location: Option<Box<str>>,
+    /// What proves to an authority that asks for it that a host is this proxy's.
+    pub proof: Option<Vec<u8>>,
 }
 
 impl From<Rejection> for Rejected {
@@ -108,6 +110,7 @@ impl From<Rejection> for Rejected {
             retry_after: None,
             rule: None,
             location: None,
+            proof: None,
         }
     }
 }

@@ -39,6 +39,7 @@ use crate::http1::target::Scheme;
 use crate::http1::violation::{PROXY_HEADER, Violation, is_proxy_header};
 use crate::lifecycle::Lifecycle;
 use crate::limit::refusals::Refusals;
+use crate::listen::acme::challenge;
 use crate::observe::metrics::Metrics;
 use crate::rejection::{Delivery, Rejection};
 use crate::snapshot::{Live, Policy};
@@ -294,6 +295,15 @@ impl Edge {
             let rule = "the target has another scheme than the connection";
             return Err((Violation::malformed(rule).into(), Delivery::LAST));
         }
+        if let Some(storage) = &policy.challenges
+            && let Some(proof) = challenge::proof(storage, head.path)
+        {
+            let why = Rejected {
+                proof: Some(proof),
+                ..Rejection::AcmeChallenge.into()
+            };
+            return Err((why, delivery));
+        }
         let admitted = self.admit(&head, bytes.len(), connection, policy, record);
         let (header, request) = admitted.map_err(|why| (why, delivery))?;
         let last = last_of_client;
@@ -332,15 +342,19 @@ impl Edge {
         mut record: Record,
         policy: &Policy,
     ) -> Option<Box<Downstream>> {
-        let answer = match (why.retry_after, &why.location) {
-            (Some(retry_after), _) => policy.limited.answer(retry_after, delivery),
-            (None, Some(location)) => Rejection::redirect(location, delivery),
-            (None, None) => why.rejection.answer(delivery),
+        let answer = match (why.retry_after, &why.location, &why.proof) {
+            (Some(retry_after), ..) => policy.limited.answer(retry_after, delivery),
+            (None, Some(location), _) => Rejection::redirect(location, delivery),
+            (None, None, Some(proof)) => Rejection::proof(proof, delivery),
+            (None, None, None) => why.rejection.answer(delivery),
         };
         self.refused(why, &mut record, policy);
         let written = client.write_all(&answer, true).await.is_ok();
         if written {
             record.answered_here(why.rejection, delivery);
+            if let (Some(proof), false) = (&why.proof, delivery.head_only) {
+                record.bytes = proof.len() as u64;
+            }
         }
         drop(record);
         if written && delivery.keeps && client.discard_body().await {

@@ -6,6 +6,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
+use std::path::Path;
 use std::pin::Pin;
 use std::task::{Poll, ready};
 
@@ -16,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio_rustls::StartHandshake;
 
 use crate::http1::head;
+use crate::listen::acme::challenge;
 use crate::tls::server::Server;
 use crate::tls::stream::{Secure, UNSENT};
 use crate::tls::{Agreed, subject};
@@ -45,6 +47,8 @@ pub enum Failure {
     Silent,
     /// The client spoke HTTP: these bytes.
     Plain(Box<Tcp>, Vec<u8>),
+    /// The handshake was all that the client wanted: an authority has its proof.
+    Proved,
     /// The handshake failed. The host is the one that the client asked for, if it got so far.
     Failed {
         /// In the library's words.
@@ -63,16 +67,26 @@ impl Failure {
     }
 }
 
-/// Shakes hands on `stream`. The caller sets the deadline.
+/// Shakes hands on `stream`. The caller sets the deadline. `challenges` is where the proofs are that an authority may ask for.
 ///
 /// # Errors
 /// Why there is no handshake.
-pub async fn shake_hands(mut stream: Tcp, server: &Server) -> Result<Done, Failure> {
+pub async fn shake_hands(mut stream: Tcp, server: &Server, challenges: Option<&Path>) -> Result<Done, Failure> {
     let accepted = match first_message(&mut stream).await? {
         First::Message(accepted) => *accepted,
         First::Plain(bytes) => return Err(Failure::Plain(Box::new(stream), bytes)),
     };
     let sni = accepted.client_hello().server_name().map(str::to_owned);
+    if let (Some(storage), Some(host)) = (challenges, &sni)
+        && asks_for_proof(&accepted)
+        && let Some(config) = challenge::handshake(storage, host)
+    {
+        let shaken = StartHandshake::from_parts(accepted, stream).into_stream(config).await;
+        let mut stream = shaken.map_err(|error| Failure::Failed { error, sni })?;
+        // It matters to nobody but the client whether it gets this.
+        let _ = stream.shutdown().await;
+        return Err(Failure::Proved);
+    }
     if server.strict_sni && !server.certificates.has(sni.as_deref()) {
         // It matters to nobody but the client whether it gets this.
         let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
@@ -109,6 +123,13 @@ pub async fn shake_hands(mut stream: Tcp, server: &Server) -> Result<Done, Failu
         agreed,
         resumed,
     })
+}
+
+/// Whether the client is an authority that wants a proof, and speaks nothing else.
+fn asks_for_proof(accepted: &Accepted) -> bool {
+    let hello = accepted.client_hello();
+    let mut protocols = hello.alpn().into_iter().flatten();
+    protocols.next() == Some(challenge::PROTOCOL) && protocols.next().is_none()
 }
 
 enum First {

@@ -6,7 +6,9 @@
 //! - [`connection`]: reads each request head, and answers the request or forwards it.
 //! - `http2`: the same over HTTP/2.
 //! - `request`: what both have in common.
+//! - [`acme`]: gets certificates for hosts of this proxy, and proves that they are its own.
 
+pub mod acme;
 pub mod connection;
 pub mod handshake;
 mod http2;

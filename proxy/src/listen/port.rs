@@ -82,6 +82,7 @@ impl Port {
         &self,
         stream: Stream,
         tls: &Live,
+        policy: &Policy,
         connection: &mut Connection,
         down: Pin<&mut impl FusedFuture<Output = ()>>,
     ) -> Shaken {
@@ -89,7 +90,10 @@ impl Port {
             return Shaken::Over;
         };
         let server = tls.server();
-        let shake = pauses::timeout(server.handshake_timeout, shake_hands(*stream, &server));
+        let shake = pauses::timeout(
+            server.handshake_timeout,
+            shake_hands(*stream, &server, policy.challenges.as_deref()),
+        );
         let Some(shaken) = self.edge.until_last_call(true, pin!(shake), down).await else {
             return Shaken::Over;
         };
@@ -104,7 +108,7 @@ impl Port {
                 connection.tls = Some(done.agreed);
                 return Shaken::Secure(done.stream);
             }
-            Ok(Err(Failure::Silent)) => return Shaken::Over,
+            Ok(Err(Failure::Silent | Failure::Proved)) => return Shaken::Over,
             Ok(Err(Failure::Plain(stream, bytes))) => {
                 metrics.shaken(Handshake::Failed);
                 return Shaken::Plain(stream, bytes);
@@ -151,7 +155,7 @@ impl Port {
             return None;
         };
         if let Some(tls) = &self.tls {
-            stream = match Box::pin(self.shake(stream, tls, &mut connection, down.as_mut())).await {
+            stream = match Box::pin(self.shake(stream, tls, &policy, &mut connection, down.as_mut())).await {
                 Shaken::Secure(stream) => stream,
                 Shaken::Plain(stream, bytes) => {
                     Box::pin(edge.refuse_plain(stream, bytes.into(), connection, &policy)).await;

@@ -4,4 +4,5 @@
 //! - [`access_log`]: one line per request.
 
 pub mod access_log;
+pub mod acme;
 pub mod metrics;

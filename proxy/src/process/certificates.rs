@@ -35,7 +35,8 @@ impl Watch {
         }
     }
 
-    fn look(&self) {
+    /// Loads those that have changed.
+    pub fn look(&self) {
         let Some(loaded) = self.certificates.look() else {
             return;
         };

@@ -12,7 +12,8 @@ use pingora::server::configuration::ServerConf;
 use registry::{RedisStore, Replaceable};
 use tokio::sync::{Notify, watch};
 
-use crate::config::{Config, RegistryKind};
+use crate::config::{Acme, Config, RegistryKind};
+use crate::listen::acme;
 use crate::observe::metrics::Metrics;
 use crate::pool::{Intervals, Pool};
 use crate::snapshot::Live;
@@ -32,6 +33,8 @@ pub struct Reload {
     pub live: Arc<Live>,
     /// What TLS handshakes are made with.
     pub certificates: Option<Arc<tls::server::Live>>,
+    /// What certificates are got by.
+    pub acme: watch::Sender<Option<Arc<Acme>>>,
     /// The backends.
     pub pool: Arc<Pool>,
     /// The sentinel inside this process.
@@ -69,6 +72,9 @@ impl Reload {
             }
             _ => Vec::new(),
         };
+        if let Some(acme) = &config.acme {
+            acme::check(acme).map_err(|problem| problem.to_string())?;
+        }
         // The last that can fail.
         if let Some(certificates) = &self.certificates {
             let changed = certificates.change(&config.tls.settings);
@@ -85,6 +91,13 @@ impl Reload {
             let modified = **now != config.sentinel;
             if modified {
                 *now = Arc::new(config.sentinel.clone());
+            }
+            modified
+        });
+        self.acme.send_if_modified(|now| {
+            let modified = now.as_deref() != config.acme.as_ref();
+            if modified {
+                *now = config.acme.clone().map(Arc::new);
             }
             modified
         });

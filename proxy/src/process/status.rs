@@ -9,6 +9,7 @@ use crate::config::Readiness;
 use crate::discovery::RegistryDiscovery;
 use crate::http1::held::Budget;
 use crate::lifecycle::Lifecycle;
+use crate::listen::acme::Failing;
 use crate::observe::metrics::Metrics;
 use crate::pool::Pool;
 use crate::snapshot::Live;
@@ -28,6 +29,8 @@ pub struct Status {
     pub live: Arc<Live>,
     /// The metrics that are refreshed at a scrape.
     pub metrics: Metrics,
+    /// The certificates that can't be had.
+    pub failing: Arc<Failing>,
 }
 
 impl Probed for Status {
@@ -44,9 +47,14 @@ impl Probed for Status {
                 return Err(format!("no backend passes its health check{yet}"));
             }
         }
-        Ok(match self.discovery.staleness() {
-            None => "ready".into(),
-            Some(stale) => format!("ready, but {stale}"),
+        let but: Vec<_> = [self.discovery.staleness(), self.failing.text()]
+            .into_iter()
+            .flatten()
+            .collect();
+        Ok(if but.is_empty() {
+            "ready".into()
+        } else {
+            format!("ready, but {}", but.join(", and "))
         })
     }
 

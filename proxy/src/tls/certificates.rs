@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use log::warn;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{InconsistentKeys, SignatureAlgorithm};
+use rustls::{InconsistentKeys, RootCertStore, SignatureAlgorithm};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -34,7 +35,8 @@ pub struct LoadError {
 }
 
 impl LoadError {
-    pub(super) fn new(path: &Path, why: impl fmt::Display) -> Self {
+    /// About the file at `path`.
+    pub fn new(path: &Path, why: impl fmt::Display) -> Self {
         Self {
             path: path.to_owned(),
             why: why.to_string(),
@@ -78,6 +80,27 @@ impl Certificate {
                 path: cert.to_owned(),
                 ..certificate
             })
+    }
+
+    /// Reads it and its key from one file, in one step: when it is replaced, no half of it is seen. `None` when there is none yet.
+    ///
+    /// # Errors
+    /// That it can't be used, and why.
+    pub fn load_issued(path: &Path) -> Result<Option<Self>, LoadError> {
+        if let Err(error) = fs::symlink_metadata(path)
+            && error.kind() == io::ErrorKind::NotFound
+        {
+            return Ok(None);
+        }
+        let both = read(path).map_err(|why| LoadError::new(path, why))?;
+        let certificate = Self::parse(&both, &both).map_err(|why| match why {
+            Unusable::Certificate(why) | Unusable::Key(why) => LoadError::new(path, why),
+            Unusable::Pair => LoadError::new(path, "the key in it is not that of the certificate"),
+        })?;
+        Ok(Some(Self {
+            path: path.to_owned(),
+            ..certificate
+        }))
     }
 
     /// The certificate in `cert` with the key in `key`, both PEM.
@@ -132,6 +155,11 @@ impl Certificate {
         }
     }
 
+    /// The certificate itself, without the chain.
+    pub fn leaf(&self) -> Option<&CertificateDer<'static>> {
+        self.key.cert.first()
+    }
+
     fn is_rsa(&self) -> bool {
         self.key.key.algorithm() == SignatureAlgorithm::RSA
     }
@@ -149,7 +177,7 @@ pub enum Unusable {
 }
 
 /// The library that does the cryptography.
-pub(super) fn provider() -> CryptoProvider {
+pub fn provider() -> CryptoProvider {
     ring::default_provider()
 }
 
@@ -159,6 +187,28 @@ pub(super) fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> 
         .collect::<Result<_, _>>()
         // The error can quote the file.
         .map_err(|_| "it is not PEM".to_owned())
+}
+
+/// The authorities whose certificates are in the file at `path`.
+///
+/// # Errors
+/// Why the file can't be used.
+pub fn authorities(path: &Path) -> Result<RootCertStore, LoadError> {
+    let pem = read(path).map_err(|why| LoadError::new(path, why))?;
+    roots(path, &pem)
+}
+
+/// The authorities in `pem`, which was read at `path`.
+pub(super) fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, LoadError> {
+    let mut roots = RootCertStore::empty();
+    for authority in chain(pem).map_err(|why| LoadError::new(path, why))? {
+        let added = roots.add(authority);
+        added.map_err(|_| LoadError::new(path, "one of its certificates can't be read"))?;
+    }
+    if roots.is_empty() {
+        return Err(LoadError::new(path, "it holds no certificate"));
+    }
+    Ok(roots)
 }
 
 /// The names of a certificate, and from when until when it is valid.
@@ -202,7 +252,17 @@ impl Certificates {
     pub fn load(sources: &[Source]) -> Result<Self, LoadError> {
         let pairs = pairs(sources)?;
         let all: Result<Vec<_>, _> = pairs.iter().map(|(cert, key)| Certificate::load(cert, key)).collect();
-        Ok(Self::new(all?))
+        let mut all = all?;
+        for path in issued(sources) {
+            match Certificate::load_issued(path) {
+                Ok(certificate) => all.extend(certificate),
+                // The authority will give another one, and the others are still good.
+                Err(error) => {
+                    warn!(error = error.to_string().as_str(); "a certificate from the authority can't be used")
+                }
+            }
+        }
+        Ok(Self::new(all))
     }
 
     /// These, the default first.
@@ -293,9 +353,18 @@ fn pairs(sources: &[Source]) -> Result<Vec<(PathBuf, PathBuf)>, LoadError> {
                     return Err(LoadError::new(path, why));
                 }
             }
+            Source::Issued(_) => {}
         }
     }
     Ok(pairs)
+}
+
+/// The files of certificates that the proxy gets itself.
+fn issued(sources: &[Source]) -> impl Iterator<Item = &Path> {
+    sources.iter().filter_map(|source| match source {
+        Source::Issued(path) => Some(path.as_path()),
+        Source::Pair { .. } | Source::Directory(_) => None,
+    })
 }
 
 /// The pairs in a directory, in the order of their names. What begins with a dot is left out, as Kubernetes has its links there.
@@ -336,7 +405,11 @@ pub(super) fn marks(sources: &[Source], others: &[&Path]) -> Vec<Mark> {
     // Without the directories' own pairs: when one appears or leaves, the list is another.
     let pairs = pairs(sources).unwrap_or_default();
     let files = pairs.iter().flat_map(|(cert, key)| [cert.as_path(), key]);
-    files.chain(others.iter().copied()).map(mark).collect()
+    files
+        .chain(issued(sources))
+        .chain(others.iter().copied())
+        .map(mark)
+        .collect()
 }
 
 /// Reads a regular file. (A FIFO would block, a device might never end.)

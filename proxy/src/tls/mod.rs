@@ -46,6 +46,8 @@ pub enum Source {
     },
     /// All pairs in a directory.
     Directory(PathBuf),
+    /// One file with a certificate and its key, which the proxy gets from an authority. It may not be there yet.
+    Issued(PathBuf),
 }
 
 /// A version of TLS.

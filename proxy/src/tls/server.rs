@@ -14,9 +14,9 @@ use log::warn;
 use ring::digest;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion, version};
+use rustls::{ServerConfig, SupportedProtocolVersion, version};
 
-use super::certificates::{Certificates, LoadError, Mark, chain, marks, provider, read};
+use super::certificates::{Certificates, LoadError, Mark, marks, provider, read, roots};
 use super::tickets::{SHORTEST_SECRET, Tickets};
 use super::{ClientAuth, Settings, Version};
 
@@ -96,20 +96,14 @@ fn verifier(settings: &Settings) -> Result<(Option<Verifier>, Vec<u8>), LoadErro
     let (Some(path), true) = (&settings.client_ca, settings.client_auth != ClientAuth::None) else {
         return Ok((None, Vec::new()));
     };
-    let failed = |why: String| LoadError::new(path, why);
-    let pem = read(path).map_err(failed)?;
-    let mut roots = RootCertStore::empty();
-    for authority in chain(&pem).map_err(failed)? {
-        roots
-            .add(authority)
-            .map_err(|_| failed("one of its certificates can't be read".into()))?;
-    }
+    let pem = read(path).map_err(|why| LoadError::new(path, why))?;
+    let roots = roots(path, &pem)?;
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider()));
     let builder = match settings.client_auth {
         ClientAuth::Required => builder,
         ClientAuth::Optional | ClientAuth::None => builder.allow_unauthenticated(),
     };
-    let verifier = builder.build().map_err(|_| failed("it holds no certificate".into()))?;
+    let verifier = builder.build().map_err(|error| LoadError::new(path, error))?;
     Ok((Some(verifier), pem))
 }
 

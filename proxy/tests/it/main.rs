@@ -2,6 +2,7 @@
 
 #![allow(clippy::panic, reason = "in a test a panic is the failure of the test")]
 
+mod acme;
 mod admin;
 mod bodies;
 mod both_forwarders;

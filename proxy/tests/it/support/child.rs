@@ -50,13 +50,17 @@ fn setpriv() -> Command {
 /// Where a program is: on the PATH, or where `make test` unpacks what it does not find there. A whole path, because the command may get
 /// another PATH or none.
 pub fn tool(name: &str) -> PathBuf {
+    find(name).unwrap_or_else(|| panic!("{name} is not installed; `make test` gets it"))
+}
+
+/// Where a program is; `None` when it is not installed.
+pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/bin");
     std::env::split_paths(&path)
         .chain([unpacked])
         .map(|directory| directory.join(name))
         .find(|program| program.exists())
-        .unwrap_or_else(|| panic!("{name} is not installed; `make test` gets it"))
 }
 
 /// Starts it.

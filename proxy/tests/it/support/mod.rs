@@ -7,6 +7,7 @@ pub mod http;
 pub mod http2;
 pub mod http2_origin;
 pub mod load;
+pub mod pebble;
 pub mod process;
 pub mod raw_origin;
 pub mod redis;
