@@ -168,6 +168,7 @@ fresh: rust ## runs `make run` and `make test` from nothing, in a minimal Debian
 
 tools:
 	@sh loadtest/tools.sh redis-server prometheus
+	@! command -v apt-get >/dev/null 2>&1 || sh loadtest/tools.sh pebble
 
 rust docker:
 	@$(NEEDS) $@

@@ -81,7 +81,8 @@ mod tests {
     #[test]
     fn only_a_token_that_is_being_asked_for_has_a_proof() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
+        let store = Store::at(directory.path());
+        store.open().unwrap();
         let _answer = store.answer("a-B_9", b"proof").unwrap();
         let proof = |path: &str| proof(directory.path(), path.as_bytes());
         assert_eq!(
@@ -109,7 +110,8 @@ mod tests {
     #[test]
     fn only_a_host_that_is_being_asked_for_has_a_handshake() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
+        let store = Store::at(directory.path());
+        store.open().unwrap();
         let pem = certificate("a.example", &[7; 32]).unwrap();
         let answer = store.answer(&file("a.example"), pem.as_bytes()).unwrap();
         let handshake = |host: &str| handshake(directory.path(), host);

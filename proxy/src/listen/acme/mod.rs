@@ -57,7 +57,8 @@ const MOST_NAMED: usize = 3;
 /// What can't, and why.
 pub fn check(acme: &Acme) -> Result<(), LoadError> {
     Client::new(acme.ca_file.as_deref())?;
-    Store::try_to_open(&acme.storage)
+    Store::at(&acme.storage)
+        .try_to_open()
         .map_err(|error| LoadError::new(&acme.storage, format_args!("acme.storage: {error}")))
 }
 
@@ -142,7 +143,7 @@ impl Issuer {
     /// An error is one of the whole storage.
     async fn round(&self, acme: &Acme) -> Result<u64, String> {
         let storage = |error: io::Error| format!("acme.storage: {}: {error}", acme.storage.display());
-        let store = Store::open(&acme.storage).map_err(storage)?;
+        let store = Store::at(&acme.storage);
         let mut state = store.read_state();
         let work = |state: &State| {
             acme.hosts
@@ -150,7 +151,7 @@ impl Issuer {
                 .any(|host| Look::at(acme, state, host).has_work(now()))
         };
         if work(&state)
-            && let Some(_lock) = store.lock().map_err(storage)?
+            && let Some(_lock) = store.open().and_then(|()| store.lock()).map_err(storage)?
         {
             // Another process may just have done it.
             state = store.read_state();
@@ -235,7 +236,7 @@ impl Issuer {
                     store.forget_account();
                 }
                 state.failures = state.failures.saturating_add(1);
-                let reached = failure.counted != Counted::Directory;
+                let reached = failure.counted != Counted::Directory && !failure.no_account;
                 state.next_attempt = schedule::next_attempt(host, state.failures, reached, now(), failure.retry_after);
                 state.error = Some(failure.why.clone());
                 self.metrics.ordered(failure.counted);

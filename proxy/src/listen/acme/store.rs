@@ -84,29 +84,32 @@ pub struct Store {
 }
 
 impl Store {
-    /// The directory at `path`, which is made where it is missing.
+    /// The directory at `path`, to read what is there.
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// Prepares it to be written to. It is made where it is missing.
     ///
     /// # Errors
-    /// When it can't be written to, or others could put keys of theirs there.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    /// When it can't be written to, or everybody could put keys of theirs there.
+    pub fn open(&self) -> io::Result<()> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(path.join(CHALLENGES))?;
-        let store = Self { path: path.to_owned() };
-        store.check()?;
-        Ok(store)
+            .create(self.path.join(CHALLENGES))?;
+        self.check()
     }
 
     /// Whether [`Store::open`] would succeed, without changing anything.
     ///
     /// # Errors
     /// Those of [`Store::open`].
-    pub fn try_to_open(path: &Path) -> io::Result<()> {
-        if path.exists() {
-            return Self { path: path.to_owned() }.check();
+    pub fn try_to_open(&self) -> io::Result<()> {
+        if self.path.exists() {
+            return self.check();
         }
-        let there = path.ancestors().find(|directory| directory.exists());
+        let there = self.path.ancestors().find(|directory| directory.exists());
         try_to_replace(&there.unwrap_or(Path::new("/")).join("acme"))
     }
 
@@ -281,11 +284,12 @@ mod tests {
     fn what_is_kept_is_the_owners_alone_and_comes_back() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a").join("acme");
-        Store::try_to_open(&path).unwrap();
+        let store = Store::at(&path);
+        store.try_to_open().unwrap();
         assert!(!path.parent().unwrap().exists(), "a look changes nothing");
-        let store = Store::open(&path).unwrap();
+        store.open().unwrap();
         assert_eq!(mode(&path), 0o700);
-        Store::try_to_open(&path).unwrap();
+        store.try_to_open().unwrap();
         assert!(store.read_state().is_empty() && store.read_order("a.example").is_none());
         let state = State::from([(
             "a.example".to_owned(),
@@ -314,7 +318,8 @@ mod tests {
     #[test]
     fn an_answer_is_there_while_it_is_kept() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
+        let store = Store::at(directory.path());
+        store.open().unwrap();
         let answer = store.answer("token", b"proof").unwrap();
         assert_eq!(answer_to(directory.path(), "token").as_deref(), Some(&b"proof"[..]));
         drop(answer);
@@ -324,7 +329,8 @@ mod tests {
     #[test]
     fn one_process_has_the_lock() {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(directory.path()).unwrap();
+        let store = Store::at(directory.path());
+        store.open().unwrap();
         let lock = store.lock().unwrap().unwrap();
         assert!(store.lock().unwrap().is_none());
         drop(lock);
@@ -340,8 +346,8 @@ mod tests {
         fs::create_dir(&open).unwrap();
         fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
         for path in [&file, &file.join("below"), &open] {
-            assert!(Store::try_to_open(path).is_err(), "{}", path.display());
-            assert!(Store::open(path).is_err(), "{}", path.display());
+            assert!(Store::at(path).try_to_open().is_err(), "{}", path.display());
+            assert!(Store::at(path).open().is_err(), "{}", path.display());
         }
     }
 }
