@@ -196,6 +196,7 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
         admission: Admission {
             pool: Arc::clone(&pool),
             retries,
+            certificates: certificates.clone(),
         },
         live: Arc::clone(&live),
         held,

@@ -21,7 +21,7 @@ use crate::pool::endpoint::Endpoint;
 use crate::pool::retry_budget::RetryBudget;
 use crate::rejection::Rejection;
 use crate::snapshot::Policy;
-use crate::tls::Agreed;
+use crate::tls::{self, Agreed};
 
 /// What the requests of one connection share. Its addresses are formatted once, because each request uses them more than once.
 pub struct Connection {
@@ -130,6 +130,8 @@ pub struct Admission {
     pub pool: Arc<Pool>,
     /// Where requests are counted that may be tried again.
     pub retries: Arc<RetryBudget>,
+    /// The certificates. While there is none, nobody is sent to HTTPS.
+    pub certificates: Option<Arc<tls::server::Live>>,
 }
 
 impl Admission {
@@ -155,6 +157,10 @@ impl Admission {
         }
         if connection.tls.is_none()
             && let Some(redirect) = &policy.redirect
+            && self
+                .certificates
+                .as_ref()
+                .is_some_and(|certificates| certificates.has_any())
             && !(client.trusted_peer && came_by_https(head))
             && let Some(location) = redirect.location(head)
         {

@@ -8,11 +8,12 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Poll, ready};
 
 use pingora::protocols::l4::stream::Stream as Tcp;
 use rustls::server::{Accepted, Acceptor};
-use rustls::{HandshakeKind, ProtocolVersion};
+use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio_rustls::StartHandshake;
 
@@ -81,11 +82,9 @@ pub async fn shake_hands(mut stream: Tcp, server: &Server, challenges: Option<&P
         && asks_for_proof(&accepted)
         && let Some(config) = challenge::handshake(storage, host)
     {
-        let shaken = StartHandshake::from_parts(accepted, stream).into_stream(config).await;
-        let mut stream = shaken.map_err(|error| Failure::Failed { error, sni })?;
-        // It matters to nobody but the client whether it gets this.
-        let _ = stream.shutdown().await;
-        return Err(Failure::Proved);
+        // Boxed, so that no other handshake has room for it.
+        let shaken = Box::pin(prove(accepted, stream, config)).await;
+        return Err(shaken.map_or_else(|error| Failure::Failed { error, sni }, |()| Failure::Proved));
     }
     if server.strict_sni && !server.certificates.has(sni.as_deref()) {
         // It matters to nobody but the client whether it gets this.
@@ -123,6 +122,14 @@ pub async fn shake_hands(mut stream: Tcp, server: &Server, challenges: Option<&P
         agreed,
         resumed,
     })
+}
+
+/// Gives an authority the proof that `config` has.
+async fn prove(accepted: Accepted, stream: Tcp, config: Arc<ServerConfig>) -> io::Result<()> {
+    let mut stream = StartHandshake::from_parts(accepted, stream).into_stream(config).await?;
+    // It matters to nobody but the client whether it gets this.
+    let _ = stream.shutdown().await;
+    Ok(())
 }
 
 /// Whether the client is an authority that wants a proof, and speaks nothing else.

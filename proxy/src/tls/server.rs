@@ -159,6 +159,11 @@ impl Live {
         self.now.load_full()
     }
 
+    /// Whether there is a certificate. The first from an authority takes a while.
+    pub fn has_any(&self) -> bool {
+        !self.now.load().certificates.all().is_empty()
+    }
+
     /// Loads what `settings` name.
     ///
     /// # Errors

@@ -44,7 +44,9 @@ async fn hosts_get_certificates_while_the_plain_port_serves() {
     let one_a_day = "  limit: {burst: 2, per_second: 0.001}\n  client: {max_connections: 100}\n";
     let configuration = embedded(&[origin.address()]).replace(crate::support::UNLIMITED, one_a_day);
     let emails = "    emails: [ops@a.example]\n";
-    let proxy = Process::proxy(&pebble.proxy(&configuration, "a.example, B.Example", emails)).await;
+    let configuration = pebble.proxy(&configuration, "a.example, B.Example", emails);
+    let redirecting = configuration.replace("  tls: {", "  tls: {redirect: true, redirect_exempt: [/plain], ");
+    let proxy = Process::proxy(&redirecting).await;
     proxy.active_backends(1).await;
     // There is nobody to order from yet.
     assert_eq!(get(local(pebble.http), "/").await.status, 200);
@@ -93,7 +95,8 @@ async fn hosts_get_certificates_while_the_plain_port_serves() {
     assert!(line["bytes"].as_u64().unwrap() > 40, "{line}");
     let path = line["path"].as_str().unwrap();
     let mut stranger = Connection::open(local(pebble.http)).await;
-    assert_eq!(stranger.get("/").await.status, 200);
+    assert_eq!(stranger.get("/").await.status, 308, "there is something to redirect to");
+    assert_eq!(stranger.get("/plain").await.status, 200);
     assert_eq!(stranger.get(path).await.status, 429, "the token is over");
 
     let storage = pebble.storage();
