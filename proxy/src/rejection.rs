@@ -149,8 +149,8 @@ impl Rejection {
             Self::Redirected => 9,
             // UNIMPLEMENTED
             Self::MethodNotAllowed | Self::NotImplemented => 12,
-            // INTERNAL
-            Self::BadRequest | Self::PlainHttp | Self::BadProxyHeader | Self::Internal => 13,
+            // INTERNAL. (No authority asks for a proof by a call of gRPC, nor over HTTP/2.)
+            Self::BadRequest | Self::PlainHttp | Self::AcmeChallenge | Self::BadProxyHeader | Self::Internal => 13,
             // UNAVAILABLE: the same call may pass in a moment.
             Self::NoBackend | Self::BackendFailed | Self::TooManyConnections | Self::HeldTooMuch => 14,
         }

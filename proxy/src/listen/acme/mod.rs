@@ -226,10 +226,10 @@ impl Issuer {
                     ..HostState::default()
                 };
                 self.metrics.ordered(Counted::Issued);
-                info!(host = host; "the certificate is there");
                 let installed = Arc::clone(&self.installed);
                 // A panic has been logged.
                 let _ = tokio::task::spawn_blocking(move || installed()).await;
+                info!(host = host; "the certificate is there");
             }
             Err(failure) => {
                 if failure.no_account {

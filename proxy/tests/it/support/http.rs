@@ -146,11 +146,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         &self.stream
     }
 
-    /// The same, with what was received and not read lost.
-    pub fn into_stream(self) -> S {
-        self.stream
-    }
-
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.try_send(bytes).await.expect("the server takes it");
     }
