@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::pebble::{Pebble, Rule, forgive};
+use crate::support::pebble::{self, Pebble, Rule};
 use crate::support::tls::{Client, shown};
 use crate::support::{Connection, Process, embedded, eventually, get, origin};
 
@@ -31,6 +31,13 @@ async fn has_certificate(client: &Client, port: u16, host: &str) {
         client.try_open(local(port), host).await.is_ok()
     })
     .await;
+}
+
+/// Lets an order for `host`, which has failed, be made again at once.
+async fn forgive(proxy: &Process, pebble: &Pebble, host: &str) {
+    // It is said before it is written.
+    proxy.reaches(&failures(host), 1.0).await;
+    pebble::forgive(&pebble.storage());
 }
 
 fn is_empty(path: &Path) -> bool {
@@ -65,7 +72,7 @@ async fn hosts_get_certificates_while_the_plain_port_serves() {
     pebble.run().await;
     let client = pebble.client().await;
     assert!(client.try_open(local(pebble.tls), "a.example").await.is_err());
-    forgive(&pebble.storage());
+    forgive(&proxy, &pebble, "b.example").await;
     for host in ["a.example", "b.example"] {
         proxy.said(ISSUED, |line| line["host"] == host).await;
         // At once, and not when the files are looked at the next time.
@@ -146,7 +153,7 @@ async fn a_certificate_is_renewed_early_when_the_authority_says_so() {
     eventually("it is asked", async || pebble.count("/renewal-info/") > 0).await;
     // Pebble, which can't do this, ignores that the order replaces a certificate. The library does not, so the second try does without.
     proxy.said(FAILED, |_| true).await;
-    forgive(&pebble.storage());
+    forgive(&proxy, &pebble, "a.example").await;
     proxy.reaches(&orders("issued"), 2.0).await;
 }
 
@@ -189,7 +196,7 @@ async fn a_host_that_fails_leaves_the_others_alone_and_is_not_tried_again_at_onc
     assert_eq!(pebble.count("/order-plz"), ordered);
 
     pebble.lose("b.example", false).await;
-    forgive(&pebble.storage());
+    forgive(&proxy, &pebble, "b.example").await;
     proxy.said(ISSUED, |line| line["host"] == "b.example").await;
     has_certificate(&client, pebble.tls, "b.example").await;
     proxy.reaches(&failures("b.example"), 0.0).await;
@@ -212,7 +219,7 @@ async fn an_authority_that_asks_for_time_gets_it() {
     assert!((4900..=5000).contains(&wait), "{line}");
     proxy.reaches(&orders("rate_limited"), 1.0).await;
     pebble.rule(Rule::Pass);
-    forgive(&pebble.storage());
+    forgive(&proxy, &pebble, "a.example").await;
     proxy.said(ISSUED, |_| true).await;
     assert_eq!(pebble.count("/order-plz"), 2);
 }
