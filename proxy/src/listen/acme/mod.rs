@@ -1,10 +1,10 @@
 //! Gets certificates from an authority that speaks ACME (RFC 8555), and renews them.
 //!
-//! - [`store`]: what is kept in `acme.storage`.
+//! - `store`: what is kept in `acme.storage`.
 //! - [`challenge`]: proofs to the authority that a host is this proxy's.
-//! - [`client`]: the HTTP client.
-//! - [`order`]: from the account to the certificate.
-//! - [`schedule`]: when a certificate is renewed, and when an order that failed is tried again.
+//! - `client`: the HTTP client.
+//! - `order`: from the account to the certificate.
+//! - `schedule`: when a certificate is renewed, and when an order that failed is tried again.
 //!
 //! Each round looks at every host of the configuration. All that decides is in the storage and not in memory, so a process that starts
 //! again, or another that shares it, goes on where the last one stopped. One process orders at a time; the others find the certificates in
