@@ -125,7 +125,8 @@ fn plain(stream: &[u8]) -> Option<(usize, Option<SocketAddr>)> {
                     !word.is_empty() && word.iter().all(u8::is_ascii_digit) && (word[..1] != *b"0" || word.len() == 1);
                 text(word)?.parse().ok().filter(|_| digits)
             };
-            (ip(to)?, port(to_port)?);
+            ip(to)?;
+            port(to_port)?;
             Some(SocketAddr::new(ip(from)?, port(from_port)?))
         }
         _ => return None,
