@@ -8,12 +8,17 @@ set -eu
 unpacked=$PWD/target/tools
 
 missing=
+# As Debian names their packages.
+packages=
 for tool in "$@"; do
-    PATH=$PATH:/usr/sbin:$unpacked/bin command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
+    PATH=$PATH:/usr/sbin:$unpacked/bin command -v "$tool" >/dev/null 2>&1 && continue
+    missing="$missing $tool"
+    case $tool in
+        h2load) packages="$packages nghttp2-client" ;;
+        *) packages="$packages $tool" ;;
+    esac
 done
 [ -n "$missing" ] || exit 0
-# Debian's names of the packages that are not called after their program.
-packages=$(echo "$missing" | sed 's/h2load/nghttp2-client/')
 
 # $1: how to install them by hand.
 give_up() {
