@@ -81,11 +81,12 @@ async fn an_upload_that_the_origin_does_not_read_waits_at_the_client() {
     .await;
     for (method, framing, most) in [
         ("POST", format!("Content-Length: {}\r\n\r\n", 1 << 30), MOST),
-        // The piece that goes out now follows what was held to be sent again, and the allocator may have both for a while.
+        // The piece that goes out now follows what was held to be sent again, and the allocator may have both for a while. And what
+        // Pingora has for a request in flight grew by 5 KB with TLS to backends.
         (
             "PUT",
             "Transfer-Encoding: chunked\r\n\r\n40000000\r\n".to_owned(),
-            MOST + 64,
+            MOST + 72,
         ),
     ] {
         // So many connections at once, and floods beside them, are much for one accepting task.
