@@ -5,9 +5,9 @@ use std::time::Duration;
 use chassis::settings::{Section, duration, size, truth, whole};
 
 use super::size_or_none;
-use crate::http1::downstream::Limits;
 use crate::http1::head::{MOST_FIELDS, Rules};
 use crate::http1::names::is_in_token;
+use crate::http1::progress::Limits;
 
 /// `client.max_connections`, unless it is set.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 10_000;

@@ -14,6 +14,7 @@ use crate::exchange::request::Request;
 use crate::headers::origin_response::{Delivery as HeadDelivery, Framing, ResponseHead};
 use crate::http1::downstream::{ClientFault, Downstream};
 use crate::http1::held::{Hold, SENDING, stalled};
+use crate::http1::progress::Progress;
 use crate::http1::timer::Timer;
 use crate::http2::stream::Stream;
 use crate::rejection::{Delivery, Rejection};
@@ -102,16 +103,24 @@ pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
     fn switch(&mut self);
 
     /// From now on the client is answered while it sends, so that how fast it does may depend on the answer.
-    fn both_talk(&mut self);
+    fn both_talk(&mut self) {
+        self.progress_mut().both_talk();
+    }
 
     /// The client is not waited for, whatever it was asked before.
-    fn excuse_sending(&mut self);
+    fn excuse_sending(&mut self) {
+        self.progress_mut().reading.excuse();
+    }
 
     /// Since when the client is waited for to send more of its body, and for how long it may be.
-    fn sending(&self) -> Option<(Instant, Duration)>;
+    fn sending(&self) -> Option<(Instant, Duration)> {
+        self.progress().sending()
+    }
 
     /// Since when the client is waited for to take more of the response, and for how long it may be.
-    fn taking(&self) -> Option<(Instant, Duration)>;
+    fn taking(&self) -> Option<(Instant, Duration)> {
+        self.progress().taking()
+    }
 
     /// Ready when the client has gone away. For a request whose body has ended.
     fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()>;
@@ -127,6 +136,12 @@ pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
 
     /// What an upload takes that its origin doesn't take, beside what its forwarder holds, in bytes.
     fn stalled(&self) -> usize;
+
+    /// How it gets on with this request.
+    fn progress(&self) -> &Progress;
+
+    /// The same, to be changed.
+    fn progress_mut(&mut self) -> &mut Progress;
 
     /// What it makes the proxy hold.
     fn hold(&mut self) -> &mut Hold;
@@ -244,22 +259,6 @@ impl ClientSide for Downstream {
         self.switch();
     }
 
-    fn both_talk(&mut self) {
-        self.both_talk();
-    }
-
-    fn excuse_sending(&mut self) {
-        self.excuse_sending();
-    }
-
-    fn sending(&self) -> Option<(Instant, Duration)> {
-        self.sending()
-    }
-
-    fn taking(&self) -> Option<(Instant, Duration)> {
-        self.taking()
-    }
-
     fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.poll_gone(context)
     }
@@ -279,6 +278,14 @@ impl ClientSide for Downstream {
     fn stalled(&self) -> usize {
         // What a client goes on to send when nobody reads it makes the kernel double that.
         stalled(self.body_bytes(), self.body().left(), 2 * self.receive_buffer())
+    }
+
+    fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    fn progress_mut(&mut self) -> &mut Progress {
+        &mut self.progress
     }
 
     fn hold(&mut self) -> &mut Hold {
@@ -375,22 +382,6 @@ impl ClientSide for Stream {
         self.switch();
     }
 
-    fn both_talk(&mut self) {
-        self.both_talk();
-    }
-
-    fn excuse_sending(&mut self) {
-        self.excuse_sending();
-    }
-
-    fn sending(&self) -> Option<(Instant, Duration)> {
-        self.sending()
-    }
-
-    fn taking(&self) -> Option<(Instant, Duration)> {
-        self.taking()
-    }
-
     fn poll_gone(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.poll_gone(context)
     }
@@ -410,6 +401,14 @@ impl ClientSide for Stream {
 
     fn stalled(&self) -> usize {
         self.stalled()
+    }
+
+    fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    fn progress_mut(&mut self) -> &mut Progress {
+        &mut self.progress
     }
 
     fn hold(&mut self) -> &mut Hold {

@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 use crate::http1::chunked::{BadFraming, Decoder};
 use crate::http1::held::Hold;
-use crate::http1::rate::Rate;
+use crate::http1::progress::{Limits, Progress};
 use crate::http1::scratch::Scratch;
 use crate::http1::timer::Timer;
 use crate::http1::write::poll_write_both;
@@ -133,19 +133,6 @@ impl From<BadFraming> for ClientFault {
     }
 }
 
-/// What a client may take to send a request and to read its response.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Between two pieces of a request body.
-    pub read_timeout: Duration,
-    /// For the client to take a piece of the response.
-    pub write_timeout: Duration,
-    /// The fewest bytes a second, on average, that a request body may arrive at and a response be read at.
-    pub min_rate: Option<u64>,
-    /// The longest request body, in bytes.
-    pub max_body: Option<u64>,
-}
-
 /// A client's connection.
 #[derive(Debug)]
 pub struct Downstream {
@@ -155,9 +142,8 @@ pub struct Downstream {
     body: Body,
     /// How much of the body has been read.
     body_bytes: u64,
-    reading: Rate,
-    writing: Rate,
-    limits: Limits,
+    /// How it gets on with the current request.
+    pub progress: Progress,
     /// For whatever is waited for on behalf of this client; never for two things at a time.
     pub timer: Timer,
     /// What it makes the proxy hold.
@@ -172,9 +158,7 @@ impl Downstream {
             received: BytesMut::new(),
             body: Body::Length(0),
             body_bytes: 0,
-            reading: Rate::default(),
-            writing: Rate::default(),
-            limits: *limits,
+            progress: Progress::new(limits),
             timer: Timer::default(),
             hold,
         }
@@ -189,9 +173,7 @@ impl Downstream {
     pub fn begin(&mut self, body: Body, limits: &Limits) {
         self.body = body;
         self.body_bytes = 0;
-        self.reading = Rate::default();
-        self.writing = Rate::default();
-        self.limits = *limits;
+        self.progress = Progress::new(limits);
     }
 
     /// The body of the current request.
@@ -215,12 +197,7 @@ impl Downstream {
     /// From now on whatever comes belongs to another protocol.
     pub fn switch(&mut self) {
         self.body = Body::Tunnel { closed: false };
-        self.both_talk();
-    }
-
-    /// From now on the client is answered while it sends, so that how fast it does may depend on the answer.
-    pub fn both_talk(&mut self) {
-        self.limits.min_rate = None;
+        self.progress.both_talk();
     }
 
     /// Reads ahead into `received`, past a buffer on the stack, so that a connection that waits holds none. `None` when nothing
@@ -280,7 +257,9 @@ impl Downstream {
     /// Counts `bytes` of the body.
     fn count(&mut self, bytes: usize) -> Result<(), ClientFault> {
         self.body_bytes += bytes as u64;
-        if self.limits.max_body.is_some_and(|max| self.body_bytes > max) && !matches!(self.body, Body::Tunnel { .. }) {
+        if self.progress.limits.max_body.is_some_and(|max| self.body_bytes > max)
+            && !matches!(self.body, Body::Tunnel { .. })
+        {
             return Err(ClientFault::BodyTooLarge);
         }
         Ok(())
@@ -336,11 +315,11 @@ impl Downstream {
             Body::Tunnel { .. } => pin!(self.stream.read_buf(data)).poll(context),
         };
         let Poll::Ready(read) = read else {
-            self.reading.wait();
+            self.progress.reading.wait();
             return Poll::Pending;
         };
         let read = read.unwrap_or(0);
-        if !self.reading.keeps(read, self.limits.min_rate) {
+        if !self.progress.reading.keeps(read, self.progress.limits.min_rate) {
             return Poll::Ready(Err(ClientFault::SlowToSend));
         }
         match &mut self.body {
@@ -365,11 +344,13 @@ impl Downstream {
         body: &[u8],
     ) -> Poll<Result<usize, ClientFault>> {
         match poll_write_both(Pin::new(&mut self.stream), context, head, body) {
-            Poll::Ready(Ok(written)) if self.writing.keeps(written, self.limits.min_rate) => Poll::Ready(Ok(written)),
+            Poll::Ready(Ok(written)) if self.progress.writing.keeps(written, self.progress.limits.min_rate) => {
+                Poll::Ready(Ok(written))
+            }
             Poll::Ready(Ok(_)) => Poll::Ready(Err(ClientFault::SlowToRead)),
             Poll::Ready(Err(_)) => Poll::Ready(Err(ClientFault::Gone)),
             Poll::Pending => {
-                self.writing.wait();
+                self.progress.writing.wait();
                 Poll::Pending
             }
         }
@@ -380,27 +361,12 @@ impl Downstream {
         get_recv_buf(self.stream.id()).unwrap_or_default()
     }
 
-    /// Since when the client is waited for to send more of its body, and for how long it may be.
-    pub fn sending(&self) -> Option<(Instant, Duration)> {
-        Some((self.reading.waits_since()?, self.limits.read_timeout))
-    }
-
-    /// Since when the client is waited for to take more of the response, and for how long it may be.
-    pub fn taking(&self) -> Option<(Instant, Duration)> {
-        Some((self.writing.waits_since()?, self.limits.write_timeout))
-    }
-
-    /// The client is not waited for, whatever it was asked before.
-    pub fn excuse_sending(&mut self) {
-        self.reading.excuse();
-    }
-
     /// Reads the rest of the body and forgets it. Returns whether it came in time, so that another request may follow.
     pub async fn discard_body(&mut self) -> bool {
         if self.body.ended() {
             return true;
         }
-        self.limits.max_body = None;
+        self.progress.limits.max_body = None;
         let discarded = poll_fn(|context| {
             while !self.body.ended() {
                 let mut data = Scratch::take();

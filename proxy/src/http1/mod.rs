@@ -9,6 +9,7 @@
 //! - [`names`]: classifies the names of fields.
 //! - [`chunked`]: decodes and encodes chunked bodies.
 //! - [`held`]: bounds the memory that clients make the proxy hold.
+//! - [`progress`]: how a client gets on with one request.
 //! - [`rate`]: measures whether a client keeps up a minimum rate.
 //! - [`timer`]: a timer for deadlines that keep moving.
 //! - [`mod@write`]: writes what is in two places as if it were in one.
@@ -20,6 +21,7 @@ pub mod downstream;
 pub mod head;
 pub mod held;
 pub mod names;
+pub mod progress;
 pub mod rate;
 pub mod redirect;
 pub mod scratch;

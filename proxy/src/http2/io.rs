@@ -14,7 +14,7 @@ use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::http1::closing::{Linger, poll_linger};
-use crate::http1::downstream::Limits;
+use crate::http1::progress::Limits;
 use crate::http1::rate::Rate;
 use crate::http1::timer::Timer;
 

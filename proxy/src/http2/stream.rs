@@ -7,17 +7,16 @@
 //! - Deadlines and minimum rates are those of a client of HTTP/1.1.
 
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{FlowControl, Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 
-use crate::http1::downstream::{ClientFault, Limits};
+use crate::http1::downstream::ClientFault;
 use crate::http1::held::{Hold, stalled};
 use crate::http1::names::is_forbidden_in_trailers;
-use crate::http1::rate::Rate;
+use crate::http1::progress::{Limits, Progress};
 use crate::http1::timer::Timer;
 
 /// Longer trailers of a request are left out, as the origin would get no such head.
@@ -59,9 +58,8 @@ pub struct Stream {
     sent: usize,
     /// The client has reset the stream, or its connection has ended.
     gone: bool,
-    reading: Rate,
-    writing: Rate,
-    limits: Limits,
+    /// How its client gets on with it.
+    pub progress: Progress,
     send_buffer: usize,
     /// For whatever is waited for on behalf of this stream; never for two things at a time.
     pub timer: Timer,
@@ -100,9 +98,7 @@ impl Stream {
             finished: false,
             sent: 0,
             gone: false,
-            reading: Rate::default(),
-            writing: Rate::default(),
-            limits: *limits,
+            progress: Progress::new(limits),
             send_buffer,
             timer: Timer::default(),
             hold,
@@ -151,7 +147,8 @@ impl Stream {
             self.piece.advance(here);
             self.body_bytes += here as u64;
         }
-        let too_large = self.limits.max_body.is_some_and(|max| self.body_bytes > max) && self.body != Body::Tunnel;
+        let too_large =
+            self.progress.limits.max_body.is_some_and(|max| self.body_bytes > max) && self.body != Body::Tunnel;
         Poll::Ready(if too_large {
             Err(ClientFault::BodyTooLarge)
         } else {
@@ -165,12 +162,12 @@ impl Stream {
         let _ = self.flow.release_capacity(std::mem::take(&mut self.unreleased));
         match self.incoming.poll_data(context) {
             Poll::Pending => {
-                self.reading.wait();
+                self.progress.reading.wait();
                 Poll::Pending
             }
             Poll::Ready(Some(Ok(piece))) => {
                 self.unreleased = piece.len();
-                let keeps = self.reading.keeps(piece.len(), self.limits.min_rate);
+                let keeps = self.progress.reading.keeps(piece.len(), self.progress.limits.min_rate);
                 self.piece = piece;
                 if self.incoming.is_end_stream() {
                     self.body = Body::Ended;
@@ -180,7 +177,7 @@ impl Stream {
             Poll::Ready(Some(Err(error))) => Poll::Ready(Err(self.failed(&error))),
             Poll::Ready(None) => match self.incoming.poll_trailers(context) {
                 Poll::Pending => {
-                    self.reading.wait();
+                    self.progress.reading.wait();
                     Poll::Pending
                 }
                 Poll::Ready(Ok(trailers)) => {
@@ -248,7 +245,7 @@ impl Stream {
         while outgoing.capacity() == 0 {
             match outgoing.poll_capacity(context) {
                 Poll::Pending => {
-                    self.writing.wait();
+                    self.progress.writing.wait();
                     return Poll::Pending;
                 }
                 Poll::Ready(Some(Ok(_))) => {}
@@ -270,7 +267,7 @@ impl Stream {
         }
         self.finished |= ends;
         self.sent += taken;
-        if !self.writing.keeps(taken, self.limits.min_rate) {
+        if !self.progress.writing.keeps(taken, self.progress.limits.min_rate) {
             return Poll::Ready(Err(ClientFault::SlowToRead));
         }
         Poll::Ready(Ok(taken))
@@ -299,27 +296,7 @@ impl Stream {
     /// From now on whatever comes belongs to another protocol.
     pub fn switch(&mut self) {
         self.body = Body::Tunnel;
-        self.both_talk();
-    }
-
-    /// From now on the client is answered while it sends, so that how fast it does may depend on the answer.
-    pub fn both_talk(&mut self) {
-        self.limits.min_rate = None;
-    }
-
-    /// The client is not waited for, whatever it was asked before.
-    pub fn excuse_sending(&mut self) {
-        self.reading.excuse();
-    }
-
-    /// Since when the client is waited for to send more of its body, and for how long it may be.
-    pub fn sending(&self) -> Option<(Instant, Duration)> {
-        Some((self.reading.waits_since()?, self.limits.read_timeout))
-    }
-
-    /// Since when the client is waited for to take more of the response, and for how long it may be.
-    pub fn taking(&self) -> Option<(Instant, Duration)> {
-        Some((self.writing.waits_since()?, self.limits.write_timeout))
+        self.progress.both_talk();
     }
 
     /// Ready when the client has reset the stream, or its connection has ended.
@@ -339,7 +316,7 @@ impl Stream {
         } else {
             self.flow.used_capacity()
         };
-        let unsent = if self.writing.waits_since().is_some() {
+        let unsent = if self.progress.writing.waits_since().is_some() {
             self.sent.min(self.send_buffer)
         } else {
             0
