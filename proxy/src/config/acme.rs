@@ -6,6 +6,8 @@ use chassis::settings::{Section, truth};
 use http::Uri;
 use http::uri::Scheme;
 
+use super::absolute_or_none;
+
 /// The directory of Let's Encrypt.
 const DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// Where `conf/gopherproxy.service` and the image may write.
@@ -130,11 +132,7 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
 }
 
 fn file_or_none(text: &str) -> Result<Option<PathBuf>, String> {
-    match text {
-        "none" => Ok(None),
-        _ if Path::new(text).is_absolute() => Ok(Some(text.into())),
-        _ => Err("none or the absolute path of a PEM file".into()),
-    }
+    absolute_or_none(text, "none or the absolute path of a PEM file")
 }
 
 fn challenge(text: &str) -> Result<Challenge, String> {

@@ -1,10 +1,12 @@
 //! `registry`, `discovery`, `health` and `readiness`: where the set of backends is, how it is read, and how its members are checked.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use chassis::settings::{Section, duration};
 use registry::RedisUrl;
+
+use super::absolute_or_none;
 
 /// Where Redis is by default.
 const REDIS: &str = "localhost:16379";
@@ -93,9 +95,8 @@ pub(super) fn readiness(text: &str) -> Result<Readiness, String> {
 }
 
 fn file_or_none(text: &str) -> Result<Option<PathBuf>, String> {
-    match text {
-        "none" => Ok(None),
-        _ if Path::new(text).is_absolute() => Ok(Some(text.into())),
-        _ => Err("none or the absolute path of a file, such as /var/lib/gopherproxy/backends".into()),
-    }
+    absolute_or_none(
+        text,
+        "none or the absolute path of a file, such as /var/lib/gopherproxy/backends",
+    )
 }

@@ -19,7 +19,7 @@ mod tls;
 mod upstream;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chassis::settings::{Remark, Section, Settings, duration_or_zero, size, truth};
@@ -281,8 +281,22 @@ fn with_port(address: &SocketAddr, port: u16) -> SocketAddr {
 }
 
 fn size_or_none(text: &str) -> Result<Option<u64>, String> {
+    or_none(text, size)
+}
+
+/// `none`, or what `parse` takes.
+fn or_none<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>, String> {
     if text == "none" {
         return Ok(None);
     }
-    size(text).map(Some).map_err(|expected| format!("{expected}, or none"))
+    parse(text).map(Some).map_err(|expected| format!("{expected}, or none"))
+}
+
+/// `none`, or an absolute path. What was `expected` is said of all else.
+fn absolute_or_none(text: &str, expected: &str) -> Result<Option<PathBuf>, String> {
+    match text {
+        "none" => Ok(None),
+        _ if Path::new(text).is_absolute() => Ok(Some(text.into())),
+        _ => Err(expected.into()),
+    }
 }

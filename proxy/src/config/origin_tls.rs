@@ -19,6 +19,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::absolute_or_none;
+
 /// The variables by which the platform's root certificates are replaced, as OpenSSL has them.
 const ROOTS_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
@@ -242,11 +244,10 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 fn file_or_none(text: &str) -> Result<Option<PathBuf>, String> {
-    match text {
-        "none" => Ok(None),
-        _ if Path::new(text).is_absolute() => Ok(Some(text.into())),
-        _ => Err("none or the absolute path of a PEM file, such as /etc/gopherproxy/origins.pem".into()),
-    }
+    absolute_or_none(
+        text,
+        "none or the absolute path of a PEM file, such as /etc/gopherproxy/origins.pem",
+    )
 }
 
 /// A name or an address that a certificate can have. An empty one would turn verification off.

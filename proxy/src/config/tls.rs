@@ -8,6 +8,7 @@ use chassis::settings::{Entry, Section, duration, truth};
 
 use super::acme::Acme;
 use super::address::{any, port, socket_address};
+use super::{absolute_or_none, or_none};
 use crate::http1::redirect::Redirect;
 use crate::tls::{ClientAuth, Settings, Source, Version};
 
@@ -130,12 +131,7 @@ fn certificates(section: &mut Section<'_>) -> Vec<Source> {
 }
 
 fn address_or_none(text: &str) -> Result<Option<SocketAddr>, String> {
-    match text {
-        "none" => Ok(None),
-        _ => socket_address(text)
-            .map(Some)
-            .map_err(|expected| format!("{expected}, or none")),
-    }
+    or_none(text, socket_address)
 }
 
 fn file(text: &str) -> Result<PathBuf, String> {
@@ -146,20 +142,11 @@ fn file(text: &str) -> Result<PathBuf, String> {
 }
 
 fn file_or_none(text: &str) -> Result<Option<PathBuf>, String> {
-    match text {
-        "none" => Ok(None),
-        _ if Path::new(text).is_absolute() => Ok(Some(text.into())),
-        _ => Err("none or the absolute path of a file".into()),
-    }
+    absolute_or_none(text, "none or the absolute path of a file")
 }
 
 fn duration_or_none(text: &str) -> Result<Option<Duration>, String> {
-    match text {
-        "none" => Ok(None),
-        _ => duration(text)
-            .map(Some)
-            .map_err(|expected| format!("{expected}, or none")),
-    }
+    or_none(text, duration)
 }
 
 fn port_or_auto(text: &str) -> Result<Option<u16>, String> {
