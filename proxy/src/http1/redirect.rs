@@ -7,7 +7,7 @@ use crate::http1::violation::Violation;
 use crate::rejection::Rejection;
 
 /// Where authorities look for the answer to a challenge (RFC 8555, section 8.3): over plain HTTP, because there may be no certificate.
-const CHALLENGES: &str = "/.well-known/acme-challenge";
+pub const CHALLENGES: &str = "/.well-known/acme-challenge";
 
 /// Which requests are sent to HTTPS, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]

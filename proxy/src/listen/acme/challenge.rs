@@ -14,16 +14,16 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 use super::store::answer_to;
+use crate::http1::redirect::CHALLENGES;
 use crate::tls::certificates::provider;
 
-/// What the paths of HTTP challenges begin with (RFC 8555, section 8.3).
-const PREFIX: &[u8] = b"/.well-known/acme-challenge/";
 /// No token is longer.
 const LONGEST_TOKEN: usize = 128;
 
 /// What proves to an authority that asks for `path` that the host is this proxy's, if it is about to ask for that.
 pub fn proof(storage: &Path, path: &[u8]) -> Option<Vec<u8>> {
-    let token = std::str::from_utf8(path.strip_prefix(PREFIX)?).ok()?;
+    let token = path.strip_prefix(CHALLENGES.as_bytes())?.strip_prefix(b"/")?;
+    let token = std::str::from_utf8(token).ok()?;
     is_token(token).then(|| answer_to(storage, token)).flatten()
 }
 
