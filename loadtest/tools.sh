@@ -14,7 +14,8 @@ for tool in "$@"; do
     PATH=$PATH:/usr/sbin:$unpacked/bin command -v "$tool" >/dev/null 2>&1 && continue
     missing="$missing $tool"
     case $tool in
-        h2load) packages="$packages nghttp2-client" ;;
+        nghttp | h2load) packages="$packages nghttp2-client" ;;
+        testssl) packages="$packages testssl.sh" ;;
         *) packages="$packages $tool" ;;
     esac
 done

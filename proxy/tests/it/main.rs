@@ -11,6 +11,7 @@ mod configuration;
 mod connection_limits;
 mod connection_reuse;
 mod connections;
+mod continuity;
 mod demo;
 mod discovery;
 mod failing_backends;

@@ -192,7 +192,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Ends what is sent, and still reads.
     pub async fn finish(&mut self) {
-        self.stream.shutdown().await.expect("it is open");
+        self.try_finish().await.expect("it is open");
+    }
+
+    pub async fn try_finish(&mut self) -> std::io::Result<()> {
+        self.stream.shutdown().await
     }
 
     /// Reads a response, 1xx ones too.

@@ -13,6 +13,7 @@ pub mod raw_origin;
 pub mod redis;
 pub mod strict_origin;
 pub mod tls;
+pub mod traffic;
 pub mod unprivileged;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
