@@ -65,7 +65,7 @@ up: docker ## builds, stamps and starts the compose stack; waits until all of it
 	@echo "proxy http://localhost:8080   prometheus http://localhost:9090   grafana http://localhost:3000"
 
 down: docker ## stops the compose stack; keeps its volumes
-	$(STAMP) docker compose down
+	$(STAMP) docker compose --profile https down
 
 logs: docker ## follows the log of proxy and sentinel
 	$(STAMP) docker compose logs --follow proxy sentinel
@@ -74,7 +74,7 @@ clean: ## removes what was built; keeps data
 	$(CARGO) clean
 
 purge: docker ## stops the compose stack and removes its volumes: the registry, Prometheus's history, Grafana's settings
-	$(STAMP) docker compose down --volumes
+	$(STAMP) docker compose --profile https down --volumes
 
 e2e: docker ## builds and starts the compose stack, checks it from outside, and removes it
 	@$(NEEDS) curl

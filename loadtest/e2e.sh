@@ -4,10 +4,12 @@
 set -eu
 
 export COMPOSE_PROJECT_NAME=gopherproxy-e2e
+export COMPOSE_PROFILES=https
 limit=120
 loader=
 results=
 attacker=
+authority=
 
 end() {
     status=$?
@@ -15,6 +17,7 @@ end() {
     [ -z "$loader" ] || kill "$loader" 2>/dev/null || true
     [ -z "$results" ] || rm -f "$results"
     [ -z "$attacker" ] || kill "$attacker" 2>/dev/null || true
+    [ -z "$authority" ] || rm -f "$authority"
     if [ "$status" -ne 0 ]; then
         docker compose ps -a || true
         docker compose logs --tail 20 || true
@@ -76,6 +79,17 @@ until_true "three origins answer in turn" answer 3
 curl -fsS http://localhost:2112/metrics | grep -qF "commit=\"${COMMIT:-}\"" || fail "the proxy does not tell the commit ${COMMIT:-}"
 echo "ok: the commit it was built from is in its metrics"
 
+# With the certificate that the stack has made: it has the right names, and a new container does not replace it.
+authority=$(mktemp)
+over_tls() {
+    [ "$(curl -sS -o /dev/null --cacert "$authority" "$1" -w '%{http_code} %{http_version}' https://localhost:8443/)" = "200 $2" ]
+}
+docker compose cp https:/var/lib/gopherproxy/certificates/self-made-ca.pem "$authority" >/dev/null 2>&1 || fail "no authority"
+until_true "HTTPS answers over HTTP/2" over_tls --http2 2
+until_true "HTTPS answers over HTTP/1.1" over_tls --http1.1 1.1
+docker compose up --detach --wait --force-recreate --no-deps certificate https >/dev/null 2>&1
+until_true "the certificate is the same in a new container" over_tls --http2 2
+
 docker compose stop origin2 >/dev/null 2>&1
 until_true "a stopped origin leaves the pool" answer 2
 docker compose start origin2 >/dev/null 2>&1
@@ -102,14 +116,14 @@ echo "ok: Grafana answers and the dashboard is where it is provisioned from"
 until_true "Prometheus scrapes the proxy and the sentinel" sh -c \
     'curl -fsS "http://localhost:9090/api/v1/query?query=sum(up)" | grep -q "\"2\"\]"'
 
-for service in redis origin1 sentinel proxy prometheus grafana; do
+for service in redis origin1 sentinel proxy https prometheus grafana; do
     [ "$(inspect $service '{{.HostConfig.ReadonlyRootfs}}')" = true ] || fail "$service can write its root file system"
     [ "$(inspect $service '{{.HostConfig.CapDrop}}')" = "[ALL]" ] || fail "$service has capabilities"
     inspect $service '{{.HostConfig.SecurityOpt}}' | grep -q no-new-privileges || fail "$service may gain privileges"
     [ "$(inspect $service '{{.HostConfig.Memory}}')" != 0 ] || fail "$service has no memory limit"
     [ "$(inspect $service '{{.HostConfig.RestartPolicy.Name}}')" = unless-stopped ] || fail "$service is not restarted"
 done
-for service in proxy sentinel origin1; do
+for service in proxy https sentinel origin1; do
     [ "$(inspect $service '{{.Config.User}}')" = 1001:1001 ] || fail "$service runs as another user"
     bytes=$(docker image inspect --format '{{.Size}}' "$(inspect $service '{{.Image}}')")
     [ "$bytes" -le 14000000 ] || fail "the image of $service has $bytes bytes"

@@ -5,13 +5,13 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, Once};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use chassis::admin::Admin;
 use chassis::listener::{Doors, Listening};
 use chassis::settings::Remark;
 use chassis::{build_info, descriptors, healthcheck, memory, process};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use gopherproxy::config::{Config, RegistryKind};
 use gopherproxy::discovery::RegistryDiscovery;
 use gopherproxy::discovery::state_store::StateStore;
@@ -34,7 +34,8 @@ use gopherproxy::process::signals::OnSignal;
 use gopherproxy::process::startup::{self, Startup};
 use gopherproxy::process::status::Status;
 use gopherproxy::snapshot::{Live, Machine};
-use gopherproxy::tls;
+use gopherproxy::tls::{self, self_made};
+use httpdate::fmt_http_date;
 use log::info;
 use pingora::listeners::ListenerConfig;
 use pingora::protocols::l4::stream::L4BufferSettings;
@@ -57,8 +58,11 @@ const LOG_FILTER: &str = "info,pingora=warn,pingora_core=warn,pingora_proxy=off,
 
 /// An edge proxy that balances HTTP over origins that come and go.
 #[derive(Parser)]
-#[command(name = "gopherproxy", version = build_info::describe())]
+#[command(name = "gopherproxy", version = build_info::describe(), args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// The configuration; without one every default holds.
     #[arg(short, long, value_name = "FILE")]
     conf: Option<PathBuf>,
@@ -76,8 +80,36 @@ struct Arguments {
     healthcheck: bool,
 }
 
+#[derive(Subcommand)]
+enum Command {
+    /// Make a certificate to try TLS with, unless there is one, and what clients need to trust it.
+    Certificate {
+        /// Where to put self-made.crt, self-made.key and self-made-ca.pem.
+        #[arg(short, long, value_name = "DIRECTORY")]
+        directory: PathBuf,
+
+        /// The names and addresses that clients will connect to.
+        #[arg(value_name = "HOST", default_values = ["localhost", "127.0.0.1", "::1"])]
+        hosts: Vec<String>,
+    },
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(Command::Certificate { directory, hosts }) = &arguments.command {
+        return process::answer(LOG_FILTER, "no certificate", || {
+            let made = self_made::make(directory, hosts, SystemTime::now())?;
+            let what = if made.found { "is there already" } else { "is made" };
+            let (cert, ca, until) = (
+                made.cert.display(),
+                made.authority.display(),
+                fmt_http_date(made.not_after),
+            );
+            Ok(format!(
+                "{cert} {what}, valid until {until}; clients trust it with {ca}"
+            ))
+        });
+    }
     let load = || Config::load(arguments.conf.as_deref());
     if arguments.test {
         return process::answer(LOG_FILTER, "the configuration is bad", || {

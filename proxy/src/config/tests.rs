@@ -55,6 +55,13 @@ fn the_file_of_the_image_waits_for_balancers_and_keeps_the_set() {
     let config = read(include_str!("../../../conf/container.yaml"), &[]).unwrap();
     assert_eq!(config.lame_duck, Duration::from_secs(2));
     assert!(config.discovery.state_file.is_some());
+
+    // With TLS it is the same but for that, and fewer connections, of which each takes more memory.
+    let secure = read(include_str!("../../../conf/compose-https.yaml"), &[]).unwrap();
+    assert_eq!(secure.lame_duck, config.lame_duck);
+    assert_eq!(secure.discovery.state_file, config.discovery.state_file);
+    assert_eq!(secure.tls.listen.map(|address| address.port()), Some(8443));
+    assert!(secure.remarks.is_empty(), "{:?}", secure.remarks);
 }
 
 #[test]

@@ -68,7 +68,7 @@ pub struct Certificate {
 
 impl Certificate {
     /// Reads it and its key.
-    fn load(cert: &Path, key: &Path) -> Result<Self, LoadError> {
+    pub(super) fn load(cert: &Path, key: &Path) -> Result<Self, LoadError> {
         let read = |path: &Path| read(path).map_err(|why| LoadError::new(path, why));
         Self::parse(&read(cert)?, &read(key)?)
             .map_err(|why| match why {

@@ -1,12 +1,14 @@
 //! TLS with clients. What needs the network or the metrics is in [`listen`](crate::listen).
 //!
 //! - [`certificates`]: the certificates on disk, and which of them a client gets.
+//! - [`self_made`]: a certificate to try TLS with.
 //! - [`server`]: what handshakes are made with, and its replacement while the proxy runs.
 //! - [`stream`]: a client's connection, encrypted.
 //! - [`subject`]: the names in a certificate as text.
 //! - [`tickets`]: session tickets that replicas and successors can read.
 
 pub mod certificates;
+pub mod self_made;
 pub mod server;
 pub mod stream;
 pub mod subject;
