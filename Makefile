@@ -31,7 +31,7 @@ FIRST_BUILD = [ -e "$${CARGO_TARGET_DIR:-target}/debug/gopherproxy" ] || echo "F
 # Scripts that start processes run with exec: make passes SIGTERM to its shell, but not to the shell's children.
 
 .DEFAULT_GOAL := help
-.PHONY: help run mock-backends test lint build install up down logs clean purge check-observability check-dashboard e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough soak fuzz bench check-bench pgo microbench instructions fresh rust docker tools
+.PHONY: help run mock-backends test lint build install up down logs clean purge check-observability check-dashboard check-http2 e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough soak fuzz bench check-bench pgo microbench instructions fresh rust docker tools
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,11 @@ check-observability: rust tools ## runs every query of the dashboard and the ale
 check-dashboard: ## checks the dashboard against Grafana's own types and the documented metrics (needs Node 20)
 	@$(NEEDS) node
 	@cd observability/grafana/check && npm install --no-audit --no-fund --silent && npm run --silent check
+
+check-http2: rust ## checks HTTP/2 against RFC 9113 and RFC 7541, case by case, with and without TLS; ONLY=6.9 for some
+	@$(FIRST_BUILD)
+	$(CARGO) build --bin gopherproxy --bin origin
+	@ONLY="$(ONLY)" exec sh loadtest/http2/check.sh
 
 k6-smoke: ## a k6 load test with a proxy and origins of its own; also k6-load, k6-spike, k6-sustained
 k6-smoke k6-load k6-spike k6-sustained:

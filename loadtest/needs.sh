@@ -54,6 +54,7 @@ for need in "$@"; do
         fi
         ;;
     curl) there curl || lacks "needs curl" "$(package curl)" ;;
+    openssl) there openssl || lacks "needs openssl" "$(package openssl)" ;;
     docker)
         if ! there docker; then
             lacks "needs Docker with its compose plugin; found no docker" "Install it: https://docs.docker.com/engine/install/"

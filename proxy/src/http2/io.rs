@@ -3,6 +3,8 @@
 //! `h2` writes whenever there is something to write, and waits for as long as nobody takes it. Here a client that takes nothing, or
 //! too little, has the deadlines of a response: however many streams it has, they share one connection, and what waits for
 //! it is in memory. And at the end, the connection is closed so that the client can read all that it was sent.
+//!
+//! `h2` doesn't mind which frame is the first behind a client's preface. RFC 9113, section 3.4, does.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -18,12 +20,20 @@ use crate::http1::progress::Limits;
 use crate::http1::rate::Rate;
 use crate::http1::timer::Timer;
 
+/// Where the kind of the first frame is: behind the preface of 24 bytes, and the frame's length.
+const FIRST_KIND: u8 = 24 + 3;
+
+/// The kind of a SETTINGS frame.
+const SETTINGS: u8 = 4;
+
 /// A connection.
 #[derive(Debug)]
 pub struct Io {
     stream: Stream,
     /// What was received before it was known what the client speaks.
     received: BytesMut,
+    /// How much `h2` has read, up to the kind of the first frame.
+    begun: u8,
     limits: Limits,
     writing: Rate,
     timer: Timer,
@@ -36,11 +46,26 @@ impl Io {
         Self {
             stream,
             received,
+            begun: 0,
             limits,
             writing: Rate::default(),
             timer: Timer::default(),
             linger: None,
         }
+    }
+
+    /// Takes note of the first bytes, piece by piece: an error when the first frame is not SETTINGS.
+    fn begin(&mut self, piece: &[u8]) -> io::Result<()> {
+        let kind = piece.get(usize::from(FIRST_KIND - self.begun));
+        if kind.is_some_and(|kind| *kind != SETTINGS) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the first frame is not SETTINGS",
+            ));
+        }
+        let read = u8::try_from(piece.len()).unwrap_or(u8::MAX);
+        self.begun = self.begun.saturating_add(read);
+        Ok(())
     }
 
     /// What becomes of a write: an error when the client takes too little.
@@ -75,16 +100,22 @@ impl Io {
 impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let before = buffer.filled().len();
         if this.received.is_empty() {
-            return Pin::new(&mut this.stream).poll_read(context, buffer);
+            ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+        } else {
+            let here = this.received.len().min(buffer.remaining());
+            buffer.put_slice(&this.received[..here]);
+            this.received.advance(here);
+            if this.received.is_empty() {
+                this.received = BytesMut::new();
+            }
         }
-        let here = this.received.len().min(buffer.remaining());
-        buffer.put_slice(&this.received[..here]);
-        this.received.advance(here);
-        if this.received.is_empty() {
-            this.received = BytesMut::new();
-        }
-        Poll::Ready(Ok(()))
+        Poll::Ready(if this.begun > FIRST_KIND {
+            Ok(())
+        } else {
+            this.begin(&buffer.filled()[before..])
+        })
     }
 }
 

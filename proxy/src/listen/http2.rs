@@ -6,6 +6,7 @@
 //!
 //! A stream is a connection in all but name: it takes memory, and a connection to an origin. So it counts as one in the limits.
 
+use std::io::ErrorKind;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -301,7 +302,11 @@ fn builder(policy: &Policy) -> h2::server::Builder {
 /// Why a connection with this error was ended, if the client was at fault.
 fn fault(error: &h2::Error) -> Option<GoAway> {
     if let Some(error) = error.get_io() {
-        return (error.kind() == std::io::ErrorKind::TimedOut).then_some(GoAway::Slow);
+        return match error.kind() {
+            ErrorKind::TimedOut => Some(GoAway::Slow),
+            ErrorKind::InvalidData => Some(GoAway::Protocol),
+            _ => None,
+        };
     }
     let reason = error
         .reason()

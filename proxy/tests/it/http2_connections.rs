@@ -9,8 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
 use crate::support::http2::{
-    ACK, Answer, CLEARTEXT, END_STREAM, Frames, GOAWAY, HEADERS, Http2, Outcome, PING, frame, get, head, headers,
-    http2_proxy_to, http2_proxy_with, request, upload,
+    ACK, Answer, CLEARTEXT, END_STREAM, Frames, GOAWAY, HEADERS, Http2, Outcome, PING, SETTINGS, frame, get, head,
+    headers, http2_proxy_to, http2_proxy_with, request, upload,
 };
 use crate::support::{Connection, LIMIT, Process, RawOrigin, embedded, eventually, origin};
 use crate::upgrade::{TOOK_OVER, WAITING, upgradable};
@@ -277,6 +277,31 @@ async fn busy(mut client: Http2, path: &'static str) -> (u64, h2::Error) {
             Err(error) => return (answered, error),
         }
     }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_begin_with_settings_is_cut() {
+    let origin = origin();
+    let proxy = http2_proxy_with(origin.address(), CLEARTEXT).await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let settings = [preface, &frame(SETTINGS, 0, 0, b"")[..]].concat();
+    let request = headers(1, END_STREAM, &head("GET", "/"));
+    let last = frame(GOAWAY, 0, 0, &[0; 8]);
+    // In one piece, in several, and a byte at a time.
+    for size in [1000, 25, 1] {
+        for (begin, answered) in [(&preface[..], false), (&settings, true)] {
+            let mut client = Connection::open(proxy.address()).await;
+            for piece in [begin, &request, &last].concat().chunks(size) {
+                let _ = client.try_send(piece).await;
+                tokio::task::yield_now().await;
+            }
+            let came = client.rest().await;
+            assert_eq!(came.windows(9).any(|text| text == b"127.0.0.1"), answered, "{size}");
+        }
+    }
+    let name = "gopherproxy_http2_goaways_total{reason=\"protocol\"}";
+    proxy.reaches(name, 3.0).await;
+    assert_eq!(origin.requests(), 3);
 }
 
 #[tokio::test]
