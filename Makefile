@@ -31,7 +31,7 @@ FIRST_BUILD = [ -e "$${CARGO_TARGET_DIR:-target}/debug/gopherproxy" ] || echo "F
 # Scripts that start processes run with exec: make passes SIGTERM to its shell, but not to the shell's children.
 
 .DEFAULT_GOAL := help
-.PHONY: help run mock-backends test lint build install up down logs clean purge check-observability check-dashboard check-http2 e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough soak fuzz bench check-bench pgo microbench instructions fresh rust docker tools
+.PHONY: help run mock-backends test lint build install up down logs clean purge check-observability check-dashboard check-http2 check-clients e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough soak fuzz bench check-bench pgo microbench instructions fresh rust docker tools
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -94,6 +94,11 @@ check-http2: rust ## checks HTTP/2 against RFC 9113 and RFC 7541, case by case, 
 	$(CARGO) build --bin gopherproxy --bin origin
 	@ONLY="$(ONLY)" exec sh loadtest/http2/check.sh
 
+check-clients: rust ## checks the proxy with curl, nghttp, h2load, openssl, Node, gRPC and others; THOROUGH=1 with Chromium and testssl
+	@$(FIRST_BUILD)
+	$(CARGO) build --bin gopherproxy --bin origin
+	@exec sh loadtest/clients/check.sh
+
 k6-smoke: ## a k6 load test with a proxy and origins of its own; also k6-load, k6-spike, k6-sustained
 k6-smoke k6-load k6-spike k6-sustained:
 	@sh loadtest/k6.sh install
@@ -135,6 +140,7 @@ test-thorough: rust tools ## the same with many more upgrades, restarts and faul
 	$(CARGO) build --workspace --bins
 	THOROUGH=1 $(CARGO) test --workspace
 	THOROUGH=1 FORWARDER=pingora $(CARGO) test --package gopherproxy --test it -- $(HTTP_TESTS:%=%::)
+	THOROUGH=1 $(MAKE) check-clients
 
 fuzz: ## runs every fuzz target for FUZZ_SECONDS (60) over its corpus; installs cargo-fuzz where it is missing
 	@$(NEEDS) rust c++

@@ -16,6 +16,7 @@ for tool in "$@"; do
     case $tool in
         nghttp | h2load) packages="$packages nghttp2-client" ;;
         testssl) packages="$packages testssl.sh" ;;
+        certutil) packages="$packages libnss3-tools" ;;
         *) packages="$packages $tool" ;;
     esac
 done
@@ -58,7 +59,8 @@ for directory in "$root"/usr/lib/*-linux-* "$root"/lib/*-linux-*; do
     [ ! -d "$directory" ] || LD_LIBRARY_PATH=$directory${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 done
 [ ! -d "$root/usr/libexec/valgrind" ] || VALGRIND_LIB=$root/usr/libexec/valgrind
-export LD_LIBRARY_PATH VALGRIND_LIB
+[ ! -d "$root/etc/testssl" ] || TESTSSL_INSTALL_DIR=$root/etc/testssl
+export LD_LIBRARY_PATH VALGRIND_LIB TESTSSL_INSTALL_DIR
 WRAPPER
         echo "exec \"\$root/${program#"$unpacked/root/"}\" \"\$@\"" >>"$wrapper"
         chmod +x "$wrapper"

@@ -59,9 +59,13 @@ impl AsyncRead for Secure {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // If it can't be sent, reading says so too.
-        let _ = self.poll_send(context);
-        Pin::new(&mut self.0).poll_read(context, buffer)
+        let read = Pin::new(&mut self.0).poll_read(context, buffer);
+        // What was just read may want an answer that nobody else sends: a request to renegotiate is refused.
+        if read.is_pending() {
+            // If it can't be sent, reading says so too.
+            let _ = self.poll_send(context);
+        }
+        read
     }
 }
 
