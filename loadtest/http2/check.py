@@ -1,7 +1,7 @@
 """Checks that the proxy speaks HTTP/2 as RFC 9113 and RFC 7541 say: a list of cases, with TLS and without.
 
-`make check-http2` runs it against a proxy and an origin of its own; with ONLY=6.9, the cases whose section or name contains that. The list has
-all that h2spec checks, and more. What each case sends and expects is in the modules `cases_*`.
+`make check-http2` runs it against a proxy and an origin of its own; with ONLY=6.9, the cases whose section or name contains that. The list
+has all that h2spec checks, and more. What each case sends and expects is in the modules `cases_*`.
 
 Where the crate `h2` does otherwise than the RFC says, the case accepts that and has a comment with the reason.
 """

@@ -220,6 +220,12 @@ fn refused_by_h2() -> Vec<Row> {
         (b":path", b"/"),
         (b":authority", b"test"),
     ];
+    // A GET with another value in one of those.
+    let instead = |which: usize, value: &[u8]| {
+        let mut fields = get;
+        fields[which].1 = value;
+        request(&fields)
+    };
     vec![
         reset("Transfer-Encoding", with(&[(b"transfer-encoding", b"chunked")])),
         reset("Connection", with(&[(b"connection", b"close")])),
@@ -227,6 +233,41 @@ fn refused_by_h2() -> Vec<Row> {
         reset("Proxy-Connection", with(&[(b"proxy-connection", b"close")])),
         reset("Upgrade", with(&[(b"upgrade", b"websocket")])),
         reset("TE other than trailers", with(&[(b"te", b"gzip")])),
+        reset("TE with another", with(&[(b"te", b"trailers, chunked")])),
+        reset(
+            "Transfer-Encoding: identity",
+            with(&[(b"transfer-encoding", b"identity")]),
+        ),
+        reset(
+            "Transfer-Encoding and a length",
+            with(&[(b"content-length", b"0"), (b"transfer-encoding", b"chunked")]),
+        ),
+        ends(
+            "Transfer-Encoding in upper case",
+            with(&[(b"Transfer-Encoding", b"chunked")]),
+            PROTOCOL_ERROR,
+        ),
+        ends(
+            "Transfer-Encoding with a space",
+            with(&[(b"transfer-encoding ", b"chunked")]),
+            PROTOCOL_ERROR,
+        ),
+        ends(
+            "Transfer-Encoding with a colon",
+            with(&[(b"transfer-encoding:", b"chunked")]),
+            PROTOCOL_ERROR,
+        ),
+        ends(
+            "Transfer-Encoding behind LF",
+            with(&[(b"x\ntransfer-encoding", b"chunked")]),
+            PROTOCOL_ERROR,
+        ),
+        ends(
+            "Transfer-Encoding behind CR",
+            with(&[(b"x-a", b"b\rtransfer-encoding: chunked")]),
+            PROTOCOL_ERROR,
+        ),
+        reset("a length and no body", with(&[(b"content-length", b"3")])),
         reset("an empty path", path(b"")),
         reset("an absolute path", path(b"http://other/")),
         reset("a space in a path", path(b"/a HTTP/1.1")),
@@ -248,6 +289,21 @@ fn refused_by_h2() -> Vec<Row> {
         reset("no method", pseudo(&get[1..])),
         reset("no scheme", pseudo(&[&get[..1], &get[2..]].concat())),
         reset("no path", pseudo(&[&get[..2], &get[3..]].concat())),
+        ends(
+            "a request in a method",
+            instead(0, b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET"),
+            PROTOCOL_ERROR,
+        ),
+        ends("a space in a method", instead(0, b"GET /smuggled"), PROTOCOL_ERROR),
+        reset("a URL in a scheme", instead(1, b"http://other/?")),
+        reset("a line in a scheme", instead(1, b"http\r\nx: y")),
+        reset(
+            "a request in a path",
+            path(b"/ HTTP/1.1\r\nhost: a\r\n\r\nGET /smuggled"),
+        ),
+        reset("a line in an authority", authority(b"test\r\nx: y")),
+        reset("a space in an authority", authority(b"test x")),
+        reset("a path in an authority", authority(b"test/x")),
         ends("an upper-case name", with(&[(b"X-A", b"b")]), PROTOCOL_ERROR),
         reset("a length of words", post(b"five", b"abc")),
         reset("a length with a sign", post(b"+3", b"abc")),

@@ -27,6 +27,7 @@ mod http2_attacks;
 mod http2_bodies;
 mod http2_connections;
 mod http2_heads;
+mod http2_stalls;
 mod lifecycle;
 mod limit;
 mod log;

@@ -45,11 +45,11 @@ const SKIPPED: [(&str, &str); 24] = [
     ),
     ("http2::trailers_pass_both_ways", "it has no trailers over HTTP/1.1"),
     (
-        "http2_attacks::a_hundred_stalled_responses_on_one_connection_hold_little",
+        "http2_stalls::a_hundred_stalled_responses_on_one_connection_hold_little",
         "several pieces wait in the channels between its two halves",
     ),
     (
-        "http2_attacks::clients_over_the_budget_for_memory_lose_their_oldest_streams",
+        "http2_stalls::clients_over_the_budget_for_memory_lose_their_oldest_streams",
         "several pieces wait in the channels between its two halves, where they are not counted",
     ),
     (

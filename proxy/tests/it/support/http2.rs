@@ -28,6 +28,14 @@ pub async fn http2_proxy_with(origin: SocketAddr, more: &str) -> Process {
     proxy
 }
 
+/// Nothing of the attack is left, and others are served.
+pub async fn is_well(proxy: &Process) {
+    proxy.reaches("gopherproxy_inflight_requests", 0.0).await;
+    proxy.reaches("gopherproxy_connections", 0.0).await;
+    proxy.reaches("gopherproxy_held_bytes", 0.0).await;
+    assert_eq!(proxy.metric("gopherproxy_panics_total").await, 0.0);
+}
+
 /// A response.
 #[derive(Debug)]
 pub struct Answer {
@@ -143,12 +151,16 @@ pub async fn upload(stream: &mut h2::SendStream<Bytes>, mut body: &[u8], last: b
 /// The kinds of frames.
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
+pub const PRIORITY: u8 = 2;
 pub const RST_STREAM: u8 = 3;
 pub const SETTINGS: u8 = 4;
 pub const PING: u8 = 6;
 pub const GOAWAY: u8 = 7;
 pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
+
+/// SETTINGS_INITIAL_WINDOW_SIZE.
+pub const WINDOW: u16 = 4;
 
 /// Flags.
 pub const END_STREAM: u8 = 1;

@@ -1,5 +1,6 @@
 //! What the tests stand on: processes, an HTTP client that shows what is on the wire, and waiting for a condition.
 
+pub mod attack;
 pub mod authority;
 pub mod child;
 pub mod forwarder;
