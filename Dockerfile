@@ -11,6 +11,7 @@ ENV RUSTFLAGS="-Cprofile-use=/src/loadtest/pgo/release.profdata --remap-path-pre
 COPY loadtest/pgo/release.profdata loadtest/pgo/
 COPY Cargo.toml Cargo.lock ./
 COPY third_party third_party
+COPY allocator/Cargo.toml allocator/
 COPY chassis/Cargo.toml chassis/
 COPY registry/Cargo.toml registry/
 COPY sentinel/Cargo.toml sentinel/
@@ -19,10 +20,10 @@ COPY loadtest/origin/Cargo.toml loadtest/origin/
 COPY loadtest/peers/bare/Cargo.toml loadtest/peers/bare/
 COPY loadtest/peers/pacer/Cargo.toml loadtest/peers/pacer/
 RUN set -eu; \
-    for crate in chassis registry sentinel proxy loadtest/origin; do mkdir -p $crate/src; echo '//! Empty.' > $crate/src/lib.rs; done; \
+    for crate in allocator chassis registry sentinel proxy loadtest/origin; do mkdir -p $crate/src; echo '//! Empty.' > $crate/src/lib.rs; done; \
     for crate in sentinel proxy loadtest/origin; do printf '//! Empty.\nfn main() {}\n' > $crate/src/main.rs; done; \
     cargo build --locked --release --bin gopherproxy --bin sentinel --bin origin; \
-    rm -rf chassis registry sentinel proxy loadtest/origin loadtest/peers
+    rm -rf allocator chassis registry sentinel proxy loadtest/origin loadtest/peers
 
 COPY . .
 ARG VERSION=
@@ -31,7 +32,7 @@ ARG COMMIT=
 # images have no C library, and their relocations are packed, which saves 300 kB. The flags apply only to the final link, because
 # procedural macros can't be static.
 RUN set -eu; \
-    find chassis registry sentinel proxy loadtest -name '*.rs' -exec touch {} +; \
+    find allocator chassis registry sentinel proxy loadtest -name '*.rs' -exec touch {} +; \
     mkdir -p /out/state; \
     for bin in gopherproxy sentinel origin; do \
         cargo rustc --locked --release --package $bin --bin $bin -- -C target-feature=+crt-static \

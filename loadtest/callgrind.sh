@@ -23,7 +23,7 @@ sh loadtest/tools.sh valgrind python3
 PATH=$PATH:$PWD/target/tools/bin
 ${CARGO:-cargo} build --bin origin
 optimised=
-for crate in gopherproxy chassis registry sentinel; do
+for crate in gopherproxy allocator chassis registry sentinel; do
     optimised="$optimised --config profile.dev.package.$crate.opt-level=1"
 done
 # shellcheck disable=SC2086  # the words are meant to be split

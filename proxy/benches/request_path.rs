@@ -27,7 +27,7 @@ use registry::{InProcess, Registry};
 
 /// The proxy's own.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 const HOUR: Duration = Duration::from_secs(3600);
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, Once};
 use std::time::{Instant, SystemTime};
 
+use allocator::Allocator;
 use chassis::admin::Admin;
 use chassis::listener::{Doors, Listening};
 use chassis::settings::Remark;
@@ -50,7 +51,7 @@ use tokio::sync::{Semaphore, watch};
 
 /// The proxy allocates on every request; this allocator took a fifth of the CPU time off a bare one.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 /// The log filter when `RUST_LOG` is not set. Pingora logs its own services at `info`, and at `error` what the access log reports
 /// better.
