@@ -12,7 +12,7 @@ use pingora_proxy::{ProxyHttp, Session, http_proxy_service};
 
 /// The allocator of GopherProxy, so that the comparison is about the code.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 /// Forwards requests to the backends in turn and does nothing else.
 #[derive(Parser)]
