@@ -1,25 +1,21 @@
 //! Binds ports before anything starts.
 //!
-//! Pingora binds inside a service's task, where a taken port panics that task and leaves a process that looks alive and
-//! serves nothing. So [`bind`] takes the port first, in `main`, where an error can still be reported and end the process, and
-//! [`Listening`] hands the socket to the Pingora service through the table in which Pingora looks for inherited sockets. Between
-//! the two there may be a time in which the port is this process's and not yet served: [`Doors`] says when that ends.
+//! [`bind`] takes a port in `main`, where an error can still be reported and end the process, and [`Listening`] gives the socket to the
+//! service that accepts its connections. Between the two there may be a time in which the port is this process's and not yet served:
+//! [`Doors`] says when that ends.
 
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::IntoRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
-use async_trait::async_trait;
 use log::{error, info};
-use pingora::server::{ListenFds, ShutdownWatch};
-use pingora::services::Service;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
 
-/// Pingora raises the backlog to its own when it takes the socket over; until then this many may wait.
-const BACKLOG: i32 = 1024;
+/// How many connections may wait to be accepted. The kernel has a limit of its own, `net.core.somaxconn`.
+const BACKLOG: i32 = 65_535;
 
 /// The lowest port that an ordinary user may bind, unless the system says otherwise.
 const UNPRIVILEGED: u16 = 1024;
@@ -169,76 +165,59 @@ impl Doors {
     }
 
     /// Waits until the services may begin.
-    pub(crate) async fn opened(&self) {
+    async fn opened(&self) {
         let _ = self.0.open.subscribe().wait_for(|open| *open).await;
     }
 
     /// Counts one more service that accepts connections.
-    pub(crate) fn serves(&self) {
+    fn serves(&self) {
         self.0.serving.send_modify(|serving| *serving += 1);
     }
 }
 
-/// A Pingora listening service on a socket that is already bound.
-pub struct Listening<S> {
-    inner: S,
-    key: String,
+/// A port that is bound, for the service that will accept its connections.
+pub struct Listening {
+    service: String,
+    address: SocketAddr,
     socket: Option<TcpListener>,
     doors: Doors,
 }
 
-impl<S> Listening<S> {
-    /// Serves `socket` from when `doors` open until the server shuts down, with the service that `make` makes: it is given
-    /// the address that the service must have as its one TCP address.
+impl Listening {
+    /// `socket`, on which `service` accepts from when `doors` open.
     ///
     /// # Errors
     /// When the socket's address can't be read.
-    pub fn new(socket: TcpListener, doors: Doors, make: impl FnOnce(&str) -> S) -> io::Result<Self> {
-        let key = socket.local_addr()?.to_string();
+    pub fn new(service: &str, socket: TcpListener, doors: Doors) -> io::Result<Self> {
         Ok(Self {
-            inner: make(&key),
-            key,
+            service: service.to_owned(),
+            address: socket.local_addr()?,
             socket: Some(socket),
             doors,
         })
     }
-}
 
-#[async_trait]
-impl<S: Service> Service for Listening<S> {
-    async fn start_service(&mut self, fds: Option<ListenFds>, shutdown: ShutdownWatch, listeners_per_fd: usize) {
+    /// The name of the service.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// The socket, once the doors are open; then the service is one that serves. It is there once.
+    pub async fn open(&mut self) -> Option<tokio::net::TcpListener> {
         self.doors.opened().await;
-        if let (Some(fds), Some(socket)) = (&fds, self.socket.take()) {
-            fds.lock().add(self.key.clone(), socket.into_raw_fd());
-        }
-        let name = self.inner.name().to_owned();
-        let served = self.inner.start_service(fds, shutdown, listeners_per_fd);
-        let served = futures::FutureExt::catch_unwind(std::panic::AssertUnwindSafe(served));
-        tokio::pin!(served);
-        // In its first poll Pingora builds its listeners and starts the tasks that accept; it is over only at the end.
-        let mut over = futures::poll!(&mut served);
-        if over.is_pending() {
-            info!(service = name.as_str(), address = self.key.as_str(); "listening");
-            self.doors.serves();
-            over = std::task::Poll::Ready(served.await);
-        }
-        if matches!(over, std::task::Poll::Ready(Err(_))) {
-            error!(service = name.as_str(), address = self.key.as_str(); "can't serve; exiting");
-            crate::json_log::flush(std::time::Duration::from_secs(1));
-            std::process::exit(1);
-        }
+        let socket = tokio::net::TcpListener::from_std(self.socket.take()?);
+        let socket = socket.unwrap_or_else(|problem| self.give_up(&problem));
+        info!(service = self.service.as_str(), address = self.address.to_string().as_str(); "listening");
+        self.doors.serves();
+        Some(socket)
     }
 
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn threads(&self) -> Option<usize> {
-        self.inner.threads()
-    }
-
-    fn listen_addresses(&self) -> Option<Vec<String>> {
-        Some(vec![self.key.clone()])
+    /// Ends the process, which would look alive and serve nothing.
+    pub fn give_up(&self, problem: &dyn std::error::Error) -> ! {
+        let (service, address) = (self.service.as_str(), self.address.to_string());
+        error!(service, address = address.as_str(), error = problem.to_string().as_str(); "can't serve; exiting");
+        crate::json_log::flush(Duration::from_secs(1));
+        std::process::exit(1);
     }
 }
 

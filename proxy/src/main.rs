@@ -22,6 +22,7 @@ use gopherproxy::forward::proxy::EdgeProxy;
 use gopherproxy::http1::held::Budget;
 use gopherproxy::lifecycle::Lifecycle;
 use gopherproxy::limit::refusals::Refusals;
+use gopherproxy::listen::accept::Accept;
 use gopherproxy::listen::acme::{self, Failing, Issuer};
 use gopherproxy::listen::connection::{Edge, MAX_TURNED_AWAY};
 use gopherproxy::listen::port::Port;
@@ -38,11 +39,8 @@ use gopherproxy::snapshot::{Live, Machine};
 use gopherproxy::tls::{self, self_made};
 use httpdate::fmt_http_date;
 use log::info;
-use pingora::listeners::ListenerConfig;
-use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::background_service;
-use pingora::services::listening::Service;
 use pingora_limits::inflight::Inflight;
 use pingora_proxy::http_proxy;
 use registry::{InProcess, RedisStore, Registry, Replaceable};
@@ -243,14 +241,12 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
     };
     let edge = Arc::new(edge);
     let mut listen = |name: &str, socket, tls| {
-        let (edge, doors) = (Arc::clone(&edge), doors.clone());
-        let listening = Listening::new(socket, doors, |address| {
-            let mut service = Service::new(name.into(), Port { edge, tls });
-            // `downstream` has buffers of its own while it needs them. Pingora's would be most of what an idle connection costs.
-            service.add_listener(ListenerConfig::tcp(address).l4_buffer(L4BufferSettings::unbuffered()));
-            service
-        });
-        listening.map(|listening| server.add_service(listening))
+        let port = Port {
+            edge: Arc::clone(&edge),
+            tls,
+        };
+        let listening = Listening::new(name, socket, doors.clone());
+        listening.map(|listening| server.add_service(Accept::new(listening, port)))
     };
     listen("proxy", client_socket, None)?;
     if let (Some(socket), Some(certificates)) = (tls_socket, &certificates) {

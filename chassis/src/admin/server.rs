@@ -2,14 +2,13 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use http::Method;
-use log::{error, info};
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use tokio::net::TcpStream;
@@ -19,7 +18,7 @@ use tokio::time::sleep;
 use super::http1::{self, Response};
 use super::{Admin, Rejection};
 use crate::descriptors;
-use crate::listener::Doors;
+use crate::listener::{Doors, Listening};
 use crate::pauses::timeout;
 use crate::shortage::is_shortage;
 
@@ -41,9 +40,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// The admin port, as Pingora runs it: a service with a thread of its own.
 pub struct AdminService {
     admin: Arc<Admin>,
-    socket: Option<TcpListener>,
-    address: SocketAddr,
-    doors: Doors,
+    listening: Listening,
     end: ShutdownWatch,
 }
 
@@ -51,9 +48,7 @@ impl AdminService {
     pub(super) fn new(admin: Admin, socket: TcpListener, doors: Doors, end: ShutdownWatch) -> io::Result<Self> {
         Ok(Self {
             admin: Arc::new(admin),
-            address: socket.local_addr()?,
-            socket: Some(socket),
-            doors,
+            listening: Listening::new("admin", socket, doors)?,
             end,
         })
     }
@@ -96,19 +91,9 @@ impl AdminService {
 #[async_trait]
 impl Service for AdminService {
     async fn start_service(&mut self, _fds: Option<ListenFds>, _shutdown: ShutdownWatch, _listeners_per_fd: usize) {
-        self.doors.opened().await;
-        let Some(socket) = self.socket.take() else { return };
-        let address = self.address.to_string();
-        let socket = match tokio::net::TcpListener::from_std(socket) {
-            Ok(socket) => socket,
-            Err(problem) => {
-                error!(service = "admin", address = address.as_str(), error = problem.to_string().as_str(); "can't serve; exiting");
-                crate::json_log::flush(Duration::from_secs(1));
-                std::process::exit(1);
-            }
+        let Some(socket) = self.listening.open().await else {
+            return;
         };
-        info!(service = "admin", address = address.as_str(); "listening");
-        self.doors.serves();
         let mut end = self.end.clone();
         tokio::select! {
             () = self.accept(&socket) => {}
@@ -118,7 +103,7 @@ impl Service for AdminService {
     }
 
     fn name(&self) -> &str {
-        "admin"
+        self.listening.service()
     }
 
     fn threads(&self) -> Option<usize> {
@@ -274,6 +259,7 @@ impl Drop for Slot {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
     use std::time::Instant;
 
     use prometheus::{IntCounterVec, Opts, Registry};
@@ -310,9 +296,11 @@ mod tests {
         let socket = crate::listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let address = socket.local_addr().unwrap();
         let (_end, watch) = tokio::sync::watch::channel(false);
-        let service = admin.listen(socket, Doors::default(), watch).unwrap();
+        let doors = Doors::default();
+        doors.open();
+        let mut service = admin.listen(socket, doors, watch).unwrap();
         let admin = Arc::clone(&service.admin);
-        let socket = tokio::net::TcpListener::from_std(service.socket.as_ref().unwrap().try_clone().unwrap()).unwrap();
+        let socket = service.listening.open().await.unwrap();
         let serving = tokio::spawn(async move { service.accept(&socket).await });
 
         let ask = || async move {

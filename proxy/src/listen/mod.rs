@@ -1,6 +1,7 @@
 //! Client connections, in the order in which one goes through them.
 //!
-//! - [`port`]: accepts connections, with TLS or without.
+//! - [`accept`]: accepts connections.
+//! - [`port`]: gives each its place, and TLS where the port has it.
 //! - [`proxy_protocol`]: reads the header with which a balancer names a client.
 //! - [`handshake`]: makes a connection one with TLS.
 //! - [`connection`]: reads each request head, and answers the request or forwards it.
@@ -8,6 +9,7 @@
 //! - `request`: what both have in common.
 //! - [`acme`]: gets certificates for hosts of this proxy, and proves that they are its own.
 
+pub mod accept;
 pub mod acme;
 pub mod connection;
 pub mod handshake;

@@ -7,15 +7,14 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Instant;
 
-use async_trait::async_trait;
 use chassis::pauses;
 use futures::FutureExt;
 use futures::future::FusedFuture;
 use log::info;
-use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::Stream;
 use pingora::protocols::l4::stream::Stream as Tcp;
 use pingora::server::ShutdownWatch;
+use tokio::net::TcpStream;
 
 use crate::exchange::admission::Connection;
 use crate::exchange::record::Record;
@@ -131,10 +130,11 @@ impl Port {
         Shaken::Over
     }
 
-    /// Serves a connection until its end.
-    async fn serve(&self, mut stream: Stream, shutdown: &ShutdownWatch) -> Option<()> {
+    /// Serves a connection from `remote` until its end.
+    pub(super) async fn serve(&self, stream: TcpStream, mut remote: SocketAddr, shutdown: ShutdownWatch) -> Option<()> {
         let edge = &self.edge;
-        let mut remote: SocketAddr = *stream.get_socket_digest()?.peer_addr()?.as_inet()?;
+        // Without buffers of Pingora's, which would be most of what an idle connection costs: `downstream` has its own while it needs them.
+        let mut stream: Stream = Box::new(Tcp::from(stream));
         let policy = edge.live.policy();
         let mut watch = shutdown.clone();
         let mut down = pin!(async move { drop(watch.wait_for(|down| *down).await) }.fuse());
@@ -164,22 +164,7 @@ impl Port {
                 Shaken::Over => return None,
             };
         }
-        edge.serve_connection(stream, connection, policy, shutdown, down).await;
+        edge.serve_connection(stream, connection, policy, &shutdown, down).await;
         None
-    }
-}
-
-#[async_trait]
-impl ServerApp for Port {
-    /// Pingora's task for a connection has room for a TLS handshake of Pingora's, 7 KB, for as long as it lives. Nothing here makes one,
-    /// so the connection gets a task of its own.
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let (port, shutdown) = (Arc::clone(self), shutdown.clone());
-        tokio::spawn(async move { port.serve(stream, &shutdown).await });
-        None
-    }
-
-    async fn cleanup(&self) {
-        self.edge.proxy.http_cleanup().await;
     }
 }
