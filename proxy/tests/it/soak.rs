@@ -1,7 +1,8 @@
 //! Mixed traffic and a fault after the other, drawn at random: nothing is lost, nothing grows, and everything is counted.
 //!
 //! `make soak` runs it for half an hour (`SOAK_SECONDS`), CI for three minutes, `make test` for some seconds. The faults are drawn
-//! by a seed that is printed; `SOAK_SEED` draws the same again. Half way a reload changes the forwarder.
+//! by a seed that is printed; `SOAK_SEED` draws the same again. After each third of the time a reload changes how requests are forwarded,
+//! and in the last one there are calls of gRPC too.
 
 #![allow(
     clippy::print_stdout,
@@ -9,6 +10,7 @@
 )]
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,17 +18,43 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use crate::registry_faults::with_hanging_look_ups;
+use crate::support::tls::{Authority, Pair, shown, with_tls};
+use crate::support::traffic::{Exchange, GET, HOST, Streams};
 use crate::support::{
     Connection, Load, Process, RawOrigin, Redis, eventually, free_port, get, origin_process, resident_kib, with_redis,
 };
 use crate::unprivileged::restarts_lose_nothing;
+use crate::upgrade::upgradable;
 
 /// How much more memory the proxy may have at the end than when the traffic began, whatever happened in between.
 const GROWTH_KIB: usize = 48 << 10;
 
-/// Who forwards, as lines of the configuration: before and after half of the time.
-const FIRST: &str = "  forwarder: direct\n";
-const SECOND: &str = "  forwarder: pingora\n";
+/// How requests are forwarded, in words and as lines of the configuration: in each third of the time another way.
+const STAGES: [(&str, &str); 3] = [
+    ("the proxy forwards over HTTP/1.1", "  forwarder: direct\n"),
+    ("Pingora forwards over HTTP/1.1", "  forwarder: pingora\n"),
+    (
+        "Pingora forwards over HTTP/2",
+        "  forwarder: pingora\n  upstream: {protocol: h2c}\n",
+    ),
+];
+
+/// A call of gRPC. Nobody knows whether one was done whose origin was killed, so it may be UNAVAILABLE.
+const CALL: Exchange = Exchange {
+    method: "POST",
+    path: "/soak.Echo/Call",
+    fields: &[("content-type", "application/grpc"), ("te", "trailers")],
+    body: b"\0\0\0\0\x05words",
+    check: |answer| {
+        let trailers = answer.trailers.as_ref();
+        let status = trailers.and_then(|trailers| trailers.get("grpc-status")?.to_str().ok());
+        match (status, answer.header("grpc-status")) {
+            (Some("0"), None) if answer.body == CALL.body => Ok(true),
+            (None, Some("14")) => Ok(false),
+            _ => Err(format!("a call: {answer:?}")),
+        }
+    },
+};
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -40,6 +68,8 @@ struct Stack {
     sentinel: Process,
     proxy: Process,
     configuration: String,
+    authority: Authority,
+    certificates: PathBuf,
     /// Requests that processes which have left have counted as processed, and the lines they wrote of requests.
     left: (u64, u64),
 }
@@ -62,6 +92,8 @@ const FAULTS: &[&str] = &[
     "a broken backend in the set",
     "no descriptor left",
     "a log reader that is non-blocking and stuck",
+    "a certificate is renewed",
+    "a certificate comes with another's key",
     "names that hang",
     "unprivileged restarts",
 ];
@@ -72,11 +104,13 @@ impl Stack {
         let addresses: Vec<SocketAddr> = (0..3).map(|_| ([127, 0, 0, 9], free_port()).into()).collect();
         let origins = addresses.iter().map(|address| origin_process(*address)).collect();
         let sentinel = Self::sentinel(&redis, &addresses).await;
-        let configuration = format!(
-            "upgrade_sock: {}/private/upgrade.sock\n{}{FIRST}",
-            files.display(),
-            with_redis(&redis)
-        );
+        let (authority, certificates) = (Authority::new(), files.join("certificates"));
+        std::fs::create_dir(&certificates).expect("made");
+        authority.issue(&[HOST]).write(&certificates, "a");
+        let plain = upgradable(&with_redis(&redis), files);
+        let port = format!("    listen: 127.0.0.1:{}", free_port());
+        let tls = with_tls(&plain, &certificates, "").replace("    listen: 127.0.0.1:0", &port);
+        let configuration = tls + STAGES[0].1;
         let proxy = Process::proxy(&configuration).await;
         proxy.active_backends(3).await;
         Self {
@@ -86,6 +120,8 @@ impl Stack {
             sentinel,
             proxy,
             configuration,
+            authority,
+            certificates,
             left: (0, 0),
         }
     }
@@ -155,19 +191,34 @@ impl Stack {
             "SIGQUIT without a successor" => self.proxy.signal("QUIT"),
             "a reload" => self.proxy.signal("HUP"),
             "a reload of a bad file" => {
-                let refused = self.proxy.lines("configuration not reloaded; the old one stays").len();
                 self.proxy.reconfigure("nonsense: [");
-                self.proxy.signal("HUP");
-                eventually("it is refused", async || {
-                    self.proxy.lines("configuration not reloaded; the old one stays").len() > refused
-                })
-                .await;
+                self.reload("configuration not reloaded; the old one stays").await;
                 self.proxy.reconfigure(&self.configuration);
+            }
+            "a certificate is renewed" => {
+                let renewed = self.authority.issue(&[HOST]);
+                renewed.write(&self.certificates, "a");
+                self.reload("configuration reloaded").await;
+                let client = self.authority.client();
+                assert_eq!(shown(&client.open(self.proxy.tls_address(), HOST).await), renewed.der());
+            }
+            "a certificate comes with another's key" => {
+                let [one, other] = [(); 2].map(|()| self.authority.issue(&[HOST]));
+                let mixed = Pair {
+                    key: other.key,
+                    ..one.clone()
+                };
+                mixed.write(&self.certificates, "a");
+                self.reload("configuration not reloaded; the old one stays").await;
+                tokio::time::sleep(moment).await;
+                one.write(&self.certificates, "a");
+                self.reload("configuration reloaded").await;
             }
             "slow and garbled clients" => {
                 let mut clients = Vec::new();
                 for number in 0..100 {
-                    let mut client = Connection::open_from(self.proxy.address(), [127, 0, 0, 66].into()).await;
+                    let to = [self.proxy.address(), self.proxy.tls_address()][number / 4 % 2];
+                    let mut client = Connection::open_from(to, [127, 0, 0, 66].into()).await;
                     let bytes: &[u8] = match number % 4 {
                         0 => b"GET /slow HTTP/1.1\r\nHost: a\r\nX:",
                         1 => b"POST /upload HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nx",
@@ -254,16 +305,18 @@ impl Stack {
         self.left.1 += requests_of_load(&old);
     }
 
-    /// Goes on with the other forwarder, without a moment's rest.
-    async fn change_forwarder(&mut self) {
-        self.configuration = self.configuration.replace(FIRST, SECOND);
-        let reloaded = self.proxy.lines("configuration reloaded").len();
+    /// Goes on in the way of another stage, without a moment's rest.
+    async fn begin(&mut self, stage: usize) {
+        self.configuration = self.configuration.replace(STAGES[stage - 1].1, STAGES[stage].1);
         self.proxy.reconfigure(&self.configuration);
+        self.reload("configuration reloaded").await;
+    }
+
+    /// Reloads the configuration, and waits until the proxy says that once more.
+    async fn reload(&self, says: &str) {
+        let before = self.proxy.lines(says).len();
         self.proxy.signal("HUP");
-        eventually("it is reloaded", async || {
-            self.proxy.lines("configuration reloaded").len() > reloaded
-        })
-        .await;
+        eventually(says, async || self.proxy.lines(says).len() > before).await;
     }
 
     fn descriptors(&self) -> usize {
@@ -275,8 +328,10 @@ impl Stack {
 
 /// How many lines of answered requests a process has written, and each of all its lines is checked on the way.
 fn requests_of_load(proxy: &Process) -> u64 {
-    let answered =
-        |line: &&serde_json::Value| line["msg"] == "request" && line["backend"].is_string() && line["status"] == 200;
+    let answered = |line: &&serde_json::Value| {
+        let status = (&line["status"], line["grpc_status"].as_u64().unwrap_or(0));
+        line["msg"] == "request" && line["backend"].is_string() && status == (&200.into(), 0)
+    };
     proxy.log().iter().filter(answered).count() as u64
 }
 
@@ -315,6 +370,10 @@ async fn one_fault_after_the_other_loses_nothing_and_leaves_nothing_behind() {
     let stop = Arc::new(AtomicBool::new(false));
     let load = Load::start(address, "/delay/2", 300);
     let posts = posts(address, &stop);
+    let (tls, client) = (stack.proxy.tls_address(), stack.authority.client());
+    let over_tls = Load::over_tls(tls, &client, "/delay/2", 60);
+    let streams = Streams::start(tls, &client, GET);
+    let mut calls = None;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (memory, descriptors) = (resident_kib(&stack.proxy), stack.descriptors());
 
@@ -322,15 +381,20 @@ async fn one_fault_after_the_other_loses_nothing_and_leaves_nothing_behind() {
     let between = (length / 90).clamp(Duration::from_millis(100), Duration::from_secs(20));
     let start = Instant::now();
     let mut faults = 0;
-    let mut changed = false;
+    let mut stage = 0;
     let mut order = Vec::new();
-    while start.elapsed() < length {
-        if !changed && start.elapsed() > length / 2 {
-            println!("{:5.0} s: Pingora forwards", start.elapsed().as_secs_f64());
-            stack.change_forwarder().await;
-            // Each half has every fault before one comes again.
+    // However long a fault takes, each stage has one.
+    while start.elapsed() < length || stage + 1 < STAGES.len() {
+        let passed = start.elapsed().div_duration_f64(length) * STAGES.len() as f64;
+        if stage + 1 < STAGES.len() && passed > (stage + 1) as f64 {
+            stage += 1;
+            println!("{:5.0} s: {}", start.elapsed().as_secs_f64(), STAGES[stage].0);
+            stack.begin(stage).await;
+            // Each stage has every fault before one comes again.
             order.clear();
-            changed = true;
+            if stage + 1 == STAGES.len() {
+                calls = Some(Streams::start(tls, &client, CALL));
+            }
         }
         if order.is_empty() {
             order = FAULTS.to_vec();
@@ -344,7 +408,10 @@ async fn one_fault_after_the_other_loses_nothing_and_leaves_nothing_behind() {
     }
     stop.store(true, Ordering::Relaxed);
     let posted = posts.await.expect("POSTs are answered");
-    let answered = load.lost_none().await + posted;
+    let calls = calls.expect("there was a last stage");
+    eventually("calls are answered", async || calls.answered() > 0).await;
+    let called = calls.lost_none().await;
+    let answered = load.lost_none().await + over_tls.lost_none().await + streams.lost_none().await + posted + called;
 
     stack.proxy.reaches("gopherproxy_inflight_requests", 0.0).await;
     let processed = stack.proxy.metric("gopherproxy_processed_requests_total").await;
@@ -354,7 +421,7 @@ async fn one_fault_after_the_other_loses_nothing_and_leaves_nothing_behind() {
     .await;
     let (memory_after, descriptors_after) = (resident_kib(&stack.proxy), stack.descriptors());
     println!(
-        "{faults} faults, {answered} requests answered and none lost; memory {memory} KiB, then {memory_after}; descriptors \
+        "{faults} faults, {answered} requests answered, {called} of them calls, and none lost; memory {memory} KiB, then {memory_after}; descriptors \
          {descriptors}, then {descriptors_after}"
     );
     assert_eq!(stack.left.0 as f64 + processed, answered as f64, "and is counted");

@@ -11,6 +11,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Connection;
+use super::tls::Client;
+use super::traffic::HOST;
 
 /// What some clients saw.
 #[derive(Debug, Default)]
@@ -36,6 +38,16 @@ impl Load {
             path,
             rate,
         )
+    }
+
+    /// The same with TLS, to the host that [`traffic`](super::traffic) asks for.
+    pub fn over_tls(to: SocketAddr, client: &Client, path: &'static str, rate: u32) -> Self {
+        let client = client.clone();
+        let open = move || {
+            let client = client.clone();
+            async move { client.try_open(to, HOST).await }
+        };
+        Self::over(open, path, rate)
     }
 
     /// The same over connections that `open` opens.

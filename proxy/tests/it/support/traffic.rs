@@ -376,13 +376,8 @@ pub struct Traffic {
 
 impl Traffic {
     pub fn start(to: SocketAddr, client: &Client) -> Self {
-        let of_requests = client.clone();
-        let open = move || {
-            let client = of_requests.clone();
-            async move { client.try_open(to, HOST).await }
-        };
         Self {
-            requests: Load::over(open, "/delay/3", 100),
+            requests: Load::over_tls(to, client, "/delay/3", 100),
             streams: Streams::start(to, client, GET),
             sockets: Sockets::start(to, client),
         }
