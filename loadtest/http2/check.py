@@ -6,9 +6,9 @@ has all that h2spec checks, and more. What each case sends and expects is in the
 Where the crate `h2` does otherwise than the RFC says, the case accepts that and has a comment with the reason.
 """
 
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,9 +28,9 @@ BIN = os.environ.get("BIN", "target/debug")
 CASES: list[Case] = [*cases_frames.CASES, *cases_streams.CASES, *cases_messages.CASES, *cases_hpack.CASES]
 CONFIGURATION = """
 gopherproxy:
-  listen: 127.0.0.1:{plain}
-  admin_listen: 127.0.0.1:{admin}
-  tls: {{listen: "127.0.0.1:{tls}", certificates: [{{cert: {directory}/crt, key: {directory}/key}}]}}
+  listen: 127.0.0.1:0
+  admin_listen: 127.0.0.1:0
+  tls: {{listen: "127.0.0.1:0", certificates: [{{cert: {directory}/crt, key: {directory}/key}}]}}
   http2: {{cleartext: true}}
   limit: off
   registry: {{kind: in-process}}
@@ -39,12 +39,32 @@ gopherproxy:
 """
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+class Started:
+    """A process of ours, on ports that it has chosen itself; its log says which."""
+
+    def __init__(self, log: Path, *command: str):
+        self.log = log
+        with log.open("w") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+
+    def port(self, service: str) -> int:
+        """Waits until it listens."""
+        while True:
+            # A line that is not whole yet is read the next time.
+            for line in self.log.read_text().splitlines(keepends=True):
+                if f'"service":"{service}"' in line and line.endswith("\n"):
+                    return int(json.loads(line)["address"].rsplit(":", 1)[1])
+            self.check()
+            time.sleep(0.05)
+
+    def check(self) -> None:
+        """Ends everything if it has ended."""
+        if self.process.poll() is not None:
+            sys.exit(f"{self.process.args[0]} has ended; see {self.log}")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 def run(case: Case, target: Target) -> str | None:
@@ -76,46 +96,40 @@ def check(targets: list[Target], only: str) -> bool:
     return bool(cases) and not failed
 
 
+def get(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
+        return answer.read().decode()
+
+
 def main() -> int:
-    plain, tls, admin, origin = free_ports(4)
+    started = []
+
+    def start(name: str, *arguments: str) -> Started:
+        started.append(Started(Path(f"target/check-http2-{name}.log"), f"{BIN}/{name}", *arguments))
+        return started[-1]
+
     with tempfile.TemporaryDirectory() as directory:
         command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost".split()
         command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", f"{directory}/key", "-out", f"{directory}/crt"]
         subprocess.run(command, check=True, capture_output=True)
-        configuration = Path(directory) / "proxy.yaml"
-        configuration.write_text(CONFIGURATION.format(plain=plain, tls=tls, admin=admin, origin=origin, directory=directory))
-        log = Path("target/check-http2.log")
-        with log.open("w") as output:
-            started = [
-                subprocess.Popen([f"{BIN}/origin", f"127.0.0.1:{origin}"], stdout=output, stderr=output, start_new_session=True),
-                subprocess.Popen([f"{BIN}/gopherproxy", "-c", configuration], stdout=output, stderr=output, start_new_session=True),
-            ]
         try:
-            until_ready(admin, started, log)
-            right = check([Target("without TLS", plain, False), Target("with TLS", tls, True)], os.environ.get("ONLY", ""))
-            if started[1].poll() is not None:
-                print(f"the proxy has ended; see {log}", file=sys.stderr)
-                return 1
-            with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics") as answer:
-                if b"\ngopherproxy_panics_total 0\n" not in answer.read():
-                    print(f"the proxy has panicked; see {log}", file=sys.stderr)
-                    return 1
+            origin = start("origin", "127.0.0.1:0").port("origin")
+            configuration = Path(directory) / "proxy.yaml"
+            configuration.write_text(CONFIGURATION.format(origin=origin, directory=directory))
+            proxy = start("gopherproxy", "-c", str(configuration))
+            admin = proxy.port("admin")
+            while "gopherproxy_active_backends 1" not in get(admin, "/metrics"):
+                proxy.check()
+                time.sleep(0.05)
+            targets = [Target("without TLS", proxy.port("proxy"), False), Target("with TLS", proxy.port("proxy tls"), True)]
+            right = check(targets, os.environ.get("ONLY", ""))
+            proxy.check()
+            if "\ngopherproxy_panics_total 0\n" not in get(admin, "/metrics"):
+                sys.exit(f"the proxy has panicked; see {proxy.log}")
             return 0 if right else 1
         finally:
-            for process in reversed(started):
-                process.kill()
-                process.wait()
-
-
-def until_ready(admin: int, started: list[subprocess.Popen], log: Path) -> None:
-    while True:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{admin}/readyz"):
-                return
-        except OSError:
-            time.sleep(0.1)
-        if any(process.poll() is not None for process in started):
-            sys.exit(f"the proxy or its origin has ended; see {log}")
+            for one in reversed(started):
+                one.end()
 
 
 if __name__ == "__main__":

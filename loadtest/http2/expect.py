@@ -1,4 +1,4 @@
-"""What a case expects of the proxy. An expectation is called with the client, and raises `Wrong` if it is not met; its text says what it is.
+"""What a case expects of the proxy. An expectation is called with the client and raises `Wrong` if it is not met; its text says what it is.
 
 They are stricter than h2spec, which takes a closed connection for an answer to nearly everything. Here an error of the connection is a
 GOAWAY with the right code and then the end, and after an error of a stream the connection serves on.

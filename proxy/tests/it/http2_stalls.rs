@@ -70,8 +70,15 @@ async fn many_that_stall_cost_little_and_hold_up_nobody() {
     is_well(&proxy).await;
     eventually("each is in the log, once", async || {
         let lines = proxy.lines("request");
-        let each = |reason| lines.iter().filter(|line| line["reason"] == reason).count();
-        (each("client_gone"), each("request_timeout")) == (100, 100)
+        let each = |path, reason| {
+            let those = lines
+                .iter()
+                .filter(|line| line["path"] == path && line["reason"] == reason);
+            those.count()
+        };
+        let all = |path| lines.iter().filter(|line| line["path"] == path).count();
+        let cut = ["/bytes/10000", "/upload"];
+        cut.map(all) == [100, 100] && (each(cut[0], "client_gone"), each(cut[1], "request_timeout")) == (100, 100)
     })
     .await;
 }
