@@ -301,6 +301,59 @@ async fn pings_and_settings_are_answered_and_take_no_memory() {
     is_well(&proxy).await;
 }
 
+/// They are read and cost little, or end the connection, however many streams they are about.
+#[tokio::test]
+async fn frames_that_say_nothing_cost_little_time() {
+    let origin = silent_origin().await;
+    let proxy = http2_proxy_with(origin.address, CLEARTEXT).await;
+    let settings = |size: u8| frame(SETTINGS, 0, 0, &[0, WINDOW.to_be_bytes()[1], 0, 0, 0, size]);
+    for (name, flood) in [
+        (
+            "windows of all streams, up and down",
+            [settings(0), settings(9)].concat(),
+        ),
+        ("a window that opens by a byte", window(1, 1)),
+        ("the window of the connection", window(0, 1)),
+        ("priorities", frame(PRIORITY, 0, 1, &[0, 0, 0, 3, 0])),
+        (
+            "priorities of streams that there aren't",
+            frame(PRIORITY, 0, 9999, &[0; 5]),
+        ),
+        ("frames that nobody knows", frame(0x16, 0, 0, b"")),
+        ("a stream that is over", frame(RST_STREAM, 0, 1, &CANCEL)),
+    ] {
+        withstands(&proxy, name, async {
+            let before = reached(&origin);
+            let mut client = Frames::open(proxy.address(), &[]).await;
+            client
+                .send((1..200).step_by(2).flat_map(request).collect::<Vec<u8>>())
+                .await;
+            eventually("they are open", async || reached(&origin) == before + 100).await;
+            let flood = flood.repeat(100);
+            for _ in 0..100 {
+                client
+                    .send([&flood, &frame(PING, 0, 0, b"are you?")[..]].concat())
+                    .await;
+                let answer = async {
+                    loop {
+                        match client.next().await {
+                            Some(frame) if frame.kind == PING => return false,
+                            Some(frame) if frame.kind == GOAWAY => return true,
+                            Some(_) => {}
+                            None => panic!("{name}: it is closed without a word"),
+                        }
+                    }
+                };
+                if answer.await {
+                    break;
+                }
+            }
+        })
+        .await;
+    }
+    is_well(&proxy).await;
+}
+
 #[tokio::test]
 async fn answers_that_nobody_reads_take_little_memory_and_end_the_connection() {
     let origin = silent_origin().await;

@@ -1,4 +1,4 @@
-//! Clients of HTTP/2 that stall: they open no window, send no body, or read nothing. They are cut, and hold little memory until then.
+//! Clients of HTTP/2 that stall: they open no window or a tiny one, send no body, or read nothing. They are cut, and hold little memory until then.
 
 use std::time::Duration;
 
@@ -81,6 +81,30 @@ async fn many_that_stall_cost_little_and_hold_up_nobody() {
         cut.map(all) == [100, 100] && (each(cut[0], "client_gone"), each(cut[1], "request_timeout")) == (100, 100)
     })
     .await;
+}
+
+/// Many small frames of a response are no more than what its client has asked for, and have the minimum rate.
+#[tokio::test]
+async fn a_response_that_is_taken_a_byte_at_a_time_costs_little() {
+    let origin = origin();
+    let proxy = http2_proxy_with(origin.address(), CLEARTEXT).await;
+    withstands(&proxy, "a byte at a time", async {
+        let mut client = Frames::open(proxy.address(), &[(WINDOW, 0)]).await;
+        client.send(headers(1, END_STREAM, &head("GET", "/bytes/100000"))).await;
+        let mut received = 0;
+        for _ in 0..2000 {
+            client.send(frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1])).await;
+            loop {
+                let frame = client.next().await.expect("data");
+                if frame.kind == DATA {
+                    break received += frame.payload.len();
+                }
+            }
+        }
+        assert_eq!(received, 2000);
+    })
+    .await;
+    is_well(&proxy).await;
 }
 
 #[tokio::test]
