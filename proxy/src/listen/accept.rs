@@ -15,6 +15,7 @@ use log::error;
 use pingora::apps::HttpServerApp;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -52,8 +53,6 @@ async fn accept(socket: Arc<TcpListener>, port: Arc<Port>, shutdown: ShutdownWat
         };
         match accepted {
             Ok((stream, peer)) => {
-                // A response has no use for a delay. It fails when the client has left already, which whoever reads will notice.
-                let _ = stream.set_nodelay(true);
                 let (port, shutdown) = (Arc::clone(&port), shutdown.clone());
                 // Boxed, because tokio moves what it has of a task when that ends.
                 tokio::spawn(Box::pin(async move { port.serve(stream, peer, shutdown).await }));
@@ -61,6 +60,11 @@ async fn accept(socket: Arc<TcpListener>, port: Arc<Port>, shutdown: ShutdownWat
             Err(failure) => explain(&failure).await,
         }
     }
+}
+
+/// Has what is written on the connections of `socket` sent at once. They inherit this (Linux), so no connection costs a system call.
+fn without_delay(socket: &TcpListener) -> io::Result<()> {
+    SockRef::from(socket).set_tcp_nodelay(true)
 }
 
 /// Logs that a connection could not be accepted, and waits where the next could not either.
@@ -78,6 +82,9 @@ impl Service for Accept {
         let Some(socket) = self.listening.open().await else {
             return;
         };
+        if let Err(failure) = without_delay(&socket) {
+            self.listening.give_up(&failure);
+        }
         let socket = Arc::new(socket);
         let mut accepting = JoinSet::new();
         for _ in 0..listeners_per_fd {
@@ -98,5 +105,20 @@ impl Service for Accept {
     /// None that Pingora would have to know of.
     fn listen_addresses(&self) -> Option<Vec<String>> {
         Some(Vec::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_inherit_that_nothing_is_delayed() {
+        let socket = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        without_delay(&socket).unwrap();
+        let _client = TcpStream::connect(socket.local_addr().unwrap()).await.unwrap();
+        assert!(socket.accept().await.unwrap().0.nodelay().unwrap());
     }
 }
