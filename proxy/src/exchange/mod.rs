@@ -1,5 +1,6 @@
 //! One request and its response, from the client's first byte to the log line.
 //!
+//! - [`connection`]: what the requests of one connection have in common.
 //! - [`client`]: identifies the client that a request is charged to.
 //! - [`admission`]: decides whether to admit a request.
 //! - [`request`]: an admitted request, as the origin gets it.
@@ -8,6 +9,7 @@
 
 pub mod admission;
 pub mod client;
+pub mod connection;
 pub mod record;
 pub mod request;
 pub mod retry;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::exchange::admission::Connection;
+use crate::exchange::connection::Connection;
 use crate::exchange::request::RequestId;
 use crate::http1::head::RequestLine;
 use crate::observe::access_log;

@@ -24,7 +24,8 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::config::ClientLimits;
-use crate::exchange::admission::{Admission, Connection, Rejected};
+use crate::exchange::admission::{Admission, Rejected};
+use crate::exchange::connection::Connection;
 use crate::exchange::record::Record;
 use crate::exchange::request::Request;
 use crate::forward::client::{Client, ClientSide};

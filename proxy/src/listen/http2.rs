@@ -22,7 +22,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::connection::Edge;
-use crate::exchange::admission::{Connection, Rejected};
+use crate::exchange::admission::Rejected;
+use crate::exchange::connection::Connection;
 use crate::exchange::record::Record;
 use crate::exchange::request as exchange;
 use crate::forward::client::Client;

@@ -16,7 +16,7 @@ use pingora::protocols::l4::stream::Stream as Tcp;
 use pingora::server::ShutdownWatch;
 use tokio::net::TcpStream;
 
-use crate::exchange::admission::Connection;
+use crate::exchange::connection::Connection;
 use crate::exchange::record::Record;
 use crate::listen::connection::Edge;
 use crate::listen::handshake::{Failure, shake_hands};

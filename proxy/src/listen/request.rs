@@ -14,7 +14,8 @@ use pingora_limits::inflight;
 
 use super::connection::Edge;
 use crate::config::Forwarder;
-use crate::exchange::admission::{Connection, Rejected};
+use crate::exchange::admission::Rejected;
+use crate::exchange::connection::Connection;
 use crate::exchange::record::Record;
 use crate::exchange::request::{Request, is_idempotent};
 use crate::forward::client::Client;
