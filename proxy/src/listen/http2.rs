@@ -77,7 +77,7 @@ impl Edge {
     /// Serves a `client` that speaks HTTP/2 on a `connection`, of which it may have received the beginning.
     pub(super) async fn serve_http2(
         self: &Arc<Self>,
-        client: Downstream,
+        client: Box<Downstream>,
         mut connection: Connection,
         shutdown: &ShutdownWatch,
         mut down: Pin<&mut impl FusedFuture<Output = ()>>,
@@ -88,7 +88,8 @@ impl Edge {
         let (stream, received, hold) = client.into_parts();
         let io = Io::new(stream, received, policy.client.transfer);
         let handshake = builder(&policy).handshake(io);
-        let Ok(Ok(mut http2)) = timeout(policy.client.head_timeout, handshake).await else {
+        // Boxed, so that no connection has room for it for longer than it takes.
+        let Ok(Ok(mut http2)) = Box::pin(timeout(policy.client.head_timeout, handshake)).await else {
             return;
         };
         drop(policy);
@@ -97,7 +98,7 @@ impl Edge {
         let mut idle_since = Instant::now();
         let mut idle_limit = self.live.idle_timeout();
         let mut under_way = None;
-        let mut closing = false;
+        let (mut leaving, mut closing) = (false, false);
         loop {
             let event = std::future::poll_fn(|context| {
                 if let Poll::Ready(Some(ended)) = streams.running.poll_join_next(context) {
@@ -125,7 +126,9 @@ impl Edge {
                     streams.accepted += 1;
                     self.begin(request, respond, &connection, &hold, &mut streams, shutdown);
                     idle_since = Instant::now();
-                    if streams.accepted == self.live.max_requests() {
+                    // A reload may have made them fewer than were served.
+                    if streams.accepted >= self.live.max_requests() && !leaving {
+                        leaving = true;
                         self.metrics.goes_away(GoAway::MaxRequests);
                         http2.graceful_shutdown();
                     }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use crate::support::http2::{CLEARTEXT, END_STREAM, Frames, Outcome, head, headers, http2_proxy_with};
+use crate::support::tls::{Authority, with_tls};
 use crate::support::{Connection, Process, RawOrigin, embedded, eventually, forwarder, origin, proxy_to, resident_kib};
 
 const CLIENTS: usize = 160;
@@ -118,4 +120,88 @@ async fn an_upload_that_the_origin_does_not_read_waits_at_the_client() {
         assert!(inflight == CLIENTS as f64 && ended.is_empty(), "{inflight}: {ended:#?}");
         drop(clients);
     }
+}
+
+/// What each of many idle connections over TLS holds after one request, in bytes. Each is opened by `open`.
+async fn held_by_idle<C>(open: impl AsyncFn(&Authority, &Process) -> C) -> usize {
+    const CLIENTS: usize = 400;
+    let (origin, files, authority) = (origin(), tempfile::tempdir().expect("a directory"), Authority::new());
+    authority.issue(&["a.example"]).write(files.path(), "a");
+    let proxy = Process::proxy(&with_tls(&embedded(&[origin.address()]), files.path(), "")).await;
+    proxy.active_backends(1).await;
+    let connected = async || {
+        let mut connections = Vec::new();
+        for _ in 0..CLIENTS {
+            // Each is a new one, without a session to resume.
+            connections.push(open(&authority, &proxy).await);
+        }
+        connections
+    };
+    // The allocator keeps what the first took, so that only the others count.
+    let first = connected().await;
+    let before = resident_kib(&proxy);
+    let (second, third) = (connected().await, connected().await);
+    let each = resident_kib(&proxy).saturating_sub(before) * 1024 / (2 * CLIENTS);
+    drop((first, second, third));
+    each
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_over_tls_holds_little() {
+    /// In KiB. Without optimisation the state of a connection takes twice what it takes with it; a buffer of a record would be seen.
+    const MOST: usize = 32;
+    let each = held_by_idle(async |authority, proxy| {
+        let mut connection = authority.client().open(proxy.tls_address(), "a.example").await;
+        assert_eq!(connection.get("/").await.status, 200);
+        connection
+    })
+    .await;
+    assert!((1 << 10..=MOST << 10).contains(&each), "{each} bytes for each");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_connection_of_http2_holds_little() {
+    /// In KiB, without optimisation.
+    const MOST: usize = 40;
+    let each = held_by_idle(async |authority, proxy| {
+        let mut connection = authority.client().open_http2(proxy.tls_address(), "a.example").await;
+        assert_eq!(connection.get("/").await.status, 200);
+        connection
+    })
+    .await;
+    assert!((1 << 10..=MOST << 10).contains(&each), "{each} bytes for each");
+}
+
+/// A value in the table of HPACK is a few bytes, and may not keep the buffer that it came in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fields_that_a_client_of_http2_has_stored_take_what_they_say() {
+    const CLIENTS: usize = 40;
+    /// As many as the table has room for.
+    const FIELDS: u32 = 110;
+    /// In KiB. The table has 4, and its entries take some beside it.
+    const MOST: usize = 96;
+    let origin = origin();
+    let proxy = http2_proxy_with(origin.address(), CLEARTEXT).await;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut client = Frames::open(proxy.address(), &[]).await;
+        client.send(headers(1, END_STREAM, &head("GET", "/"))).await;
+        assert_eq!(client.outcome(1).await, Outcome::Status(200));
+        clients.push(client);
+    }
+    let before = resident_kib(&proxy);
+    for client in &mut clients {
+        for number in 1..=FIELDS {
+            // A literal that is stored, with a new name (RFC 7541, section 6.2.1).
+            let value = format!("{number:03}");
+            let stored = [&[0x40, 1, b'x', 3], value.as_bytes()].concat();
+            let stream = 2 * number + 1;
+            client
+                .send(headers(stream, END_STREAM, &[head("GET", "/"), stored].concat()))
+                .await;
+            assert_eq!(client.outcome(stream).await, Outcome::Status(200));
+        }
+    }
+    let held = resident_kib(&proxy).saturating_sub(before) / CLIENTS;
+    assert!(held <= MOST, "{held} KiB for each");
 }

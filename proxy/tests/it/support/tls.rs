@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::http2::Http2;
 use super::{Connection, LIMIT};
 
 /// A connection with TLS.
@@ -151,6 +152,14 @@ impl Client {
 
     pub async fn open(&self, to: SocketAddr, name: &str) -> Secure {
         self.try_open(to, name).await.expect("a handshake")
+    }
+
+    /// The same for HTTP/2.
+    pub async fn open_http2(&self, to: SocketAddr, name: &str) -> Http2 {
+        let mut client = self.clone();
+        client.0.alpn_protocols = vec![b"h2".to_vec()];
+        let connection = client.open(to, name).await;
+        Http2::over(connection.into_stream(), &h2::client::Builder::new()).await
     }
 }
 
