@@ -116,7 +116,7 @@ impl Edge {
         let mut client = self.client(stream, &connection, &policy);
         drop(policy);
         if is_http2 {
-            return Box::pin(self.serve_http2(*client, connection, shutdown, down)).await;
+            return Box::pin(self.serve_http2(client, connection, shutdown, down)).await;
         }
         let connection = Arc::new(connection);
         let mut requests = 0;
@@ -137,7 +137,7 @@ impl Edge {
                     let Some(connection) = Arc::into_inner(connection) else {
                         return;
                     };
-                    return Box::pin(self.serve_http2(*client, connection, shutdown, down)).await;
+                    return Box::pin(self.serve_http2(client, connection, shutdown, down)).await;
                 }
             };
             if requests != before {
@@ -226,7 +226,11 @@ impl Edge {
                 } else {
                     client.received.split_to(length).freeze()
                 };
-                let decided = self.decide(&head, &mut client, connection, &policy, &mut record, last);
+                let proof = match &policy.challenges {
+                    Some(storage) => challenge::proof(storage, target(&head)).await,
+                    None => None,
+                };
+                let decided = self.decide((&head, proof), &mut client, connection, &policy, &mut record, last);
                 record.arrived(head);
                 match decided {
                     Ok((header, request)) => {
@@ -254,11 +258,11 @@ impl Edge {
         Some(Next::Request(client))
     }
 
-    /// Decides over the request with this head, whose body is next in what `client` has sent. It may be the `last` of its
-    /// connection.
+    /// Decides over the request with this head, whose body is next in what `client` has sent. An authority may have asked for the
+    /// proof in it. It may be the `last` of its connection.
     fn decide(
         &self,
-        bytes: &Bytes,
+        (bytes, proof): (&Bytes, Option<Vec<u8>>),
         client: &mut Downstream,
         connection: &Connection,
         policy: &Arc<Policy>,
@@ -296,11 +300,9 @@ impl Edge {
             let rule = "the target has another scheme than the connection";
             return Err((Violation::malformed(rule).into(), Delivery::LAST));
         }
-        if let Some(storage) = &policy.challenges
-            && let Some(proof) = challenge::proof(storage, head.path)
-        {
+        if proof.is_some() {
             let why = Rejected {
-                proof: Some(proof),
+                proof,
                 ..Rejection::AcmeChallenge.into()
             };
             return Err((why, delivery));
@@ -381,6 +383,11 @@ impl Edge {
             }
         }
     }
+}
+
+/// The second word of a head, which is its target if it is one.
+fn target(head: &[u8]) -> &[u8] {
+    head.split(|byte| *byte == b' ').nth(1).unwrap_or_default()
 }
 
 /// Receives until there is a whole head, whose first byte was there at `start`.

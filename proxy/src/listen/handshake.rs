@@ -80,7 +80,7 @@ pub async fn shake_hands(mut stream: Tcp, server: &Server, challenges: Option<&P
     let sni = accepted.client_hello().server_name().map(str::to_owned);
     if let (Some(storage), Some(host)) = (challenges, &sni)
         && asks_for_proof(&accepted)
-        && let Some(config) = challenge::handshake(storage, host)
+        && let Some(config) = challenge::handshake(storage, host).await
     {
         // Boxed, so that no other handshake has room for it.
         let shaken = Box::pin(prove(accepted, stream, config)).await;

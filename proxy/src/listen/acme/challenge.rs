@@ -21,10 +21,18 @@ use crate::tls::certificates::provider;
 const LONGEST_TOKEN: usize = 128;
 
 /// What proves to an authority that asks for `path` that the host is this proxy's, if it is about to ask for that.
-pub fn proof(storage: &Path, path: &[u8]) -> Option<Vec<u8>> {
+pub async fn proof(storage: &Path, path: &[u8]) -> Option<Vec<u8>> {
     let token = path.strip_prefix(CHALLENGES.as_bytes())?.strip_prefix(b"/")?;
-    let token = std::str::from_utf8(token).ok()?;
-    is_token(token).then(|| answer_to(storage, token)).flatten()
+    let token = std::str::from_utf8(token).ok().filter(|token| is_token(token))?;
+    let (storage, token) = (storage.to_owned(), token.to_owned());
+    beside(move || answer_to(&storage, &token)).await
+}
+
+/// What `look` finds in the storage. That may be another machine's disk, and anybody can make the proxy look there, so whoever serves
+/// other clients does not wait for it.
+async fn beside<T: Send + 'static>(look: impl FnOnce() -> Option<T> + Send + 'static) -> Option<T> {
+    // A panic has been logged.
+    tokio::task::spawn_blocking(look).await.ok().flatten()
 }
 
 /// Whether `token` is one, which is also the name of a file and never a path.
@@ -52,13 +60,17 @@ pub(super) fn certificate(host: &str, digest: &[u8]) -> Result<String, rcgen::Er
 }
 
 /// What to shake hands with when an authority asks for a proof that `host` is this proxy's, if it is about to ask for that.
-pub fn handshake(storage: &Path, host: &str) -> Option<Arc<ServerConfig>> {
-    let host = host.to_ascii_lowercase();
+pub async fn handshake(storage: &Path, host: &str) -> Option<Arc<ServerConfig>> {
+    let (storage, host) = (storage.to_owned(), host.to_ascii_lowercase());
+    beside(move || proving(&storage, &host)).await
+}
+
+fn proving(storage: &Path, host: &str) -> Option<Arc<ServerConfig>> {
     let of_host = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if host.starts_with('.') || !host.bytes().all(of_host) {
         return None;
     }
-    let pem = answer_to(storage, &file(&host))?;
+    let pem = answer_to(storage, &file(host))?;
     let key = any_supported_type(&PrivateKeyDer::from_pem_slice(&pem).ok()?).ok()?;
     let certificate = CertificateDer::from_pem_slice(&pem).ok()?;
     let builder = ServerConfig::builder_with_provider(Arc::new(provider()));
@@ -78,15 +90,15 @@ mod tests {
     use super::super::store::Store;
     use super::*;
 
-    #[test]
-    fn only_a_token_that_is_being_asked_for_has_a_proof() {
+    #[tokio::test]
+    async fn only_a_token_that_is_being_asked_for_has_a_proof() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::at(directory.path());
         store.open().unwrap();
         let _answer = store.answer("a-B_9", b"proof").unwrap();
-        let proof = |path: &str| proof(directory.path(), path.as_bytes());
+        let proof = async |path: &str| proof(directory.path(), path.as_bytes()).await;
         assert_eq!(
-            proof("/.well-known/acme-challenge/a-B_9").as_deref(),
+            proof("/.well-known/acme-challenge/a-B_9").await.as_deref(),
             Some(&b"proof"[..])
         );
         let long = format!("/.well-known/acme-challenge/{}", "a".repeat(300));
@@ -103,19 +115,19 @@ mod tests {
             "/x/.well-known/acme-challenge/a-B_9",
             &long,
         ] {
-            assert_eq!(proof(path), None, "{path}");
+            assert_eq!(proof(path).await, None, "{path}");
         }
     }
 
-    #[test]
-    fn only_a_host_that_is_being_asked_for_has_a_handshake() {
+    #[tokio::test]
+    async fn only_a_host_that_is_being_asked_for_has_a_handshake() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::at(directory.path());
         store.open().unwrap();
         let pem = certificate("a.example", &[7; 32]).unwrap();
         let answer = store.answer(&file("a.example"), pem.as_bytes()).unwrap();
-        let handshake = |host: &str| handshake(directory.path(), host);
-        assert!(handshake("a.example").is_some() && handshake("A.Example").is_some());
+        let handshake = async |host: &str| handshake(directory.path(), host).await;
+        assert!(handshake("a.example").await.is_some() && handshake("A.Example").await.is_some());
         for host in [
             "b.example",
             "",
@@ -124,9 +136,9 @@ mod tests {
             "/a.example",
             "challenges/a.example",
         ] {
-            assert!(handshake(host).is_none(), "{host}");
+            assert!(handshake(host).await.is_none(), "{host}");
         }
         drop(answer);
-        assert!(handshake("a.example").is_none());
+        assert!(handshake("a.example").await.is_none());
     }
 }
