@@ -9,6 +9,7 @@ use futures::future::join_all;
 use h2::Reason;
 use http::Response;
 
+use crate::support::http2::{END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, frame};
 use crate::support::http2_origin::{Answer, Http2Origin, whole};
 use crate::support::{Connection, Process, RawOrigin, embedded_targets, eventually, get};
 
@@ -168,6 +169,74 @@ async fn a_request_that_the_origin_has_refused_goes_out_again() {
     assert_eq!(get(refusing.address(), "/").await.status, 502);
     assert!(origin_that_refuses.connections() <= 2);
     assert_eq!(proxy.metric("gopherproxy_ejections_total").await, 0.0);
+}
+
+/// What an origin does with the second request of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaves {
+    /// It leaves before it has seen it.
+    Before,
+    /// It says that this is the last, and answers it.
+    AfterIt,
+    /// It may have acted on it, and leaves with an error and without an answer.
+    InTheMiddle,
+}
+
+#[tokio::test]
+async fn an_origin_that_goes_away_costs_no_request_that_it_has_not_acted_on() {
+    for leaves in [Leaves::Before, Leaves::AfterIt, Leaves::InTheMiddle] {
+        let origin = RawOrigin::start(move |peer| async move {
+            let mut frames = Frames::accepted(peer.stream).await;
+            let mut heads = Vec::new();
+            let mut gone = false;
+            while let Some(next) = frames.next().await {
+                if next.kind == HEADERS {
+                    heads.push(next.stream);
+                }
+                if next.stream == 0 || next.flags & END_STREAM == 0 || gone {
+                    continue;
+                }
+                // 200, by its place in the static table of RFC 7541.
+                let answer = frame(HEADERS, END_STREAM | END_HEADERS, next.stream, &[0x88]);
+                let goaway =
+                    |last: u32, error: u32| frame(GOAWAY, 0, 0, &[last.to_be_bytes(), error.to_be_bytes()].concat());
+                if heads.len() == 1 {
+                    frames.send(answer).await;
+                    continue;
+                }
+                gone = true;
+                match leaves {
+                    Leaves::Before => frames.send(goaway(heads[0], 0)).await,
+                    Leaves::AfterIt => frames.send([goaway(next.stream, 0), answer].concat()).await,
+                    Leaves::InTheMiddle => return frames.send(goaway(next.stream, 2)).await,
+                }
+            }
+        })
+        .await;
+        let configuration = embedded_targets(&[origin.address.to_string()]) + "  upstream: {protocol: h2c}\n";
+        let proxy = Process::proxy(&configuration).await;
+        proxy.active_backends(1).await;
+        let mut statuses = Vec::new();
+        for number in 0..6 {
+            let (method, body) = if number % 2 == 1 {
+                ("POST", "a body")
+            } else {
+                ("GET", "")
+            };
+            let mut client = Connection::open(proxy.address()).await;
+            statuses.push(client.request(method, &format!("/{number}"), "", body).await.status);
+        }
+        if leaves == Leaves::InTheMiddle {
+            assert_eq!(
+                statuses,
+                [200, 502, 200, 502, 200, 502],
+                "a POST may have been acted on"
+            );
+        } else {
+            assert_eq!(statuses, [200; 6], "{leaves:?}");
+        }
+        assert!(origin.connections() >= 3, "{leaves:?}: {}", origin.connections());
+    }
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::support::authority::{Authority, Identity};
+use crate::support::http2::{CLEARTEXT, Http2, request};
 use crate::support::http2_origin::Http2Origin;
 use crate::support::{Connection, Process, RawOrigin, embedded_targets, eventually, get, origin};
 
@@ -183,21 +184,25 @@ async fn requests_move_between_origins_with_and_without_tls() {
     let gone = RawOrigin::answering("").await;
     let more = files.upstream("", ", ejection: {failures: 1000}") + "  health: {interval: 1h}\n";
     let targets = [local(&secure), gone.address.to_string(), plain.address().to_string()];
-    let configuration = (embedded_targets(&targets) + &more)
+    let configuration = (embedded_targets(&targets) + &more + CLEARTEXT)
         .replace("  health: {interval: 100ms}\n", "")
         .replace("interval: 100ms, targets", "interval: 1h, targets");
     let proxy = Process::proxy(&configuration).await;
     proxy.active_backends(3).await;
     drop(gone);
     let mut client = Connection::open(proxy.address()).await;
-    for number in 0..12 {
+    let mut http2 = Http2::open(proxy.address()).await;
+    for number in 0..6 {
         let (method, body) = if number % 2 == 0 { ("GET", "") } else { ("POST", "body") };
         let response = client.request(method, &format!("/{number}"), "", body).await;
         assert_eq!(response.status, 200, "request {number}");
+        let asked = request(method, &format!("/{number}/http2"));
+        let answer = http2.send(asked, body.as_bytes()).await.expect("an answer");
+        assert_eq!(answer.status, 200, "request {number} over HTTP/2");
     }
     assert!(!secure.requests().is_empty());
     drop(plain);
-    for number in 0..12 {
+    for number in 0..6 {
         let (method, body) = if number % 2 == 0 { ("GET", "") } else { ("PUT", "body") };
         let response = client.request(method, &format!("/{number}/again"), "", body).await;
         assert_eq!(
@@ -205,10 +210,18 @@ async fn requests_move_between_origins_with_and_without_tls() {
             (200, Some("h2")),
             "request {number}"
         );
+        let asked = request(method, &format!("/{number}/again/http2"));
+        let answer = http2.send(asked, body.as_bytes()).await.expect("an answer");
+        assert_eq!(
+            (answer.status, answer.header("x-version")),
+            (200, Some("h2")),
+            "request {number} over HTTP/2"
+        );
     }
     let requests = secure.requests();
-    let put = requests.iter().find(|seen| seen.head.starts_with("PUT")).expect("one");
-    assert_eq!(put.body, b"body");
+    let puts: Vec<_> = requests.iter().filter(|seen| seen.head.starts_with("PUT")).collect();
+    assert_eq!(puts.len(), 6);
+    assert!(puts.iter().all(|put| put.body == b"body"));
 }
 
 #[tokio::test]

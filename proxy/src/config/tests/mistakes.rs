@@ -106,6 +106,42 @@ fn each_bad_value_is_named_with_its_line_and_what_was_expected() {
             "tls.ticket_secret: expected none or the absolute path of a file, got \"here\"",
         ),
         (
+            "gopherproxy: {http2: {cleartext: maybe}}",
+            "gopherproxy.http2.cleartext: expected true or false, got \"maybe\"",
+        ),
+        (
+            "gopherproxy: {http2: {max_streams: 0}}",
+            "gopherproxy.http2.max_streams: expected a whole number from 1 to 10000, got \"0\"",
+        ),
+        (
+            "gopherproxy: {http2: {max_streams: 10001}}",
+            "gopherproxy.http2.max_streams: expected a whole number from 1 to 10000, got \"10001\"",
+        ),
+        (
+            "gopherproxy: {http2: {stream_window: 65534B}}",
+            "gopherproxy.http2.stream_window: expected a size from 64KiB to 2147483647B, got \"65534B\"",
+        ),
+        (
+            "gopherproxy: {http2: {connection_window: 2GiB}}",
+            "gopherproxy.http2.connection_window: expected a size from 64KiB to 2147483647B, got \"2GiB\"",
+        ),
+        (
+            "gopherproxy: {http2: {send_buffer: 4095B}}",
+            "gopherproxy.http2.send_buffer: expected a size from 4KiB to 16MiB, got \"4095B\"",
+        ),
+        (
+            "gopherproxy: {http2: {send_buffer: 17MiB}}",
+            "gopherproxy.http2.send_buffer: expected a size from 4KiB to 16MiB, got \"17MiB\"",
+        ),
+        (
+            "gopherproxy: {http2: {max_resets: -1}}",
+            "gopherproxy.http2.max_resets: expected a whole number from 1 to 100000, got \"-1\"",
+        ),
+        (
+            "gopherproxy: {http2: {max_stream: 5}}",
+            "gopherproxy.http2.max_stream: unknown key; did you mean max_streams?",
+        ),
+        (
             "gopherproxy: {limit: {burst: 0}}",
             "limit.burst: expected a whole number from 1 to 1000000, got \"0\"",
         ),

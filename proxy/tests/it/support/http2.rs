@@ -235,6 +235,21 @@ impl Frames {
         frames
     }
 
+    /// The origin's end of a connection, which has sent its settings and read the preface.
+    pub async fn accepted(mut stream: TcpStream) -> Self {
+        let mut preface = [0; 24];
+        timeout(LIMIT, stream.read_exact(&mut preface))
+            .await
+            .expect("in time")
+            .expect("a preface");
+        let mut frames = Self {
+            stream,
+            received: Vec::new(),
+        };
+        frames.send(frame(SETTINGS, 0, 0, b"")).await;
+        frames
+    }
+
     /// Sends bytes that the proxy may not want.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.stream.write_all(bytes.as_ref()).await;
