@@ -74,6 +74,8 @@ pub(super) struct Forwarding<C> {
     pub(super) keeps: bool,
     /// The request has no body.
     pub(super) empty: bool,
+    /// The head has just gone to an origin.
+    pub(super) head_sent: bool,
     pub(super) silent_since: Option<Instant>,
     pub(super) written: Option<Box<ResponseHeader>>,
     /// How the body of the response is framed to the client, and whether its end was sent.
@@ -97,6 +99,7 @@ impl<C: ClientSide> Forwarding<C> {
             request: request.clone(),
             keeps: request.keeps,
             empty: first.is_empty() && client.body_ended(),
+            head_sent: false,
             first,
             client,
             silent_since: None,

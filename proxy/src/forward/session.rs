@@ -313,8 +313,14 @@ impl<C: ClientSide> Custom for Session<C> {
         Box::pin(Passed)
     }
 
+    /// Pingora asks this twice in each try: before it sends the head, to frame the body, and behind it, to end the body at once. Then a
+    /// request that may switch protocols must not say yes: Pingora would take that end for the tunnel's, if the origin has switched
+    /// meanwhile (its issue 946).
     fn is_body_empty(&mut self) -> bool {
-        self.forwarding.as_ref().is_none_or(|forwarding| forwarding.empty)
+        self.forwarding.as_mut().is_none_or(|forwarding| {
+            let may_switch = std::mem::take(&mut forwarding.head_sent) && forwarding.request.upgrade.is_some();
+            forwarding.empty && !may_switch
+        })
     }
 
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
@@ -405,7 +411,11 @@ impl<C: ClientSide> Custom for Session<C> {
         Ok(())
     }
 
+    /// Pingora asks for it once the head has gone out.
     fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
+        if let Some(forwarding) = &mut self.forwarding {
+            forwarding.head_sent = true;
+        }
         None
     }
 

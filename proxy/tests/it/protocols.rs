@@ -2,7 +2,7 @@
 
 use tokio::io::AsyncReadExt;
 
-use crate::support::{Connection, Process, RawOrigin, embedded, eventually};
+use crate::support::{Connection, Process, RawOrigin, embedded};
 
 /// An origin that switches to the protocol that it is asked for, and echoes what comes then. It answers other requests.
 async fn origin() -> RawOrigin {
@@ -43,20 +43,16 @@ async fn a_connection_switches_to_any_protocol_that_the_configuration_allows() {
         ("Upgrade: h2c, irc/6.9, websocket", "irc/6.9"),
         ("Upgrade: h2c\r\nUpgrade: websocket", "websocket"),
     ] {
-        // Pingora closes a tunnel at once, now and then, to an origin that switches very soon: its issue 946.
-        eventually("the tunnel carries bytes both ways", async || {
-            let mut client = Connection::open(proxy.address()).await;
-            client
-                .send(format!(
-                    "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AA\r\n{upgrade}\r\n\r\n"
-                ))
-                .await;
-            let answer = client.response().await;
-            assert_eq!((answer.status, answer.header("upgrade")), (101, Some(chosen)));
-            let sent = client.try_send("hello").await.is_ok();
-            sent && client.try_bytes(5).await.is_ok_and(|bytes| bytes == b"hello")
-        })
-        .await;
+        let mut client = Connection::open(proxy.address()).await;
+        client
+            .send(format!(
+                "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AA\r\n{upgrade}\r\n\r\n"
+            ))
+            .await;
+        let answer = client.response().await;
+        assert_eq!((answer.status, answer.header("upgrade")), (101, Some(chosen)));
+        client.send("hello").await;
+        assert_eq!(client.bytes(5).await, b"hello");
         let request = origin.requests().pop().expect("the last");
         let upgrades: Vec<_> = request.split("\r\n").filter(|line| line.contains("pgrade")).collect();
         assert_eq!(upgrades, ["Connection: Upgrade", &format!("Upgrade: {chosen}")]);

@@ -41,9 +41,6 @@ impl Drop for Burners {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_origin_that_talks_at_once_is_heard_though_every_core_is_busy() {
-    if forwarder::skips("websocket::an_origin_that_talks_at_once_is_heard_though_every_core_is_busy") {
-        return;
-    }
     let handshakes = thorough(300, 10_000);
     let origin = RawOrigin::start(|mut peer| async move {
         peer.head().await;

@@ -6,7 +6,7 @@ use std::process::Command;
 const VARIABLE: &str = "FORWARDER";
 
 /// What Pingora's own proxying can't do: the tests that are skipped over it, and why.
-const SKIPPED: [(&str, &str); 24] = [
+const SKIPPED: [(&str, &str); 23] = [
     (
         "connection_reuse::posts_on_connections_that_the_origin_closes_when_idle_all_arrive_once",
         "its pool does not say how long a connection was idle",
@@ -83,10 +83,6 @@ const SKIPPED: [(&str, &str); 24] = [
     (
         "records::the_log_says_which_rule_a_response_breaks",
         "its reader of heads is lenient and names no rule",
-    ),
-    (
-        "websocket::an_origin_that_talks_at_once_is_heard_though_every_core_is_busy",
-        "it closes such a tunnel now and then: its issue 946",
     ),
     (
         "smuggling::a_request_line_means_one_thing_or_is_refused",
