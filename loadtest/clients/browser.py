@@ -33,6 +33,6 @@ def chromium(stack: Stack, proxy: Proxy) -> str:
     page = done.stdout.decode(errors="replace")
     said = dict(re.findall(r'<p id="(\w+)">([^<]*)</p>', page))
     expect(said == {"navigation": "h2", "fetch": "h2", "socket": "hello"}, f"{said} {page[-500:]} {done.stderr[-1500:]!r}")
-    lines = [line for line in proxy.lines() if line["msg"] == "request" and line["path"] == "/socket"]
-    over = {(line["method"], line["protocol"]) for line in lines[-1:]}
-    return f"a page and a fetch over h2, and a WebSocket over {', '.join(protocol for _, protocol in over)}"
+    line = proxy.request("/socket")
+    expect((line["method"], line["protocol"]) == ("CONNECT", "h2"), f"the WebSocket: {line}")
+    return "a page, a fetch and a WebSocket over HTTP/2"
