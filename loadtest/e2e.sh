@@ -87,7 +87,8 @@ over_tls() {
 docker compose cp https:/var/lib/gopherproxy/certificates/self-made-ca.pem "$authority" >/dev/null 2>&1 || fail "no authority"
 until_true "HTTPS answers over HTTP/2" over_tls --http2 2
 until_true "HTTPS answers over HTTP/1.1" over_tls --http1.1 1.1
-docker compose up --detach --wait --force-recreate --no-deps certificate https >/dev/null 2>&1
+docker compose rm --stop --force certificate https >/dev/null 2>&1
+docker compose up --detach --wait --wait-timeout 300 >/dev/null 2>&1
 until_true "the certificate is the same in a new container" over_tls --http2 2
 
 docker compose stop origin2 >/dev/null 2>&1

@@ -33,7 +33,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// A proxy with this configuration, listening on both its ports.
+    /// A proxy with this configuration, listening on all its ports.
     pub async fn proxy(configuration: &str) -> Self {
         Self::proxy_with(configuration, &[]).await
     }
@@ -41,7 +41,11 @@ impl Process {
     /// A proxy with this configuration and these variables.
     pub async fn proxy_with(configuration: &str, variables: &[(&str, &str)]) -> Self {
         let proxy = Self::start(proxy_binary(), Some(configuration), variables);
-        proxy.listens().await;
+        proxy.listens("proxy").await;
+        proxy.listens("admin").await;
+        if configuration.contains("\n  tls:") {
+            proxy.listens("proxy tls").await;
+        }
         proxy
     }
 
@@ -152,9 +156,8 @@ impl Process {
         self.lines.lock().expect("no test panics with it").join("\n")
     }
 
-    async fn listens(&self) {
-        self.said("listening", |line| line["service"] == "proxy").await;
-        self.said("listening", |line| line["service"] == "admin").await;
+    async fn listens(&self, service: &str) {
+        self.said("listening", |line| line["service"] == service).await;
     }
 
     /// Every line so far, each of which must be a JSON object.

@@ -273,6 +273,7 @@ struct Talk<'a> {
     counts: &'a Counts,
     generation: u64,
     ticks: Interval,
+    words: u64,
 }
 
 impl<'a> Talk<'a> {
@@ -284,6 +285,7 @@ impl<'a> Talk<'a> {
             counts,
             generation: counts.generation.load(Ordering::Relaxed),
             ticks,
+            words: 0,
         }
     }
 
@@ -293,9 +295,10 @@ impl<'a> Talk<'a> {
     }
 
     /// Something came back.
-    fn heard(&self, heard: &[u8]) -> io::Result<()> {
-        if heard != WORD {
-            return Err(io::Error::other(format!("{heard:?} for {WORD:?}")));
+    fn heard(&mut self, heard: io::Result<Vec<u8>>) -> io::Result<()> {
+        match heard {
+            Ok(heard) if heard == WORD => self.words += 1,
+            other => return Err(io::Error::other(format!("{other:?} after {} words", self.words))),
         }
         self.counts.words.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -320,7 +323,7 @@ async fn talk_over_http1(client: &Client, to: SocketAddr, counts: &Counts) -> io
     let mut talk = Talk::begin(counts);
     while talk.goes_on().await {
         socket.try_send(WORD).await?;
-        talk.heard(&socket.try_bytes(WORD.len()).await?)?;
+        talk.heard(socket.try_bytes(WORD.len()).await)?;
     }
     socket.try_finish().await?;
     ends(&socket.try_rest().await?)
@@ -347,7 +350,7 @@ async fn talk_over_http2(client: &Client, to: SocketAddr, counts: &Counts) -> io
     let mut talk = Talk::begin(counts);
     while talk.goes_on().await {
         upload(&mut up, WORD, false).await.map_err(io::Error::other)?;
-        talk.heard(&hear(&mut down, WORD.len()).await?)?;
+        talk.heard(hear(&mut down, WORD.len()).await)?;
     }
     up.send_data(Bytes::new(), true).map_err(io::Error::other)?;
     ends(&hear(&mut down, usize::MAX).await?)
