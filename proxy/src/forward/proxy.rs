@@ -270,7 +270,8 @@ impl ProxyHttp for EdgeProxy {
         let mut peer = endpoint.peer(limits, exchange.request.upgrade.is_some());
         // For all others the session has the timer.
         peer.options.read_timeout = exchange.request.upgrade.is_some().then_some(limits.tunnel_idle_timeout);
-        if stale {
+        // After a response to HEAD Pingora does not look whether a body follows, which the next client would get.
+        if stale || exchange.request.to_head {
             // A group of its own has no kept connection, and what is made for it is not kept.
             peer.group_key = fastrand::u64(1..);
             peer.options.idle_timeout = Some(Duration::ZERO);

@@ -15,6 +15,7 @@ use log::error;
 use pingora::apps::HttpServerApp;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
+use pingora_runtime::current_handle;
 use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -55,7 +56,8 @@ async fn accept(socket: Arc<TcpListener>, port: Arc<Port>, shutdown: ShutdownWat
             Ok((stream, peer)) => {
                 let (port, shutdown) = (Arc::clone(&port), shutdown.clone());
                 // Boxed, because tokio moves what it has of a task when that ends.
-                tokio::spawn(Box::pin(async move { port.serve(stream, peer, shutdown).await }));
+                // Without work stealing each thread is a runtime of its own, and one of them is chosen.
+                current_handle().spawn(Box::pin(async move { port.serve(stream, peer, shutdown).await }));
             }
             Err(failure) => explain(&failure).await,
         }

@@ -4,15 +4,15 @@
 //! takes its connections along. Only their number is shared ([`Room`]).
 //!
 //! A connection stays registered with the reactor of the runtime that opened it, and any thread may take it, check it or close it.
-//! A check reads the readiness that the reactor noted, and makes a system call only if there is some.
 
 use std::collections::VecDeque;
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use tokio::net::TcpStream;
 
 /// The idle connections to one backend.
@@ -154,9 +154,10 @@ impl Drop for Kept {
     }
 }
 
-/// Whether nothing has come, not even the end.
+/// Whether nothing has come, not even the end. The kernel is asked: tokio hears of what has come only when a thread has time for that,
+/// which on a busy machine is milliseconds later.
 fn is_silent(stream: &TcpStream) -> bool {
-    matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
+    matches!(recv(stream, &mut [0; 1], RecvFlags::PEEK), Err(Errno::AGAIN))
 }
 
 #[cfg(test)]

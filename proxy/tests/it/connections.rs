@@ -318,3 +318,39 @@ async fn a_panic_in_a_request_costs_that_request_and_is_counted() {
     proxy.reaches("gopherproxy_inflight_requests", 0.0).await;
     proxy.reaches("gopherproxy_connections", 1.0).await;
 }
+
+#[tokio::test]
+async fn without_work_stealing_every_thread_serves_connections() {
+    let origin = origin();
+    let text = embedded(&[origin.address()]).replace("threads: 2\n", "threads: 3\nwork_stealing: false\n");
+    let proxy = Process::proxy(&text).await;
+    proxy.active_backends(1).await;
+    let turns = || -> Vec<u64> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", proxy.pid())).expect("it runs");
+        let tasks = tasks.map(|task| task.expect("a thread").path());
+        let serve = tasks.filter(|task| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "proxy\n"));
+        serve
+            .map(|task| {
+                let counted = std::fs::read_to_string(task.join("schedstat")).expect("Linux counts");
+                counted
+                    .split_whitespace()
+                    .nth(2)
+                    .expect("turns")
+                    .parse()
+                    .expect("a number")
+            })
+            .collect()
+    };
+    let before = turns();
+    assert_eq!(before.len(), 3);
+    for _ in 0..60 {
+        assert_eq!(get(proxy.address(), "/").await.status, 200);
+    }
+    let after = turns();
+    let each: Vec<_> = before
+        .iter()
+        .zip(&after)
+        .map(|(before, after)| after - before)
+        .collect();
+    assert!(each.iter().all(|turns| *turns > 5), "turns of each thread: {each:?}");
+}

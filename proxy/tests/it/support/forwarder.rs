@@ -6,14 +6,10 @@ use std::process::Command;
 const VARIABLE: &str = "FORWARDER";
 
 /// What Pingora's own proxying can't do: the tests that are skipped over it, and why.
-const SKIPPED: [(&str, &str); 23] = [
+const SKIPPED: [(&str, &str); 22] = [
     (
         "connection_reuse::posts_on_connections_that_the_origin_closes_when_idle_all_arrive_once",
         "its pool does not say how long a connection was idle",
-    ),
-    (
-        "connection_reuse::the_body_of_an_answer_to_head_is_nobodys",
-        "it uses a connection again at once after an answer to HEAD",
     ),
     (
         "connection_reuse::what_must_not_be_repeated_is_not_put_on_a_connection_that_was_idle_for_long",
