@@ -16,8 +16,15 @@ const KEY: &str = "-----BEGIN PRIVATE KEY-----\n\
                    MC4CAQAwBQYDK2VwBCIEIAcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcH\n\
                    -----END PRIVATE KEY-----\n";
 
-/// The most of a file that a reason may have in common with it, in bytes: no key is so short, and no line of one.
-const MOST_COMMON: usize = 24;
+/// All reasons: none depends on what is in a file.
+const REASONS: [&str; 6] = [
+    "it holds no certificate",
+    "it is not PEM",
+    "its first certificate can't be read",
+    "its first certificate has names that can't be read",
+    "it holds no private key that is not encrypted",
+    "it is a key of a kind that is not supported: use ECDSA (P-256, P-384), Ed25519 or RSA",
+];
 
 fuzz_target!(|input: &[u8]| -> Corpus {
     let is_der = input.starts_with(b"0");
@@ -34,16 +41,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         assert!(text.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{text:?}");
     }
     match loaded {
-        Err(Unusable::Certificate(why) | Unusable::Key(why)) => {
-            assert!(!why.is_empty() && why.is_ascii() && !why.contains('\n'));
-            let quoted = why.as_bytes().windows(MOST_COMMON);
-            assert!(
-                quoted
-                    .into_iter()
-                    .all(|part| !input.windows(MOST_COMMON).any(|one| one == part)),
-                "{why}"
-            );
-        }
+        Err(Unusable::Certificate(why) | Unusable::Key(why)) => assert!(REASONS.contains(&&*why), "{why}"),
         Err(Unusable::Pair) => {}
         Ok(certificate) => {
             let leaf = certificate.leaf().expect("it has one");

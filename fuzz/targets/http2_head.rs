@@ -155,16 +155,10 @@ fn plain(fields: &[(&[u8], &[u8])], ends: bool, read: &Result<Head<'_>, impl Siz
     let pseudo = |name| all(name).map(|field| field.1).next();
     let protocol = pseudo(":protocol");
     let method = pseudo(":method").unwrap_or_default();
-    // `h2` cuts a fragment off before anybody sees it.
+    // `h2` cuts a fragment off before anybody sees it, and what is left empty, or missing where there is no authority either, is the root.
     let path = pseudo(":path").unwrap_or_default().split(|byte| *byte == b'#').next();
-    let mut lines = vec![
-        [
-            if protocol.is_some() { b"GET" } else { method },
-            path.unwrap_or_default(),
-            b"HTTP/1.1",
-        ]
-        .join(&b' '),
-    ];
+    let path = path.filter(|path| !path.is_empty()).unwrap_or(b"/");
+    let mut lines = vec![[if protocol.is_some() { b"GET" } else { method }, path, b"HTTP/1.1"].join(&b' ')];
     let mut add = |name: &[u8], value: &[u8]| lines.push([name, b": ", value].concat());
     if let Some(authority) = pseudo(":authority") {
         add(b"host", authority);

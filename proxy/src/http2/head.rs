@@ -8,6 +8,7 @@ use http::header::{CONTENT_LENGTH, COOKIE, HOST};
 use http::request::Parts;
 
 use crate::http1::head::{Body, Head, MOST_FIELDS, Rules, Version, check};
+use crate::http1::names::is_in_token;
 use crate::http1::target::{Origin, Scheme, is_same_host};
 use crate::http1::violation::Violation;
 use crate::rejection::Rejection;
@@ -109,6 +110,10 @@ pub fn read<'b>(
             }
             value = &made.cookies;
         }
+        // The library takes a quotation mark for a part of a name.
+        if !name.as_str().bytes().all(is_in_token) {
+            return malformed("the name of a field has a byte that no name may have");
+        }
         fields.push(httparse::Header {
             name: name.as_str(),
             value,
@@ -161,4 +166,20 @@ pub fn read<'b>(
     head.body = Body::Upgrade;
     head.upgrade = Some(protocol);
     Ok(head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_none_over_http1_is_refused() {
+        for (name, accepted) in [("x-a", true), ("x\"a", false)] {
+            let request = http::Request::get("http://a/").header(name, "b").body(()).unwrap();
+            let (parts, ()) = request.into_parts();
+            let (made, mut fields) = (Made::of(&parts), Vec::new());
+            let read = read(&parts, &made, &mut fields, true, &Rules::default(), 1000);
+            assert_eq!(read.is_ok(), accepted, "{name}");
+        }
+    }
 }
