@@ -50,7 +50,7 @@ impl<'s> Directives<'s> {
             match word.split_once('=') {
                 Some((target, _)) if names_a_library_in_part(target.trim()) => {
                     return Err(format!(
-                        "a target's whole name ({}, {}) in place of {:?}",
+                        "a target's whole name ({}, {}) where it says {:?}",
                         OURS.join(", "),
                         LIBRARIES.join(", "),
                         target.trim()
@@ -64,11 +64,14 @@ impl<'s> Directives<'s> {
                     Ok(level) => directives.global = Some(level),
                     Err(_) if is_known(word) => directives.targets.push((word, LevelFilter::Trace)),
                     Err(_) => {
-                        return Err(format!(
-                            "a level ({LEVELS}) or a target ({}, {}) in place of {word:?}",
-                            OURS.join(", "),
-                            LIBRARIES.join(", ")
-                        ));
+                        let (ours, libraries) = (OURS.join(", "), LIBRARIES.join(", "));
+                        let expected = format!("a level ({LEVELS}) or a target ({ours}, {libraries})");
+                        // Who reads this reads all of the variable too.
+                        return Err(if word == text.trim() {
+                            expected
+                        } else {
+                            format!("{expected} where it says {word:?}")
+                        });
                     }
                 },
             }
@@ -211,8 +214,11 @@ mod tests {
             let mistake = mistake(rust_log);
             assert!(mistake.contains("a level (off, error,"), "{mistake}");
             assert!(mistake.contains(" or a target (access, "), "{mistake}");
-            let word = rust_log.trim_start_matches("info,");
-            assert!(mistake.ends_with(&format!(" in place of {word:?}")), "{mistake}");
+            let place = match rust_log.strip_prefix("info,") {
+                Some(word) => format!(" where it says {word:?}"),
+                None => "pingora_runtime)".to_owned(),
+            };
+            assert!(mistake.ends_with(&place), "{mistake}");
         }
         assert_eq!(
             mistake("access=of"),

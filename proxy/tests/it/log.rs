@@ -249,7 +249,7 @@ fn a_mistake_in_rust_log_is_named() {
             "inof",
             "RUST_LOG: expected a level (off, error, warn, info, debug, trace) or a target (access, ",
         ),
-        ("info,acces", " in place of \"acces\", got \"info,acces\""),
+        ("info,acces", " where it says \"acces\", got \"info,acces\""),
         (
             "access=of",
             "RUST_LOG: expected a level (off, error, warn, info, debug, trace) behind \"access\", got \"access=of\"",
