@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::str;
 
 use crate::http1::names::is_in_token;
-use crate::http1::target::{Scheme, is_authority, is_same_host, split_target, why_no_target};
+use crate::http1::target::{Scheme, is_authority, is_same_host, path_of, split_target, why_no_target};
 use crate::http1::violation::{LF_ALONE, Violation, has_lf_alone};
 use crate::rejection::Rejection;
 
@@ -130,20 +130,39 @@ impl<'b> Head<'b> {
 pub struct RequestLine<'b> {
     /// The method, or `-`.
     pub method: &'b str,
-    /// The target, or `-`. What is not UTF-8 in it is replaced.
+    /// The target without scheme, host and fragment, or `-`. What is not UTF-8 in it is replaced.
     pub target: Cow<'b, str>,
 }
 
+/// The methods of RFC 9110 and RFC 5789, which are no secret whatever follows them.
+const METHODS: [&str; 9] = [
+    "CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE",
+];
+
+/// Longer words are no method.
+const LONGEST_METHOD: usize = 20;
+
 impl<'b> RequestLine<'b> {
-    /// The first two words of `bytes`.
+    /// What `bytes` begin with, if that looks like a method and a target.
+    ///
+    /// It may be anything: a field without a request line, the rest of a body that was longer than its `Content-Length`, another
+    /// protocol. There are secrets in all of these, and the log must have none.
     pub fn guess(bytes: &'b [u8]) -> Self {
         let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let mut words = line.split(|byte| *byte == b' ').map(<[u8]>::trim_ascii);
-        let method = words.next().and_then(|word| str::from_utf8(word).ok());
-        let is_method = |word: &&str| !word.is_empty() && word.bytes().all(is_in_token);
-        let target = words.next().filter(|word| !word.is_empty());
+        let mut words = line.split(u8::is_ascii_whitespace);
+        let method = words
+            .next()
+            .and_then(|word| str::from_utf8(word).ok())
+            .unwrap_or_default();
+        let is_upper = |byte: u8| byte.is_ascii_uppercase() || byte == b'-';
+        let may_be_method = (1..=LONGEST_METHOD).contains(&method.len()) && method.bytes().all(is_upper);
+        let target = words.next().filter(|_| may_be_method).and_then(path_of);
         Self {
-            method: method.filter(is_method).unwrap_or("-"),
+            method: if target.is_some() || METHODS.contains(&method) {
+                method
+            } else {
+                "-"
+            },
             target: target.map_or("-".into(), String::from_utf8_lossy),
         }
     }

@@ -76,6 +76,21 @@ pub fn split_target(target: &[u8]) -> (Option<Origin<'_>>, &[u8]) {
     (Some(Origin { scheme, authority }), path)
 }
 
+/// The path and query of what may be a target, though a request with it is refused; `None` if it does not begin like one. Neither a
+/// user's name and password nor a fragment is in it.
+pub fn path_of(target: &[u8]) -> Option<&[u8]> {
+    let end = memchr::memchr(b'#', target).unwrap_or(target.len());
+    let (named, path) = split_target(&target[..end]);
+    match named {
+        Some(named) => {
+            let user = memchr::memrchr(b'@', named.authority).map_or(0, |at| at + 1);
+            // Else it is not clear where the authority ends: a password may have a slash.
+            is_authority(&named.authority[user..]).then_some(if path.is_empty() { b"/" } else { path })
+        }
+        None => (path.starts_with(b"/") || path == b"*").then_some(path),
+    }
+}
+
 /// Whether two authorities name the same host and port (RFC 9110, section 4.2.3). If the target and `Host` differ, each
 /// reader may believe another one.
 pub fn is_same_host(one: Origin<'_>, other: &[u8]) -> bool {

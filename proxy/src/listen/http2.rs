@@ -186,7 +186,7 @@ impl Edge {
         let mut record = Record::new(connection, Instant::now());
         let (method, target) = (parts.method.as_str(), head::target(&parts));
         record.arrived([method.as_bytes(), b" ", target.as_bytes()].concat().into());
-        record.read(method.len(), target.len());
+        let lengths = (method.len(), target.len());
         let place = self.place(self.lifecycle.open_stream(), &policy);
         let place = place.and_then(|place| Some((place, self.place_of_client(connection, &policy)?)));
         let Some(place) = place else {
@@ -198,6 +198,7 @@ impl Edge {
         let (ends, limits) = (incoming.is_end_stream(), &policy.client);
         let read = head::read(&parts, &made, &mut fields, ends, &limits.head, limits.max_head);
         let admitted = read.map_err(Rejected::from).and_then(|head| {
+            record.read(lengths.0, lengths.1);
             let body = match head.body {
                 Body::Length(length) => (Some(length), false),
                 Body::Chunked => (None, false),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use serde_json::Value;
 
 use crate::support::{
     Connection, LIMIT, Process, Redis, Started, UNLIMITED, child, embedded, eventually, get, origin, proxy_over,
@@ -83,7 +84,7 @@ async fn a_reader_that_has_left_costs_exactly_the_lines_that_it_did_not_read() {
     let mut addresses = Vec::new();
     let mut lines = BufReader::new(reader).lines().map_while(Result::ok);
     while addresses.len() < 2 {
-        let line: serde_json::Value = serde_json::from_str(&lines.next().expect("a line")).expect("JSON");
+        let line: Value = serde_json::from_str(&lines.next().expect("a line")).expect("JSON");
         if line["msg"] == "listening" {
             addresses.push((
                 line["service"].as_str().expect("a name").to_owned(),
@@ -147,7 +148,7 @@ async fn a_client_that_is_refused_all_the_time_leaves_the_log_to_others() {
     assert_eq!(suppressed, (REFUSED + 1 - logged) as f64);
     assert_eq!(metric("rejections_total{reason=\"limited\"}").await, REFUSED as f64);
     assert_eq!(metric("rejections_total{reason=\"bad_request\"}").await, 2.0);
-    let is_its = |line: &serde_json::Value| line["last_client"] == "127.0.0.1" && line["count"].as_u64() >= Some(1);
+    let is_its = |line: &Value| line["last_client"] == "127.0.0.1" && line["count"].as_u64() >= Some(1);
     proxy
         .said("too many refused requests; their lines are left out", is_its)
         .await;
@@ -240,6 +241,51 @@ async fn no_level_puts_a_secret_into_the_log() {
             assert!(!text.contains("sesame"), "{text}");
         }
     }
+}
+
+#[tokio::test]
+async fn what_a_client_sends_in_place_of_a_request_line_is_not_in_the_log() {
+    let origin = origin();
+    let proxy = Process::proxy(&embedded(&[origin.address()])).await;
+    proxy.active_backends(1).await;
+    let hello = b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03 /sesame ";
+    let long = format!("GET /?{} HTTP/1.1\r\n", "sesame".repeat(20_000));
+    for (before, (sent, method, path)) in [
+        (&b"Cookie: sid=sesame\r\n\r\n"[..], "-", "-"),
+        (b"Authorization: Bearer\tsesame\r\n\r\n", "-", "-"),
+        (
+            b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\na=1&password: sesame x\r\n\r\n",
+            "-",
+            "-",
+        ),
+        (b"GET user:sesame@a HTTP/1.1\r\n\r\n", "GET", "-"),
+        (b"GET http://user:sesame@a/b HTTP/1.1\r\nHost: a\r\n\r\n", "GET", "/b"),
+        (b"GET /b#sesame HTTP/1.1\r\nHost: a\r\n\r\n", "GET", "/b"),
+        (hello, "-", "-"),
+        (long.as_bytes(), "GET", "/"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = Connection::open(proxy.address()).await;
+        // The longest is refused before all of it is sent.
+        let _ = client.try_send(sent).await;
+        let _ = client.try_rest().await;
+        let refused = |line: &&Value| line["status"] != 200;
+        eventually("it has its line", async || {
+            proxy.lines("request").iter().filter(refused).count() == before + 1
+        })
+        .await;
+        let lines = proxy.lines("request");
+        let line = lines.iter().rfind(refused).expect("the last");
+        assert_eq!(
+            (&line["method"], &line["path"]),
+            (&method.into(), &path.into()),
+            "{line}"
+        );
+    }
+    let text = proxy.text();
+    assert!(!text.contains("sesame"), "{text}");
 }
 
 #[test]

@@ -181,6 +181,39 @@ fn the_line_of_a_broken_request_is_guessed_for_the_log() {
         (b"  / HTTP/1.1", "-", "-"),
         (b"GET\r\n", "GET", "-"),
         (b"GET  / HTTP/1.1\r\n", "GET", "-"),
+        (b"GET /a\r\n", "GET", "/a"),
+        (b"GET /a", "GET", "/a"),
+        (b"OPTIONS * HTTP/1.1\r\n", "OPTIONS", "*"),
+        (b"VERSION-CONTROL /a HTTP/1.1\r\n", "VERSION-CONTROL", "/a"),
+    ] {
+        let target = target.into();
+        assert_eq!(RequestLine::guess(bytes), RequestLine { method, target });
+    }
+}
+
+#[test]
+fn nothing_that_may_be_a_secret_is_taken_for_a_request_line() {
+    for (bytes, method, target) in [
+        (&b"Cookie: sid=SECRET\r\n\r\n"[..], "-", "-"),
+        (b"Cookie: /SECRET\r\n\r\n", "-", "-"),
+        (b"Authorization: Bearer\tSECRET\r\n\r\n", "-", "-"),
+        (b"&password: SECRET x\r\n\r\n", "-", "-"),
+        (b"password /SECRET x\r\n\r\n", "-", "-"),
+        (b"SECRET\r\n\r\n", "-", "-"),
+        (b"SECRET SECRET\r\n\r\n", "-", "-"),
+        (b"ABCDEFGHIJKLMNOPQRSTU /\r\n\r\n", "-", "-"),
+        (b"\x16\x03\x01\x02\0\x01 /SECRET", "-", "-"),
+        (b"GET user:SECRET@h HTTP/1.1\r\n", "GET", "-"),
+        (b"GET ftp://user:SECRET@h/ HTTP/1.1\r\n", "GET", "-"),
+        (b"GET http://user:SECRET@h/a?b HTTP/1.1\r\n", "GET", "/a?b"),
+        (b"GET HTTPS://user:SECRET@h HTTP/1.1\r\n", "GET", "/"),
+        (b"GET http://user:S/CRET@h/ HTTP/1.1\r\n", "GET", "-"),
+        (b"GET http://user@h#SECRET HTTP/1.1\r\n", "GET", "/"),
+        (b"GET /x#SECRET HTTP/1.1\r\n", "GET", "/x"),
+        (b"GET *SECRET HTTP/1.1\r\n", "GET", "-"),
+        (b"GET /x\tSECRET HTTP/1.1\r\n", "GET", "/x"),
+        (b"GET\r\n/SECRET: x\r\n", "GET", "-"),
+        (b"GET\n/SECRET: x\r\n", "GET", "-"),
     ] {
         let target = target.into();
         assert_eq!(RequestLine::guess(bytes), RequestLine { method, target });
