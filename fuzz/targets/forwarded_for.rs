@@ -34,12 +34,14 @@ fuzz_target!(|input: &[u8]| -> Corpus {
     Corpus::Keep
 });
 
-/// The rightmost address that is not trusted; an entry that is no address ends the list.
+/// The rightmost address that is not trusted; an entry that is no address ends the list, and an empty one is none.
 fn model(peer: IpAddr, lines: &[HeaderValue], trusted: &[IpNet]) -> Client {
     let is_trusted = |address| trusted.iter().any(|network| contains(*network, address));
     let mut chain = Vec::new();
     for line in lines {
-        chain.extend(line.as_bytes().split(|byte| *byte == b',').map(entry));
+        let entries = line.as_bytes().split(|byte| *byte == b',');
+        let said = entries.filter(|text| text.iter().any(|byte| !b" \t".contains(byte)));
+        chain.extend(said.map(entry));
     }
     chain.push(Some(bits(peer)));
     // Everybody from here to the right is known: the last to the proxy itself, each other to a trusted one.

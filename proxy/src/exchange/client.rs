@@ -40,7 +40,9 @@ pub fn identify<'l>(
     let mut address = peer;
     let mut lines = forwarded_for.rev().peekable();
     let peers_own = lines.peek().is_none();
-    for hop in lines.flat_map(|line| line.rsplit(|byte| *byte == b',')) {
+    let hops = lines.flat_map(|line| line.rsplit(|byte| *byte == b','));
+    // A list may have empty elements, which mean nothing (RFC 9110, section 5.6.1).
+    for hop in hops.filter(|hop| !hop.trim_ascii().is_empty()) {
         // An entry that is not an address ends the list: the client is the hop that passed it on.
         let Some(hop) = parse_hop(hop) else { break };
         address = hop;
@@ -98,6 +100,12 @@ mod tests {
             (&["1.1.1.1, unknown"], "10.0.0.1"),
             (&["1.1.1.1, unknown, 10.0.0.2"], "10.0.0.2"),
             (&[""], "10.0.0.1"),
+            (&["1.1.1.1,"], "1.1.1.1"),
+            (&["1.1.1.1, ,\t, 10.0.0.2,,"], "1.1.1.1"),
+            (&["1.1.1.1", "", " "], "1.1.1.1"),
+            (&[",6.6.6.6,,1.1.1.1"], "1.1.1.1"),
+            (&[" , ,"], "10.0.0.1"),
+            (&["1.1.1.1, unknown,"], "10.0.0.1"),
             (&["1.1.1.1, [2.2.2.2]"], "10.0.0.1"),
             (&["1.1.1.1, [[::2"], "10.0.0.1"),
             (&["1.1.1.1, \u{a0}2.2.2.2"], "10.0.0.1"),
