@@ -92,6 +92,9 @@ pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
     /// The response has ended, with these trailers. In HTTP/1.1 its framing has said so.
     fn end(&mut self, trailers: &[u8]);
 
+    /// Tells the client of a tunnel that it will be sent nothing more, though it may go on sending. Ready when it is told, or gone.
+    fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<()>;
+
     /// Answers the request with a rejection.
     fn reject(
         &mut self,
@@ -251,6 +254,10 @@ impl ClientSide for Downstream {
 
     fn end(&mut self, _trailers: &[u8]) {}
 
+    fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.poll_finish(context)
+    }
+
     async fn reject(&mut self, rejection: Rejection, delivery: Delivery) -> Result<(), ClientFault> {
         self.write_all(&rejection.answer(delivery), true).await
     }
@@ -368,6 +375,11 @@ impl ClientSide for Stream {
 
     fn end(&mut self, trailers: &[u8]) {
         self.end(trailers);
+    }
+
+    fn poll_finish(&mut self, _context: &mut Context<'_>) -> Poll<()> {
+        self.end(b"");
+        Poll::Ready(())
     }
 
     async fn reject(&mut self, rejection: Rejection, delivery: Delivery) -> Result<(), ClientFault> {

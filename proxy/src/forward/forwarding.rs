@@ -126,7 +126,11 @@ impl<C: ClientSide> Forwarding<C> {
         let mut data = std::mem::take(&mut self.first);
         let polled = if data.is_empty() {
             data.reserve(SCRATCH);
-            self.client.poll_body(context, &mut data)
+            match self.client.poll_body(context, &mut data) {
+                // Pingora does not tell a tunnel's end from a reset.
+                Poll::Ready(Err(ClientFault::Gone)) if self.switched && self.client.body_ended() => Poll::Ready(Ok(())),
+                polled => polled,
+            }
         } else {
             Poll::Ready(Ok(()))
         };

@@ -131,6 +131,11 @@ fn rejection_of(error: &Error) -> Rejection {
     }
 }
 
+/// Whether that is the end of a tunnel after `upstream.tunnel_idle_timeout`, which is nobody's fault.
+fn is_idle_tunnel(session: &Session, error: &Error) -> bool {
+    session.was_upgraded() && *error.esource() == ErrorSource::Upstream && *error.etype() == ErrorType::ReadTimedout
+}
+
 /// Whether `header` has the target of `request`. It has not when that is no URI to the library that holds the header.
 fn has_target_of(header: &RequestHeader, request: &Request) -> bool {
     let mut words = request.head.split(|byte| *byte == b' ');
@@ -386,7 +391,8 @@ impl ProxyHttp for EdgeProxy {
     ) -> Box<Error> {
         let Some(exchange) = ctx else { return error };
         let rejection = rejection_of(&error);
-        let of_backend = matches!(rejection, Rejection::BackendFailed | Rejection::BackendTimeout);
+        let of_backend = matches!(rejection, Rejection::BackendFailed | Rejection::BackendTimeout)
+            && !is_idle_tunnel(session, &error);
         let refused = is_refused(&error);
         let next = if of_backend {
             retry::next(Try {
@@ -425,6 +431,7 @@ impl ProxyHttp for EdgeProxy {
         // Whoever takes nothing has not got what the backend has sent.
         let stalls = matches!(fault, Some(Fault::Client(fault)) if fault.is_stall());
         let finished = fault == Some(Fault::Answered)
+            || is_idle_tunnel(session, error)
             || exchange.record.answered && exchange.record.has_ended() && !session.was_upgraded() && !stalls;
         if !finished {
             exchange.record.failed(rejection, Some(in_words(error)));

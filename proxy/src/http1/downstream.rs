@@ -18,7 +18,7 @@ use bytes::{Buf, BufMut, BytesMut};
 use chassis::pauses;
 use pingora::protocols::Stream;
 use pingora::protocols::l4::ext::{get_recv_buf, get_tcp_info};
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use crate::http1::chunked::{BadFraming, Decoder};
 use crate::http1::held::Hold;
@@ -318,6 +318,11 @@ impl Downstream {
             self.progress.reading.wait();
             return Poll::Pending;
         };
+        if let (Body::Tunnel { closed }, Err(_)) = (&mut self.body, &read) {
+            // A reset, and not the end of one half.
+            *closed = true;
+            return Poll::Ready(Err(ClientFault::Gone));
+        }
         let read = read.unwrap_or(0);
         if !self.progress.reading.keeps(read, self.progress.limits.min_rate) {
             return Poll::Ready(Err(ClientFault::SlowToSend));
@@ -354,6 +359,11 @@ impl Downstream {
                 Poll::Pending
             }
         }
+    }
+
+    /// Closes this half of the connection; the client may go on sending. Ready when that is done, or can't be.
+    pub fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        Pin::new(&mut self.stream).poll_shutdown(context).map(drop)
     }
 
     /// How much the kernel may hold of what the client sends and nobody reads, in bytes.

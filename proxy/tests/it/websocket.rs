@@ -1,11 +1,13 @@
 //! Connections that switch to another protocol: no byte is lost, whenever it comes, and the record says what became of them.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::sleep;
 
-use crate::support::{Connection, RawOrigin, eventually, forwarder, proxy_to, thorough};
+use crate::support::{Connection, Process, RawOrigin, eventually, forwarder, proxy_to, thorough};
 
 fn handshake(path: &str, protocol: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n")
@@ -88,29 +90,134 @@ async fn an_origin_that_talks_at_once_is_heard_though_every_core_is_busy() {
 #[tokio::test]
 async fn a_tunnel_that_the_origin_cuts_has_a_reason_in_the_log() {
     let origin = RawOrigin::start(|mut peer| async move {
-        let request = peer.head().await.expect("a handshake");
+        peer.head().await.expect("a handshake");
         peer.send(switching("websocket")).await;
-        if request.contains(" /reset ") {
-            peer.reset();
-        } else {
-            let _ = peer.stream.read(&mut [0]).await;
+        peer.reset();
+    })
+    .await;
+    let proxy = proxy_to(&origin, "").await;
+    let mut client = Connection::open(proxy.address()).await;
+    client.send(handshake("/", "websocket")).await;
+    assert_eq!(client.head().await.status, 101);
+    assert_eq!(client.rest().await, b"");
+    let line = proxy.request_line("/").await;
+    assert!(line["status"] == 101 && line["error"].is_string(), "{line}");
+    assert_eq!(line["reason"], "backend_failed", "{line}");
+}
+
+/// An end after which no backend and no request counts as failed.
+async fn is_nobodys_failure(proxy: &Process) {
+    let line = proxy.request_line("/").await;
+    assert_eq!(line["status"], 101, "{line}");
+    assert!(line.get("reason").is_none() && line.get("error").is_none(), "{line}");
+    for (name, value) in [
+        ("gopherproxy_rejections_total{reason=\"backend_timeout\"}", 0.0),
+        ("gopherproxy_rejections_total{reason=\"backend_failed\"}", 0.0),
+        ("gopherproxy_rejections_total{reason=\"client_gone\"}", 0.0),
+        ("gopherproxy_active_backends", 1.0),
+    ] {
+        assert_eq!(proxy.metric(name).await, value, "{name}");
+    }
+}
+
+const IMPATIENT: &str = "  upstream: {tunnel_idle_timeout: 300ms, ejection: {failures: 1}}\n";
+
+#[tokio::test]
+async fn a_tunnel_that_ends_because_it_is_idle_is_nobodys_failure() {
+    let origin = RawOrigin::start(|mut peer| async move {
+        peer.head().await;
+        peer.send(switching("websocket")).await;
+        let _ = peer.stream.read(&mut [0]).await;
+    })
+    .await;
+    let proxy = proxy_to(&origin, IMPATIENT).await;
+    let mut client = Connection::open(proxy.address()).await;
+    client.send(handshake("/", "websocket")).await;
+    assert_eq!(client.head().await.status, 101);
+    assert_eq!(client.rest().await, b"");
+    is_nobodys_failure(&proxy).await;
+}
+
+#[tokio::test]
+async fn a_tunnel_that_ends_because_one_end_takes_nothing_is_nobodys_failure() {
+    if forwarder::skips("websocket::a_tunnel_that_ends_because_one_end_takes_nothing_is_nobodys_failure") {
+        return;
+    }
+    let origin = RawOrigin::start(|mut peer| async move {
+        peer.head().await;
+        peer.send(switching("websocket")).await;
+        let _ = peer.stream.write_all(&vec![b'x'; 32 << 20]).await;
+    })
+    .await;
+    let proxy = proxy_to(&origin, IMPATIENT).await;
+    let mut client = Connection::open(proxy.address()).await;
+    client.send(handshake("/", "websocket")).await;
+    assert_eq!(client.head().await.status, 101);
+    is_nobodys_failure(&proxy).await;
+}
+
+#[tokio::test]
+async fn either_end_of_a_tunnel_may_close_its_half_and_still_be_sent_the_other() {
+    if forwarder::skips("websocket::either_end_of_a_tunnel_may_close_its_half_and_still_be_sent_the_other") {
+        return;
+    }
+    let heard_last = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&heard_last);
+    let origin = RawOrigin::start(move |mut peer| {
+        let noted = Arc::clone(&noted);
+        async move {
+            let request = peer.head().await.expect("a handshake");
+            peer.send(switching("websocket")).await;
+            let mut heard = Vec::new();
+            if request.contains(" /client ") {
+                let _ = peer.stream.read_to_end(&mut heard).await;
+                // Not at once, so that an end that comes too early is seen.
+                sleep(Duration::from_millis(100)).await;
+                let _ = peer.stream.write_all(&heard).await;
+            } else {
+                peer.send("first").await;
+                let _ = peer.stream.shutdown().await;
+                let _ = peer.stream.read_to_end(&mut heard).await;
+                *noted.lock().expect("no panic") = heard;
+            }
         }
     })
     .await;
-    let proxy = proxy_to(&origin, "  upstream: {tunnel_idle_timeout: 300ms}\n").await;
-    for path in ["/reset", "/silent"] {
-        let mut client = Connection::open(proxy.address()).await;
-        client.send(handshake(path, "websocket")).await;
-        assert_eq!(client.head().await.status, 101);
-        assert_eq!(client.rest().await, b"");
-        let line = proxy.request_line(path).await;
-        let reason = &line["reason"];
-        assert!(line["status"] == 101 && line["error"].is_string(), "{line}");
-        assert!(
-            *reason == "backend_timeout" || (path == "/reset" && *reason == "backend_failed"),
-            "{line}"
-        );
-    }
+    let proxy = proxy_to(&origin, "").await;
+    let mut client = Connection::open(proxy.address()).await;
+    client.send(handshake("/client", "websocket")).await;
+    assert_eq!(client.head().await.status, 101);
+    client.send("an answer, please").await;
+    client.finish().await;
+    assert_eq!(client.rest().await, b"an answer, please");
+    assert!(proxy.request_line("/client").await.get("reason").is_none());
+
+    let mut client = Connection::open(proxy.address()).await;
+    client.send(handshake("/origin", "websocket")).await;
+    assert_eq!(client.head().await.status, 101);
+    assert_eq!(client.rest().await, b"first");
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(proxy.metric("gopherproxy_inflight_requests").await, 1.0);
+    client.send("still here").await;
+    client.finish().await;
+    assert!(proxy.request_line("/origin").await.get("reason").is_none());
+    assert_eq!(*heard_last.lock().expect("no panic"), b"still here");
+}
+
+#[tokio::test]
+async fn a_tunnel_whose_client_is_gone_ends_though_the_origin_says_nothing() {
+    let origin = RawOrigin::start(|mut peer| async move {
+        peer.head().await;
+        peer.send(switching("websocket")).await;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let proxy = proxy_to(&origin, "").await;
+    let mut client = Connection::open(proxy.address()).await;
+    client.send(handshake("/", "websocket")).await;
+    assert_eq!(client.head().await.status, 101);
+    client.reset();
+    assert!(proxy.request_line("/").await.get("reason").is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

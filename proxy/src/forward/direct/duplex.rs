@@ -15,6 +15,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::coming::Coming;
+use super::tunnel::Half;
 use super::upload::Upload;
 use super::{Broken, Ending};
 use crate::exchange::record::Record;
@@ -64,6 +65,9 @@ pub struct Duplex<'t, C> {
     pub(super) response: Option<Response>,
     pub(super) heard: bool,
     pub(super) switched: bool,
+    /// Once it has switched: from the client to the origin, and back.
+    pub(super) up: Half,
+    pub(super) down: Half,
     /// The origin has answered an expectation, or the client has sent its body without waiting for that.
     pub(super) continues: bool,
     /// Since when the origin is waited for, to say something or to take something.
@@ -98,6 +102,8 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
             response: None,
             heard: false,
             switched: false,
+            up: Half::Open,
+            down: Half::Open,
             continues: false,
             says_since: None,
             takes_since: None,

@@ -1,74 +1,108 @@
 //! A try after the origin has switched to another protocol: bytes in both directions.
+//!
+//! Either end may close its half and go on reading. The other end is told so once it has everything, and the tunnel ends with its
+//! second half. One that is idle for `upstream.tunnel_idle_timeout` ends too, which is nobody's fault.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWrite};
 
-use super::duplex::{Duplex, origin};
+use super::duplex::Duplex;
 use super::{Broken, Ending};
-use crate::exchange::retry::Failure;
 use crate::forward::client::ClientSide;
 use crate::http1::scratch::Scratch;
 use crate::rejection::Rejection;
 
+/// One direction of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Half {
+    #[default]
+    Open,
+    /// Its sender has closed, and its receiver has not been told.
+    Ending,
+    /// Its receiver has been told, or takes nothing any more.
+    Over,
+}
+
 impl<C: ClientSide> Duplex<'_, C> {
-    /// Moves what comes in either direction, until one end closes and the other has everything.
+    /// Moves what comes in either direction, until both are over or one end is gone.
     pub(super) fn poll_tunnel(&mut self, context: &mut Context<'_>) -> Poll<Result<Ending, Broken>> {
-        let (there, there_moved) = self.poll_tunnel_up(context);
-        let (back, back_moved) = self.poll_tunnel_down(context)?;
-        if there_moved || back_moved {
+        let before = (self.up, self.down);
+        let (client_gone, up_moved) = self.poll_tunnel_up(context);
+        let (origin_gone, down_moved) = self.poll_tunnel_down(context)?;
+        if up_moved || down_moved || before != (self.up, self.down) {
             self.says_since = None;
         }
-        // What the other end has closed for is sent first.
-        if (there || back) && self.pending.is_empty() && (back || self.upload.unsent() == 0) {
+        if origin_gone || (self.up, self.down) == (Half::Over, Half::Over) {
             return Poll::Ready(Ok(Ending::Close));
+        }
+        // What it has not taken it never will.
+        if client_gone {
+            return Poll::Ready(Ok(Ending::Cut));
         }
         let since = *self.says_since.get_or_insert_with(Instant::now);
         let limit = self.request.policy.upstream.tunnel_idle_timeout;
         ready!(self.client.timer().poll(context, since, limit));
-        Poll::Ready(Err(origin(
-            Failure::TimedOut,
-            "nothing was said for upstream.tunnel_idle_timeout",
-        )))
+        Poll::Ready(Ok(if self.pending.is_empty() {
+            Ending::Close
+        } else {
+            Ending::Abandon
+        }))
     }
 
-    /// From the client to the origin: whether that is over, and whether anything was moved.
+    /// From the client to the origin: whether the client is gone, and whether anything was moved.
     fn poll_tunnel_up(&mut self, context: &mut Context<'_>) -> (bool, bool) {
         let mut moved = false;
-        loop {
+        while self.up != Half::Over {
             let before = self.upload.unsent();
             let sent = self.upload.poll_send(context, &mut self.origin);
             moved |= self.upload.unsent() < before;
             match sent {
-                Poll::Ready(Ok(())) if self.client.body_ended() => return (true, moved),
+                Poll::Ready(Ok(())) if self.client.body_ended() => {
+                    // Nothing waits here: the kernel sends what it has, and then the end. If it can't, reading will tell why.
+                    let _ = Pin::new(&mut self.origin).poll_shutdown(context);
+                    self.up = Half::Over;
+                    break;
+                }
                 Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(_)) => return (true, moved),
-                Poll::Pending => return (false, moved),
+                Poll::Ready(Err(_)) => {
+                    // What the origin has said before is still the client's.
+                    self.up = Half::Over;
+                    break;
+                }
+                Poll::Pending => break,
             }
             match self.upload.poll_read(context, self.client) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return (true, moved),
-                Poll::Pending => return (false, moved),
+                Poll::Pending => break,
             }
         }
+        (false, moved)
     }
 
     /// From the origin to the client, likewise.
     fn poll_tunnel_down(&mut self, context: &mut Context<'_>) -> Result<(bool, bool), Broken> {
         let mut moved = false;
-        loop {
+        while self.down != Half::Over {
             let before = self.pending.len();
             let flushed = self.poll_flush(context);
             moved |= self.pending.len() < before;
             match flushed {
                 Poll::Ready(flushed) => flushed?,
-                Poll::Pending => return Ok((false, moved)),
+                Poll::Pending => break,
+            }
+            if self.down == Half::Ending {
+                if self.client.poll_finish(context).is_ready() {
+                    self.down = Half::Over;
+                }
+                break;
             }
             let mut read = Scratch::take();
             match pin!(self.origin.read_buf(&mut *read)).poll(context) {
-                Poll::Ready(Ok(0)) => return Ok((true, moved)),
+                Poll::Ready(Ok(0)) => self.down = Half::Ending,
                 Poll::Ready(Err(error)) => {
                     let words = format!("the connection to the backend broke: {error}");
                     self.record.failed(Rejection::BackendFailed, Some(words.into()));
@@ -79,8 +113,9 @@ impl<C: ClientSide> Duplex<'_, C> {
                     self.record.bytes += count as u64;
                     self.send(context, Scratch::take(), &read)?;
                 }
-                Poll::Pending => return Ok((false, moved)),
+                Poll::Pending => break,
             }
         }
+        Ok((false, moved))
     }
 }
