@@ -6,11 +6,24 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use log::{Level, error, info, log_enabled};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{json_log, pauses};
 
 /// How long the log may take at the end.
 const FLUSH: Duration = Duration::from_secs(1);
+
+/// Listens for this signal from now on, before there is a runtime. It ends the process no longer; one that arrives is kept until it is
+/// asked for.
+///
+/// # Errors
+/// When the kernel does not allow it.
+pub fn listen(kind: SignalKind) -> io::Result<Signal> {
+    // Whichever runtime runs later passes on what has arrived.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _entered = runtime.enter();
+    signal(kind)
+}
 
 /// Starts the log and the look-out for [`pauses`], and runs `work`. Its error is logged under the message `failure`, and makes the exit code 1; where there is
 /// no log for it (`RUST_LOG` is wrong, or turns errors off), it goes to standard error.

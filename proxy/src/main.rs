@@ -32,7 +32,7 @@ use gopherproxy::pool::retry_budget::RetryBudget;
 use gopherproxy::pool::{Intervals, Pool, PoolService};
 use gopherproxy::process::certificates::Watch;
 use gopherproxy::process::reload::Reload;
-use gopherproxy::process::signals::OnSignal;
+use gopherproxy::process::signals::{Early, OnSignal, Signals};
 use gopherproxy::process::startup::{self, Startup};
 use gopherproxy::process::status::Status;
 use gopherproxy::snapshot::{Live, Machine};
@@ -124,20 +124,21 @@ fn main() -> ExitCode {
             Ok(String::new())
         });
     }
-    process::run(LOG_FILTER, "can't start", || run(&arguments, load()?))
+    let signals = Early::new();
+    process::run(LOG_FILTER, "can't start", || run(&arguments, signals?, load()?))
 }
 
-fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> {
+fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Box<dyn Error>> {
     config.remarks.iter().for_each(Remark::log);
     let certificates = certificates(&config)?.map(Arc::new);
     // All ports are this process's before anything is started, so that a taken one is an error and nothing else.
     let (sockets, predecessor, signals) = if arguments.upgrade {
-        match startup::inherit(&config)? {
-            Some(inherited) => (inherited.sockets, Some(inherited.predecessor), Some(inherited.signals)),
+        match startup::inherit(&config, early)? {
+            Some(inherited) => (inherited.sockets, Some(inherited.predecessor), inherited.signals),
             None => return Ok(()),
         }
     } else {
-        (startup::bind(&config)?, None, None)
+        (startup::bind(&config)?, None, Signals::new(early)?)
     };
     let (client_socket, admin_socket) = (sockets.client.try_clone()?, sockets.admin.try_clone()?);
     let tls_socket = sockets.tls.as_ref().map(TcpListener::try_clone).transpose()?;
@@ -289,7 +290,7 @@ fn run(arguments: &Arguments, mut config: Config) -> Result<(), Box<dyn Error>> 
             upgrade_socket,
             reload: Arc::new(reload),
             stage,
-            signals: Mutex::new(signals),
+            signals: Mutex::new(Some(signals)),
         }),
     });
     Ok(())

@@ -17,8 +17,8 @@ use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, Shut
 use pingora::services::background::{BackgroundService, background_service};
 use registry::{RedisStore, RedisUrl};
 use sentinel::{Config, Metrics, Sentinel};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Mutex, watch};
 
 /// The log filter when `RUST_LOG` is not set: Pingora logs its own services at `info`.
 const LOG_FILTER: &str = "info,pingora=warn,pingora_core=warn";
@@ -41,12 +41,15 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.healthcheck {
-        return process::answer(LOG_FILTER, "not ready", || run(&arguments).map(|()| String::new()));
+        return process::answer(LOG_FILTER, "not ready", || run(None).map(|()| String::new()));
     }
-    process::run(LOG_FILTER, "can't start", || run(&arguments))
+    // It must not end a process that starts either.
+    let hangup = process::listen(SignalKind::hangup());
+    process::run(LOG_FILTER, "can't start", || run(Some(hangup?)))
 }
 
-fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+/// Runs until a signal other than `hangup`; without that, only asks whether the sentinel that runs is ready.
+fn run(hangup: Option<Signal>) -> Result<(), Box<dyn Error>> {
     let settings = Settings::from_process();
     let mut section = settings.top(None);
     let config = Config::read(&mut section);
@@ -60,9 +63,9 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let ((config, redis, port), _) = settings.finish((config, redis, port))?;
 
     let address = listener::every_address(port);
-    if arguments.healthcheck {
+    let Some(hangup) = hangup else {
         return healthcheck::ready(address);
-    }
+    };
     let socket = listener::bind(address)?;
     let id = config.id_or_default(socket.local_addr()?.port());
     let registry = prometheus::Registry::new();
@@ -93,7 +96,9 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     server.add_service(background_service("sentinel", sentinel));
     server.add_service(background_service("startup", startup));
     server.run(RunArgs {
-        shutdown_signal: Box::new(AnySignal),
+        shutdown_signal: Box::new(AnySignal {
+            hangup: Mutex::new(hangup),
+        }),
     });
     Ok(())
 }
@@ -134,16 +139,19 @@ impl Probed for Recently {
 
 /// SIGTERM and SIGINT end the process at once: there is no request to wait for, and the targets stay registered. SIGHUP changes
 /// nothing.
-struct AnySignal;
+struct AnySignal {
+    hangup: Mutex<Signal>,
+}
 
 #[async_trait]
 impl ShutdownSignalWatch for AnySignal {
     async fn recv(&self) -> ShutdownSignal {
-        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
-        let [Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)] = kinds.map(signal) else {
+        let kinds = [SignalKind::terminate(), SignalKind::interrupt()];
+        let [Ok(mut terminate), Ok(mut interrupt)] = kinds.map(signal) else {
             error!("can't listen for signals; SIGKILL will end this process");
             return std::future::pending().await;
         };
+        let mut hangup = self.hangup.lock().await;
         let name = loop {
             tokio::select! {
                 _ = terminate.recv() => break "SIGTERM",

@@ -25,11 +25,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use chassis::handover::Successor;
+use chassis::process::listen;
 use chassis::{graceful_close, service_manager};
 use futures::future::join_all;
 use log::{error, info, warn};
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 
@@ -81,7 +82,7 @@ pub struct OnSignal {
     pub reload: Arc<Reload>,
     /// How far the start is.
     pub stage: watch::Sender<Stage>,
-    /// Those that have been listened for since before the runtime began, if any.
+    /// Those that have been listened for since before the runtime began.
     pub signals: Mutex<Option<Signals>>,
 }
 
@@ -89,12 +90,9 @@ pub struct OnSignal {
 impl ShutdownSignalWatch for OnSignal {
     async fn recv(&self) -> ShutdownSignal {
         let listened_for = self.signals.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let mut signals = match listened_for.map_or_else(Signals::new, Ok) {
-            Ok(signals) => signals,
-            Err(problem) => {
-                error!(error = problem.to_string().as_str(); "can't listen for signals; SIGKILL will end this process");
-                return std::future::pending().await;
-            }
+        // Pingora asks once.
+        let Some(mut signals) = listened_for else {
+            return std::future::pending().await;
         };
         let reload = Arc::clone(&self.reload);
         let reloads = one_at_a_time(move || reload.run());
@@ -279,6 +277,26 @@ impl Asked {
     }
 }
 
+/// The signals that are listened for from the beginning: they ask for something while a process serves, and must not end one that
+/// starts. The others do end it.
+pub struct Early {
+    quit: Signal,
+    hangup: Signal,
+}
+
+impl Early {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// When the kernel does not allow it.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            quit: listen(SignalKind::quit())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// The signals that mean something to this process. What arrives is kept until it is asked for.
 pub struct Signals {
     terminate: Signal,
@@ -290,16 +308,16 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Listens from now on.
+    /// Listens for all from now on. There is no runtime yet.
     ///
     /// # Errors
     /// When the kernel does not allow it.
-    pub fn new() -> std::io::Result<Self> {
+    pub fn new(Early { quit, hangup }: Early) -> std::io::Result<Self> {
         Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            quit: signal(SignalKind::quit())?,
-            hangup: signal(SignalKind::hangup())?,
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            quit,
+            hangup,
             excused: false,
         })
     }

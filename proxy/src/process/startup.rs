@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::discovery::RegistryDiscovery;
 use crate::lifecycle::Stage;
 use crate::pool::Pool;
-use crate::process::signals::{Signals, Sockets};
+use crate::process::signals::{Early, Signals, Sockets};
 use crate::snapshot::Live;
 use crate::tls;
 
@@ -68,11 +68,11 @@ pub struct Inherited {
 ///
 /// # Errors
 /// When it does not, or has other ports than this configuration says.
-pub fn inherit(config: &Config) -> Result<Option<Inherited>, Box<dyn std::error::Error>> {
+pub fn inherit(config: &Config, signals: Early) -> Result<Option<Inherited>, Box<dyn std::error::Error>> {
+    let mut signals = Signals::new(signals)?;
     // The services' runtimes begin when there is something to serve.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut signals = Signals::new()?;
         let path = config.server.upgrade_sock.as_str();
         let waiting = Waiting::at(Path::new(path))?;
         info!(upgrade_sock = path; "waiting for the running proxy to hand over: send it SIGQUIT or SIGTERM");

@@ -167,3 +167,38 @@ async fn a_new_redis_password_is_taken() {
         "no password in the log"
     );
 }
+
+#[tokio::test]
+async fn a_signal_that_asks_for_a_reload_does_not_end_a_process_that_starts() {
+    let origin = origin();
+    let configuration = embedded(&[origin.address()]);
+    for _ in 0..10 {
+        // The variable has it say something before it binds its ports.
+        let variable = [("SENTINEL_INTERVAL", "1s")];
+        let proxy = Process::start(Process::binary("gopherproxy"), Some(&configuration), &variable);
+        while proxy.text().is_empty() {
+            std::thread::yield_now();
+        }
+        proxy.signal("HUP");
+        proxy.said(RELOADED, |_| true).await;
+    }
+}
+
+#[tokio::test]
+async fn nor_does_it_end_a_sentinel_that_starts() {
+    for _ in 0..10 {
+        let variables = [
+            ("REDIS_URL", "127.0.0.1:1"),
+            ("SENTINEL_TARGETS", "127.0.0.1:1"),
+            ("SENTINEL_METRICS_PORT", "0"),
+        ];
+        let sentinel = Process::start(Process::binary("sentinel"), None, &variables);
+        while sentinel.text().is_empty() {
+            std::thread::yield_now();
+        }
+        sentinel.signal("HUP");
+        sentinel
+            .said_somehow("SIGHUP changes nothing", |line| line["level"] == "WARN")
+            .await;
+    }
+}
