@@ -95,6 +95,11 @@ pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
     /// Tells the client of a tunnel that it will be sent nothing more, though it may go on sending. Ready when it is told, or gone.
     fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<()>;
 
+    /// Ready when the client of a tunnel is gone after it has ended its half. Over HTTP/1.1 only a write can tell.
+    fn poll_left(&mut self, _context: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+
     /// Answers the request with a rejection.
     fn reject(
         &mut self,
@@ -380,6 +385,10 @@ impl ClientSide for Stream {
     fn poll_finish(&mut self, _context: &mut Context<'_>) -> Poll<()> {
         self.end(b"");
         Poll::Ready(())
+    }
+
+    fn poll_left(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.poll_gone(context)
     }
 
     async fn reject(&mut self, rejection: Rejection, delivery: Delivery) -> Result<(), ClientFault> {

@@ -12,7 +12,7 @@ use crate::support::http2::{
     ACK, Answer, CLEARTEXT, END_STREAM, Frames, GOAWAY, HEADERS, Http2, Outcome, PING, SETTINGS, frame, get, head,
     headers, http2_proxy_to, http2_proxy_with, request, upload,
 };
-use crate::support::{Connection, LIMIT, Process, RawOrigin, embedded, eventually, origin};
+use crate::support::{Connection, LIMIT, Process, RawOrigin, embedded, eventually, forwarder, origin};
 use crate::upgrade::{TOOK_OVER, WAITING, upgradable};
 
 const REFUSED_STREAM: u32 = 7;
@@ -112,6 +112,38 @@ async fn a_websocket_over_http2_is_one_over_http1_to_the_origin() {
     let response = timeout(LIMIT, response).await.expect("in time").expect("an answer");
     assert_eq!(response.status().as_u16(), 403);
     assert_eq!(Answer::of(response).await.expect("a response").text(), "no");
+}
+
+#[tokio::test]
+async fn a_websocket_whose_stream_is_reset_behind_its_end_ends_though_the_origin_says_nothing() {
+    if forwarder::skips(
+        "http2_connections::a_websocket_whose_stream_is_reset_behind_its_end_ends_though_the_origin_says_nothing",
+    ) {
+        return;
+    }
+    let origin = RawOrigin::start(|mut peer| async move {
+        peer.head().await;
+        peer.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+            .await;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let proxy = http2_proxy_to(&origin).await;
+    let mut client = Http2::open(proxy.address()).await;
+    eventually("it is offered", async || {
+        client.requests.is_extended_connect_protocol_enabled()
+    })
+    .await;
+    let asked = extended_connect("websocket", "/chat");
+    let (response, mut up) = client.requests.send_request(asked, false).expect("it is open");
+    let response = timeout(LIMIT, response).await.expect("in time").expect("an answer");
+    assert_eq!(response.status().as_u16(), 200);
+    up.send_data(Bytes::new(), true).expect("this half is open");
+    // The end arrives alone, and is no end of the other half.
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(proxy.metric("gopherproxy_inflight_requests").await, 1.0);
+    up.send_reset(h2::Reason::CANCEL);
+    assert!(proxy.request_line("/chat").await.get("reason").is_none());
 }
 
 #[tokio::test]

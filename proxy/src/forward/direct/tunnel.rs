@@ -39,7 +39,7 @@ impl<C: ClientSide> Duplex<'_, C> {
             return Poll::Ready(Ok(Ending::Close));
         }
         // What it has not taken it never will.
-        if client_gone {
+        if client_gone || (self.up == Half::Over && self.client.poll_left(context).is_ready()) {
             return Poll::Ready(Ok(Ending::Cut));
         }
         let since = *self.says_since.get_or_insert_with(Instant::now);
