@@ -120,7 +120,7 @@ async fn the_origin_is_told_of_the_same_hops_that_the_limit_and_the_log_know() {
         (
             b"X-Forwarded-For: 9.9.9.9, 1.2.3.4\r\nX-Forwarded-For:\r\n",
             "9.9.9.9, 1.2.3.4, 127.0.0.1",
-            "127.0.0.1",
+            "1.2.3.4",
         ),
     ]
     .into_iter()
