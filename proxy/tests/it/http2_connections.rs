@@ -100,7 +100,8 @@ async fn a_websocket_over_http2_is_one_over_http1_to_the_origin() {
         .nth(1)
         .and_then(|rest| rest.lines().next());
     assert!(key.is_some_and(|key| key.len() == 24 && key.ends_with("==")), "{seen}");
-    up.send_data(Bytes::new(), true).expect("this half is open");
+    // Over Pingora a tunnel ends with its first half, so this one may be closed.
+    let _ = up.send_data(Bytes::new(), true);
     let line = proxy.request_line("/chat").await;
     assert_eq!((&line["method"], &line["status"]), (&"CONNECT".into(), &200.into()));
 
