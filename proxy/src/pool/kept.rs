@@ -6,6 +6,7 @@
 //! A connection stays registered with the reactor of the runtime that opened it, and any thread may take it, check it or close it.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -124,7 +125,7 @@ impl Kept {
             let Some(connection) = waiting.connections.pop_front() else {
                 break;
             };
-            if is_silent(&connection.stream) && now.saturating_duration_since(connection.since) < longest {
+            if seems_silent(&connection.stream) && now.saturating_duration_since(connection.since) < longest {
                 waiting.connections.push_back(connection);
             } else {
                 over.push(connection);
@@ -152,6 +153,12 @@ impl Drop for Kept {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// Whether nothing has come that tokio has heard of. That takes no system call, for which others would wait for the lock, and the next
+/// sweep finds what this one has missed.
+fn seems_silent(stream: &TcpStream) -> bool {
+    matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
 }
 
 /// Whether nothing has come, not even the end. The kernel is asked: tokio hears of what has come only when a thread has time for that,
