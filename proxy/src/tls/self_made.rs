@@ -44,7 +44,7 @@ pub struct SelfMade {
 /// A host that can't be one, or a file that can't be written; or one that is there and can't be used.
 pub fn make(directory: &Path, hosts: &[String], now: SystemTime) -> Result<SelfMade, String> {
     let file = |name: &str| directory.join(format!("self-made{name}"));
-    let mut made = SelfMade {
+    let made = SelfMade {
         cert: file(".crt"),
         key: file(".key"),
         authority: file("-ca.pem"),
@@ -77,7 +77,6 @@ pub fn make(directory: &Path, hosts: &[String], now: SystemTime) -> Result<SelfM
     }
     let readable = fs::set_permissions(&made.authority, fs::Permissions::from_mode(0o644));
     readable.map_err(|error| failed(&made.authority, error))?;
-    made.found = false;
     Ok(made)
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::ext::Protocol;
+use h2::{RecvStream, SendStream};
 use http::Request;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
@@ -25,6 +26,19 @@ fn extended_connect(protocol: &'static str, path: &str) -> Request<()> {
         .headers_mut()
         .insert("sec-websocket-version", "13".parse().expect("a value"));
     asked
+}
+
+/// A WebSocket at `path`, once the proxy offers them and has switched: its response, and where to send.
+async fn websocket(client: &mut Http2, path: &str) -> (http::Response<RecvStream>, SendStream<Bytes>) {
+    eventually("it is offered", async || {
+        client.requests.is_extended_connect_protocol_enabled()
+    })
+    .await;
+    let asked = extended_connect("websocket", path);
+    let (response, up) = client.requests.send_request(asked, false).expect("it is open");
+    let response = timeout(LIMIT, response).await.expect("in time").expect("an answer");
+    assert_eq!(response.status().as_u16(), 200);
+    (response, up)
 }
 
 #[tokio::test]
@@ -51,14 +65,7 @@ async fn a_websocket_over_http2_is_one_over_http1_to_the_origin() {
     .await;
     let proxy = http2_proxy_to(&origin).await;
     let mut client = Http2::open(proxy.address()).await;
-    eventually("it is offered", async || {
-        client.requests.is_extended_connect_protocol_enabled()
-    })
-    .await;
-    let asked = extended_connect("websocket", "/chat?room=1");
-    let (response, mut up) = client.requests.send_request(asked, false).expect("it is open");
-    let response = timeout(LIMIT, response).await.expect("in time").expect("an answer");
-    assert_eq!(response.status().as_u16(), 200);
+    let (response, mut up) = websocket(&mut client, "/chat?room=1").await;
     let fields = response.headers();
     assert_eq!(fields["sec-websocket-protocol"], "chat");
     assert!(
@@ -131,14 +138,7 @@ async fn a_websocket_whose_stream_is_reset_behind_its_end_ends_though_the_origin
     .await;
     let proxy = http2_proxy_to(&origin).await;
     let mut client = Http2::open(proxy.address()).await;
-    eventually("it is offered", async || {
-        client.requests.is_extended_connect_protocol_enabled()
-    })
-    .await;
-    let asked = extended_connect("websocket", "/chat");
-    let (response, mut up) = client.requests.send_request(asked, false).expect("it is open");
-    let response = timeout(LIMIT, response).await.expect("in time").expect("an answer");
-    assert_eq!(response.status().as_u16(), 200);
+    let (_response, mut up) = websocket(&mut client, "/chat").await;
     up.send_data(Bytes::new(), true).expect("this half is open");
     // The end arrives alone, and is no end of the other half.
     sleep(Duration::from_millis(100)).await;

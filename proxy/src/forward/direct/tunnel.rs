@@ -16,9 +16,8 @@ use crate::http1::scratch::Scratch;
 use crate::rejection::Rejection;
 
 /// One direction of a tunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Half {
-    #[default]
     Open,
     /// Its sender has closed, and its receiver has not been told.
     Ending,
