@@ -149,7 +149,6 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
     let acme_metrics = AcmeMetrics::register(&prometheus)?;
     let lifecycle = Arc::new(Lifecycle::default());
     let held = Arc::new(Budget::default());
-    let live = Arc::new(Live::new(&config, machine()));
     // Two stores where the registry is Redis: each belongs to the runtime of the service that uses it.
     let in_process = Arc::new(InProcess::default());
     let open_registry = || -> Result<Arc<Replaceable>, registry::Error> {
@@ -172,6 +171,7 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
         config.kept_connections(),
         metrics.clone(),
     ));
+    let live = Arc::new(Live::new(&config, Arc::clone(&pool), machine()));
     let sentinel = watch::Sender::new(Arc::new(config.sentinel.clone()));
 
     let upgrade_socket = PathBuf::from(&config.server.upgrade_sock);
@@ -211,7 +211,6 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
     let retries = Arc::new(RetryBudget::new(Instant::now()));
     let shared_metrics = Arc::new(metrics.clone());
     let direct = Direct::new(
-        Arc::clone(&pool),
         Arc::clone(&retries),
         Arc::clone(&lifecycle),
         Arc::clone(&shared_metrics),
@@ -219,14 +218,12 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
     );
     let proxy = EdgeProxy {
         direct,
-        pool: Arc::clone(&pool),
         budget: Arc::clone(&retries),
         metrics: Arc::clone(&shared_metrics),
     };
     let edge = Edge {
         proxy: Arc::new(http_proxy(&server.configuration, proxy)),
         admission: Admission {
-            pool: Arc::clone(&pool),
             retries,
             certificates: certificates.clone(),
         },

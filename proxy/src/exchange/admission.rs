@@ -13,11 +13,11 @@ use crate::exchange::request::RequestId;
 use crate::http1::head::{Body, Head};
 use crate::http1::violation::Violation;
 use crate::limit::Verdict;
-use crate::pool::Pool;
 use crate::pool::endpoint::Endpoint;
 use crate::pool::retry_budget::RetryBudget;
 use crate::rejection::Rejection;
 use crate::snapshot::Policy;
+use crate::snapshot::route::Route;
 use crate::tls;
 
 /// Why a request may not pass.
@@ -56,10 +56,18 @@ impl From<Violation> for Rejected {
     }
 }
 
+/// What was decided for a request that may pass.
+pub struct Admitted {
+    /// Whether the peer is trusted.
+    pub trusted_peer: bool,
+    /// The route that it takes.
+    pub route: Arc<Route>,
+    /// The backend whose turn it is.
+    pub endpoint: Endpoint,
+}
+
 /// Decides whether requests are admitted.
 pub struct Admission {
-    /// The backends.
-    pub pool: Arc<Pool>,
     /// Where requests are counted that may be tried again.
     pub retries: Arc<RetryBudget>,
     /// The certificates. While there is none, nobody is sent to HTTPS.
@@ -68,8 +76,7 @@ pub struct Admission {
 
 impl Admission {
     /// Decides whether to admit the request with this head, which came on `connection` and is served by the rules of `policy`. That
-    /// costs the client a token, and a backend its turn. Returns whether the peer is trusted, and the endpoint; the client is noted in
-    /// `record`.
+    /// costs the client a token, and a backend its turn. The client is noted in `record`.
     ///
     /// # Errors
     /// Why it may not pass.
@@ -79,7 +86,7 @@ impl Admission {
         connection: &Connection,
         policy: &Policy,
         record: &mut Record,
-    ) -> Result<(bool, Endpoint), Rejected> {
+    ) -> Result<Admitted, Rejected> {
         let client = client::identify(connection.peer, head.values(FORWARDED_FOR), &policy.trusted);
         record.client = Some(client.address);
         if client.trusted_peer
@@ -118,9 +125,14 @@ impl Admission {
             )
             .into());
         }
-        let endpoint = self.pool.pick().ok_or(Rejection::NoBackend)?;
+        let route = &policy.route;
+        let endpoint = route.pool.pick().ok_or(Rejection::NoBackend)?;
         self.retries.request(record.start());
-        Ok((client.trusted_peer, endpoint))
+        Ok(Admitted {
+            trusted_peer: client.trusted_peer,
+            route: Arc::clone(route),
+            endpoint,
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::config::Forwarder;
 use crate::pool::endpoint::Endpoint;
 use crate::snapshot::Policy;
+use crate::snapshot::route::Route;
 
 /// A request that goes to an origin, without its body, which the client is still to send.
 #[derive(Clone)]
@@ -17,6 +18,8 @@ pub struct Request {
     pub weight: usize,
     /// The rules that it is served by.
     pub policy: Arc<Policy>,
+    /// Where it goes, and what that may take.
+    pub route: Arc<Route>,
     /// The backend whose turn it is, at one of its addresses.
     pub endpoint: Endpoint,
     /// Who forwards it.

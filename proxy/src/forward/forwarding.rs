@@ -139,7 +139,7 @@ impl<C: ClientSide> Forwarding<C> {
                 self.continues = true;
                 self.silent_since = None;
                 self.read += data.len();
-                let hold = self.request.policy.upstream.retry_buffer;
+                let hold = self.request.route.upstream.retry_buffer;
                 match &mut self.held {
                     Some(held) if held.len() + data.len() <= hold => held.extend_from_slice(&data),
                     held => *held = None,
@@ -186,7 +186,7 @@ impl<C: ClientSide> Forwarding<C> {
 
     pub(super) fn poll_silent(&mut self, context: &mut Context<'_>) -> Poll<Box<Error>> {
         let since = *self.silent_since.get_or_insert_with(Instant::now);
-        let patience = self.request.policy.upstream.read_timeout;
+        let patience = self.request.route.upstream.read_timeout;
         let silent = self.client.timer().poll(context, since, patience);
         silent.map(|()| Fault::SilentBackend.into_error(ErrorType::ReadTimedout))
     }

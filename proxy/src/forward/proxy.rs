@@ -28,7 +28,6 @@ use crate::forward::handover::{Exchange, Handover, Left};
 use crate::forward::ready::{Done, Passed};
 use crate::forward::tls;
 use crate::observe::metrics::Metrics;
-use crate::pool::Pool;
 use crate::pool::retry_budget::RetryBudget;
 use crate::rejection::Rejection;
 
@@ -36,8 +35,6 @@ use crate::rejection::Rejection;
 pub struct EdgeProxy {
     /// Forwards what needs nothing of Pingora's.
     pub direct: Direct,
-    /// The backends.
-    pub pool: Arc<Pool>,
     /// How many requests may be tried again.
     pub budget: Arc<RetryBudget>,
     /// What Prometheus sees.
@@ -169,12 +166,12 @@ impl EdgeProxy {
 
     /// Whether there may be another try, which is paid for from the budget if it is not for a stale connection.
     fn may_try_again(&self, exchange: &Exchange, next: Next) -> bool {
-        let limits = &exchange.request.policy.upstream;
+        let limits = &exchange.request.route.upstream;
         match next {
             Next::Reconnect => true,
             Next::Retry => {
                 exchange.tries.count <= limits.retries
-                    && self.pool.has_other_than(&exchange.tries.failed)
+                    && exchange.request.route.pool.has_other_than(&exchange.tries.failed)
                     && self.budget.take(limits.retry_budget, Instant::now())
             }
             Next::Fail => false,
@@ -187,13 +184,13 @@ impl EdgeProxy {
         let Some(endpoint) = &exchange.tries.endpoint else {
             return;
         };
-        let limits = &exchange.request.policy.upstream.ejection;
+        let (pool, limits) = (&exchange.request.route.pool, &exchange.request.route.upstream.ejection);
         if is_shortage(error.root_cause()) {
             // It says nothing about the backend.
         } else if connected {
-            self.pool.failed(&endpoint.upstream, limits);
+            pool.failed(&endpoint.upstream, limits);
         } else {
-            self.pool.unreachable(endpoint, limits);
+            pool.unreachable(endpoint, limits);
         }
         exchange.tries.failed.push(endpoint.clone());
     }
@@ -259,7 +256,9 @@ impl ProxyHttp for EdgeProxy {
         let endpoint = match last {
             None => exchange.request.endpoint.clone(),
             Some(last) if stale => last,
-            Some(last) => self
+            Some(last) => exchange
+                .request
+                .route
                 .pool
                 .pick_again(&tries.failed, tries.connected, |_| true)
                 .unwrap_or(last),
@@ -271,7 +270,7 @@ impl ProxyHttp for EdgeProxy {
         exchange.record.backend = Some(Arc::clone(&endpoint.upstream));
         // Its series is there before its answer is, while the backend is surely known.
         endpoint.upstream.duration(&self.metrics);
-        let limits = &exchange.request.policy.upstream;
+        let limits = &exchange.request.route.upstream;
         let mut peer = endpoint.peer(limits, exchange.request.upgrade.is_some());
         // For all others the session has the timer.
         peer.options.read_timeout = exchange.request.upgrade.is_some().then_some(limits.tunnel_idle_timeout);

@@ -14,7 +14,7 @@ use pingora_limits::inflight;
 
 use super::connection::Edge;
 use crate::config::Forwarder;
-use crate::exchange::admission::Rejected;
+use crate::exchange::admission::{Admitted, Rejected};
 use crate::exchange::connection::Connection;
 use crate::exchange::record::Record;
 use crate::exchange::request::{Request, is_idempotent};
@@ -69,7 +69,11 @@ impl Edge {
         policy: &Arc<Policy>,
         record: &mut Record,
     ) -> Result<(Box<RequestHeader>, Request), Rejected> {
-        let (trusted_peer, endpoint) = self.admission.decide(head, connection, policy, record)?;
+        let Admitted {
+            trusted_peer,
+            route,
+            endpoint,
+        } = self.admission.decide(head, connection, policy, record)?;
         if !self.held.has_room(self.lifecycle.in_flight(), policy.held) {
             return Err(Rejection::HeldTooMuch.into());
         }
@@ -80,7 +84,7 @@ impl Edge {
             backend: endpoint.upstream.authority(),
             id: &record.id,
         };
-        let is_plain = endpoint.upstream.is_plain(&policy.upstream, head.upgrade.is_some());
+        let is_plain = endpoint.upstream.is_plain(&route.upstream, head.upgrade.is_some());
         let forwarder = if is_plain { policy.forwarder } else { Forwarder::Pingora };
         let (written, fields, header) = WRITTEN.with_borrow_mut(|(bytes, spans)| {
             bytes.clear();
@@ -97,6 +101,7 @@ impl Edge {
             weight: size + written.len() + fields * FIELD,
             head: written,
             policy: Arc::clone(policy),
+            route,
             endpoint,
             forwarder,
             grpc: false,

@@ -30,7 +30,6 @@ use crate::forward::client::ClientSide;
 use crate::http1::downstream::ClientFault;
 use crate::lifecycle::Lifecycle;
 use crate::observe::metrics::Metrics;
-use crate::pool::Pool;
 use crate::pool::endpoint::{Endpoint, Upstream};
 use crate::pool::retry_budget::RetryBudget;
 use crate::rejection::{Delivery, Rejection};
@@ -129,7 +128,6 @@ pub struct Moved {
 
 /// The direct forwarder.
 pub struct Direct {
-    pool: Arc<Pool>,
     budget: Arc<RetryBudget>,
     lifecycle: Arc<Lifecycle>,
     metrics: Arc<Metrics>,
@@ -138,17 +136,10 @@ pub struct Direct {
 }
 
 impl Direct {
-    /// A forwarder to the backends of `pool`, with Pingora's settings about connections.
-    pub fn new(
-        pool: Arc<Pool>,
-        budget: Arc<RetryBudget>,
-        lifecycle: Arc<Lifecycle>,
-        metrics: Arc<Metrics>,
-        conf: &ServerConf,
-    ) -> Self {
+    /// A forwarder with Pingora's settings about connections.
+    pub fn new(budget: Arc<RetryBudget>, lifecycle: Arc<Lifecycle>, metrics: Arc<Metrics>, conf: &ServerConf) -> Self {
         let from = conf.client_bind_to_ipv4.iter().chain(&conf.client_bind_to_ipv6);
         Self {
-            pool,
             budget,
             lifecycle,
             metrics,
@@ -170,7 +161,7 @@ impl Direct {
         record: &mut Record,
         may_move: impl Fn() -> bool,
     ) -> Outcome {
-        let limits = &request.policy.upstream;
+        let limits = &request.route.upstream;
         let mut upload = Upload::new(request, limits.retry_buffer);
         let mut endpoint = request.endpoint.clone();
         let mut tried: Vec<Endpoint> = Vec::new();
@@ -193,8 +184,9 @@ impl Direct {
                     let fits = |upstream: &Upstream| upstream.is_plain(limits, request.upgrade.is_some());
                     let may_retry = next == Next::Retry && tried.len() <= limits.retries;
                     let pick = || {
-                        let other = self.pool.pick_again(&tried, connected, fits);
-                        other.or_else(|| may_move().then(|| self.pool.pick_again(&tried, connected, |_| true))?)
+                        let pool = &request.route.pool;
+                        let other = pool.pick_again(&tried, connected, fits);
+                        other.or_else(|| may_move().then(|| pool.pick_again(&tried, connected, |_| true))?)
                     };
                     let other = may_retry.then(pick).flatten();
                     let paid = other.filter(|_| self.budget.take(limits.retry_budget, Instant::now()));
@@ -227,7 +219,7 @@ impl Direct {
         record: &mut Record,
     ) -> Result<Ending, (Broken, Option<Try>)> {
         let Endpoint { upstream, address } = endpoint;
-        let limits = &request.policy.upstream;
+        let limits = &request.route.upstream;
         // A connection that the origin closes at this moment costs a request that can't be sent again a 502. One that was used a
         // moment ago is unlikely to be closed now.
         let since = if upload.is_repeatable(client) {
@@ -305,14 +297,14 @@ impl Direct {
 
     /// Records that a try has failed, unless that says nothing about the backend.
     fn blame(&self, broken: &Broken, endpoint: &Endpoint, client: &impl ClientSide, request: &Request) {
-        let limits = &request.policy.upstream.ejection;
+        let limits = &request.route.upstream.ejection;
         match broken {
             Broken::Client(_) => {}
             Broken::NoConnection(error) if is_shortage(error) => {}
-            Broken::NoConnection(_) => self.pool.unreachable(endpoint, limits),
+            Broken::NoConnection(_) => request.route.pool.unreachable(endpoint, limits),
             // Both wait for the client, and the backend's patience has ended first.
             Broken::Origin(Failure::Closed | Failure::TimedOut, _) if client.sending().is_some() => {}
-            Broken::Origin(..) => self.pool.failed(&endpoint.upstream, limits),
+            Broken::Origin(..) => request.route.pool.failed(&endpoint.upstream, limits),
         }
     }
 }

@@ -42,7 +42,7 @@ impl<C: ClientSide> Duplex<'_, C> {
             return Poll::Ready(Ok(Ending::Cut));
         }
         let since = *self.says_since.get_or_insert_with(Instant::now);
-        let limit = self.request.policy.upstream.tunnel_idle_timeout;
+        let limit = self.request.route.upstream.tunnel_idle_timeout;
         ready!(self.client.timer().poll(context, since, limit));
         Poll::Ready(Ok(if self.pending.is_empty() {
             Ending::Close

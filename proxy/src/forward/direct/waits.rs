@@ -46,7 +46,7 @@ impl<C: ClientSide> Duplex<'_, C> {
 
     /// Ready when somebody has been waited for too long.
     pub(super) fn poll_deadlines(&mut self, context: &mut Context<'_>) -> Poll<Broken> {
-        let limits = &self.request.policy.upstream;
+        let limits = &self.request.route.upstream;
         let reads = self.client.taking();
         let stalls = reads.is_some();
         let waits_for_word = self.request.expects && !self.continues && !self.client.body_ended();

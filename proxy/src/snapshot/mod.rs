@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use log::{Level, info, log};
 
-use crate::config::{
-    ClientLimits, Config, DEFAULT_MAX_CONNECTIONS, Forwarder, Http2, Limit, Networks, Readiness, UpstreamLimits,
-};
+use crate::config::{ClientLimits, Config, DEFAULT_MAX_CONNECTIONS, Forwarder, Http2, Limit, Networks, Readiness};
 use crate::http1::held;
 use crate::http1::redirect::Redirect;
 use crate::limit::ClientLimiter;
+use crate::pool::Pool;
 use crate::rejection::LimitedAnswers;
+use crate::snapshot::route::Route;
+
+pub mod route;
 
 /// The rules that requests are served by.
 pub struct Policy {
@@ -40,8 +42,8 @@ pub struct Policy {
     pub http2: Http2,
     /// How much clients may make the proxy hold.
     pub held: held::Limits,
-    /// What a backend may take.
-    pub upstream: UpstreamLimits,
+    /// Where requests go.
+    pub route: Arc<Route>,
     /// Who forwards admitted requests.
     pub forwarder: Forwarder,
     /// Which requests without TLS are sent to HTTPS.
@@ -57,7 +59,7 @@ pub struct Policy {
 }
 
 impl Policy {
-    fn new(config: &Config, limiter: Arc<ClientLimiter>, machine: Machine) -> Self {
+    fn new(config: &Config, limiter: Arc<ClientLimiter>, pool: &Arc<Pool>, machine: Machine) -> Self {
         let mut client = config.client.clone();
         client.max_connections = client.max_connections.min(machine.connections);
         let held = config.client.max_held.unwrap_or(machine.memory / 4);
@@ -72,7 +74,10 @@ impl Policy {
             challenges: config.acme.as_ref().map(|acme| acme.storage.clone()),
             client,
             http2: config.http2.clone(),
-            upstream: config.upstream.clone(),
+            route: Arc::new(Route {
+                pool: Arc::clone(pool),
+                upstream: config.upstream.clone(),
+            }),
             forwarder: config.forwarder,
             redirect: config.tls.redirect.clone(),
             hsts: config.tls.hsts.map(|time| time.as_secs()),
@@ -124,17 +129,19 @@ pub struct Machine {
 /// The rules now.
 pub struct Live {
     policy: ArcSwap<Policy>,
+    pool: Arc<Pool>,
     machine: Machine,
 }
 
 impl Live {
-    /// The rules that `config` sets, in a process on this `machine`.
-    pub fn new(config: &Config, machine: Machine) -> Self {
+    /// The rules that `config` sets, for requests to the backends of `pool`, in a process on this `machine`.
+    pub fn new(config: &Config, pool: Arc<Pool>, machine: Machine) -> Self {
         let limiter = Arc::new(ClientLimiter::new(&config.limit, Instant::now()));
-        let policy = Policy::new(config, limiter, machine);
+        let policy = Policy::new(config, limiter, &pool, machine);
         policy.explain_descriptors(false);
         Self {
             policy: ArcSwap::from_pointee(policy),
+            pool,
             machine,
         }
     }
@@ -163,7 +170,7 @@ impl Live {
         } else {
             Arc::new(ClientLimiter::new(&config.limit, Instant::now()))
         };
-        let policy = Policy::new(config, limiter, self.machine);
+        let policy = Policy::new(config, limiter, &self.pool, self.machine);
         if before.max_connections != policy.max_connections {
             policy.explain_descriptors(false);
         }
