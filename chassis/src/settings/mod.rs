@@ -12,14 +12,14 @@ mod tests;
 mod units;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use log::{info, warn};
 
 use crate::yaml::{Mapping, Node, Value, shown_key};
 pub use quote::quoted;
-pub use section::{Entry, Section};
+pub use section::{Entry, Named, Section};
 pub use units::{duration, duration_or_zero, positive, size, truth, whole};
 
 /// Variables with this prefix win over those without. Kubernetes sets variables for every service of a namespace, and one of
@@ -141,13 +141,15 @@ struct Notes {
     mistakes: Vec<(Option<usize>, String)>,
     remarks: Vec<Remark>,
     /// The path of every key that was asked for.
-    known: Vec<String>,
+    known: BTreeSet<String>,
     unknown: Vec<Unknown>,
 }
 
 /// A key that nobody asked for.
 struct Unknown {
     section: String,
+    /// The section with a placeholder for each name that the user chose, as in the paths of the keys that are known.
+    pattern: String,
     key: String,
     line: usize,
     /// What could stand there, in words.
@@ -287,11 +289,11 @@ impl Settings {
 
     /// The file's top level.
     pub fn top(&self, file: Option<Node>) -> Section<'_> {
-        Section::new(self, String::new(), file)
+        Section::new(self, String::new(), String::new(), file)
     }
 
-    /// The paths of all keys that were asked for.
-    pub fn known(&self) -> Vec<String> {
+    /// The paths of all keys that were asked for, with `NAME` in place of each name that the user chose.
+    pub fn known(&self) -> BTreeSet<String> {
         self.notes.borrow().known.clone()
     }
 
@@ -325,14 +327,15 @@ impl Settings {
 
 impl Unknown {
     /// The mistake in words, with what the user may have meant.
-    fn explain(&self, known: &[String]) -> String {
+    fn explain(&self, known: &BTreeSet<String>) -> String {
         let Self {
             section,
+            pattern,
             key,
             line,
             choices,
         } = self;
-        let siblings = known.iter().filter_map(|path| key_in(section, path));
+        let siblings = known.iter().filter_map(|path| key_in(pattern, path));
         let near = siblings
             .filter(|_| key.len() <= 64)
             .map(|sibling| (strsim::damerau_levenshtein(&normal(key), sibling), sibling))

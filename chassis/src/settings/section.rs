@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 
 use super::{Expected, Place, Settings, Unknown, Variable, entries, given, given_node, join, truth};
-use crate::yaml::{Mapping, Node, Value};
+use crate::yaml::{Mapping, Node, Value, shown_key};
+
+/// Stands for any name that the user chose, in the paths of the keys that are known.
+const ANY_NAME: &str = "NAME";
 
 /// A group of keys in the file. Each reading method takes its key out; what is left at [`Section::finish`] is unknown.
 pub struct Section<'s> {
     settings: &'s Settings,
     path: String,
+    /// The same with [`ANY_NAME`] in place of each name that the user chose. Keys are known by it.
+    pattern: String,
     entries: Mapping,
     known: Vec<String>,
     /// Where each value that was read stands.
@@ -25,6 +30,16 @@ pub enum Entry<'s> {
     Section(Section<'s>),
 }
 
+/// A group of keys by a name that the user chose.
+pub struct Named<'s, N> {
+    /// Its name.
+    pub name: N,
+    /// Where it stands.
+    pub place: Place,
+    /// Its keys.
+    pub section: Section<'s>,
+}
+
 /// What the environment and the file say of a key.
 struct Found<'s> {
     variable: Option<Variable<'s>>,
@@ -32,11 +47,12 @@ struct Found<'s> {
 }
 
 impl<'s> Section<'s> {
-    pub(super) fn new(settings: &'s Settings, path: String, node: Option<Node>) -> Self {
+    pub(super) fn new(settings: &'s Settings, path: String, pattern: String, node: Option<Node>) -> Self {
         Self {
             settings,
             entries: entries(settings, &path, node),
             path,
+            pattern,
             known: Vec::new(),
             places: BTreeMap::new(),
             changed: Vec::new(),
@@ -51,7 +67,12 @@ impl<'s> Section<'s> {
     /// The section `key` inside this one. When it has no keys, all its values come from the environment and the defaults.
     pub fn section(&mut self, key: &'static str) -> Section<'s> {
         let node = self.entry(key).map(|(_, node)| node);
-        Section::new(self.settings, join(&self.path, key), node)
+        self.inner(key, node)
+    }
+
+    /// What stands behind `key`, as a section.
+    fn inner(&self, key: &str, node: Option<Node>) -> Section<'s> {
+        Section::new(self.settings, join(&self.path, key), join(&self.pattern, key), node)
     }
 
     /// The section `key` inside this one and whether it is on: it is, unless `off` stands in its place in the file or in `variable`.
@@ -68,7 +89,7 @@ impl<'s> Section<'s> {
                 _ => keys = Some(node.clone()),
             }
         }
-        let section = Section::new(settings, join(&self.path, key), keys);
+        let section = self.inner(key, keys);
         let Some(variable) = settings.find(variable) else {
             return (in_file, section);
         };
@@ -111,11 +132,7 @@ impl<'s> Section<'s> {
         default: T,
         parse: impl Fn(&str) -> Result<T, Expected>,
     ) -> T {
-        let from_node = |node: &Node| match &node.value {
-            Value::Scalar { .. } if node.is_null() => parse(""),
-            Value::Scalar { text, .. } => parse(text.trim()),
-            Value::List(_) | Value::Mapping(_) => Err("one value".into()),
-        };
+        let from_node = |node: &Node| from_node(node, &parse);
         let settings = self.settings;
         match self.find(key, variable) {
             Found {
@@ -259,9 +276,95 @@ impl<'s> Section<'s> {
                 let (path, line) = (path.clone(), node.line);
                 Entry::Text(Place::Key { path, line }, text.trim().to_owned())
             }
-            _ => Entry::Section(Section::new(self.settings, path.clone(), Some(node))),
+            _ => Entry::Section(self.inner(key, Some(node))),
         };
         nodes.into_iter().map(entry).collect()
+    }
+
+    /// The groups of keys under `key`, each by a name that the user chose and `parse_name` takes, in the order of the names. Nothing
+    /// behind a name is a group without keys.
+    pub fn named<N>(
+        &mut self,
+        key: &'static str,
+        parse_name: impl Fn(&str) -> Result<N, Expected>,
+    ) -> Vec<Named<'s, N>> {
+        let group = |group: &Section<'s>, text: &str, name: N, node: Node| {
+            let place = group.place_of(text, &node);
+            let (path, pattern) = (join(&group.path, text), join(&group.pattern, ANY_NAME));
+            let section = Section::new(group.settings, path, pattern, Some(node));
+            Some(Named { name, place, section })
+        };
+        self.chosen(key, parse_name, group)
+    }
+
+    /// The values under `key`, each by a name that the user chose and `parse_name` takes, in the order of the names.
+    pub fn pairs<N, T>(
+        &mut self,
+        key: &'static str,
+        parse_name: impl Fn(&str) -> Result<N, Expected>,
+        parse: impl Fn(&str) -> Result<T, Expected>,
+    ) -> Vec<(N, T)> {
+        self.read_pairs(key, false, parse_name, parse)
+    }
+
+    /// The same for values that can hold a secret: no message quotes one.
+    pub fn secret_pairs<N, T>(
+        &mut self,
+        key: &'static str,
+        parse_name: impl Fn(&str) -> Result<N, Expected>,
+        parse: impl Fn(&str) -> Result<T, Expected>,
+    ) -> Vec<(N, T)> {
+        self.read_pairs(key, true, parse_name, parse)
+    }
+
+    fn read_pairs<N, T>(
+        &mut self,
+        key: &'static str,
+        secret: bool,
+        parse_name: impl Fn(&str) -> Result<N, Expected>,
+        parse: impl Fn(&str) -> Result<T, Expected>,
+    ) -> Vec<(N, T)> {
+        let pair = |group: &Section<'s>, text: &str, name: N, node: Node| match from_node(&node, &parse) {
+            Ok(value) => Some((name, value)),
+            Err(expected) => {
+                let place = group.place_of(text, &node);
+                group.settings.expected(&place, &expected, &given_node(&node, secret));
+                None
+            }
+        };
+        self.chosen(key, parse_name, pair)
+    }
+
+    /// Reads the entries under `key`, whose names the user chose.
+    fn chosen<N, T>(
+        &mut self,
+        key: &'static str,
+        parse_name: impl Fn(&str) -> Result<N, Expected>,
+        read: impl Fn(&Section<'s>, &str, N, Node) -> Option<T>,
+    ) -> Vec<T> {
+        let Some((place, node)) = self.entry(key) else {
+            return Vec::new();
+        };
+        self.note_change(key, place.clone(), !node.is_null());
+        self.places.insert(key, place);
+        let mut group = self.inner(key, Some(node));
+        let mut all = Vec::with_capacity(group.entries.len());
+        for (text, node) in std::mem::take(&mut group.entries) {
+            match parse_name(&text) {
+                Ok(name) => all.extend(read(&group, &text, name, node)),
+                Err(expected) => {
+                    let place = group.place_of(&text, &node);
+                    let problem = format_args!("expected {expected}, got the name {}", shown_key(&text));
+                    self.settings.mistake(&place, problem);
+                }
+            }
+        }
+        all
+    }
+
+    fn place_of(&self, name: &str, node: &Node) -> Place {
+        let (path, line) = (join(&self.path, &shown_key(name)), node.line);
+        Place::Key { path, line }
     }
 
     /// `value`, read from `key`, with the part of it that `variable` sets replaced by `apply`.
@@ -293,7 +396,8 @@ impl<'s> Section<'s> {
     pub fn entry(&mut self, key: &str) -> Option<(Place, Node)> {
         let path = join(&self.path, key);
         self.known.push(key.to_owned());
-        self.settings.notes.borrow_mut().known.push(path.clone());
+        let pattern = join(&self.pattern, key);
+        self.settings.notes.borrow_mut().known.insert(pattern);
         let node = self.entries.remove(key)?;
         Some((Place::Key { path, line: node.line }, node))
     }
@@ -335,6 +439,7 @@ impl<'s> Section<'s> {
         for (key, node) in self.entries {
             notes.unknown.push(Unknown {
                 section: self.path.clone(),
+                pattern: self.pattern.clone(),
                 key,
                 line: node.line,
                 choices: choices.to_owned(),
@@ -358,6 +463,15 @@ impl<'s> Section<'s> {
         if changed {
             self.changed.push((key, place));
         }
+    }
+}
+
+/// One value of the file.
+fn from_node<T>(node: &Node, parse: impl Fn(&str) -> Result<T, Expected>) -> Result<T, Expected> {
+    match &node.value {
+        Value::Scalar { .. } if node.is_null() => parse(""),
+        Value::Scalar { text, .. } => parse(text.trim()),
+        Value::List(_) | Value::Mapping(_) => Err("one value".into()),
     }
 }
 

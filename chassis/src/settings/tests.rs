@@ -259,3 +259,64 @@ fn a_list_is_the_same_from_a_file_and_from_a_variable() {
     section.finish();
     assert_eq!(said(settings), [""; 0]);
 }
+
+#[test]
+fn names_that_the_user_chose_stand_for_groups_and_for_values() {
+    let file = "pools:\n  web: {size: 2, sub: {deep: 3}}\n  api:\n  x.y: {size: 1}\n  last: 4\nshares: {a: 1, b: x, '-': 3, c: [1]}\nkeys: {k: hunter2}\nnone:\nlist: [1]";
+    let settings = settings(&[]);
+    let mut top = settings.top(yaml(file));
+    let name = |text: &str| match text.bytes().all(|byte| byte.is_ascii_lowercase()) {
+        true => Ok(text.to_owned()),
+        false => Err("a word".into()),
+    };
+    let mut sizes = Vec::new();
+    for Named {
+        name,
+        place,
+        mut section,
+    } in top.named("pools", name)
+    {
+        let size = section.value("size", None, 9, whole(0..=9));
+        let deep = section.section("sub").value("deep", None, 8, whole(0..=9));
+        sizes.push((name, place.to_string(), size, deep));
+        section.finish();
+    }
+    let row = |name: &str, line, size, deep| (name.to_owned(), format!("line {line}: pools.{name}"), size, deep);
+    assert_eq!(sizes, [row("api", 3, 9, 8), row("last", 5, 9, 8), row("web", 2, 2, 3)]);
+    assert_eq!(top.pairs("shares", name, whole(0..=9u8)), [("a".to_owned(), 1)]);
+    assert_eq!(top.secret_pairs("keys", name, whole(0..=9u8)), []);
+    assert_eq!(top.named("none", name).len() + top.named("unset", name).len(), 0);
+    assert_eq!(top.pairs("list", name, whole(0..=9u8)), []);
+    top.finish();
+    assert_eq!(
+        said(settings),
+        [
+            r#"line 4: pools."x…": expected a word, got the name "x…""#,
+            r#"line 5: pools.last: expected keys and values (each in a line of its own, with a space after the colon), got "4""#,
+            "line 6: shares.-: expected a word, got the name -",
+            r#"line 6: shares.b: expected a whole number from 0 to 9, got "x""#,
+            "line 6: shares.c: expected one value, got a list",
+            "line 7: keys.k: expected a whole number from 0 to 9, got a value that is not shown because it may hold a password",
+            "line 9: list: expected keys and values (each in a line of its own, with a space after the colon), got a list",
+        ]
+    );
+}
+
+#[test]
+fn an_unknown_key_in_a_named_group_is_told_apart_once_for_all_groups() {
+    let settings = settings(&[]);
+    let mut top = settings.top(yaml("pools: {a: {sise: 1}, b: {other: 2}, c: {}}\nsize: 3"));
+    for mut pool in top.named("pools", |text| Ok(text.to_owned())) {
+        pool.section.value("size", None, 0, whole(0..=9));
+        pool.section.finish();
+    }
+    top.finish();
+    assert_eq!(
+        said(settings),
+        [
+            "line 1: pools.a.sise: unknown key; did you mean size?",
+            "line 1: pools.b.other: unknown key; the keys here are size",
+            "line 2: size: unknown key; did you mean pools.NAME.size?",
+        ]
+    );
+}
