@@ -23,7 +23,7 @@ use gopherproxy::observe::access_log;
 use gopherproxy::observe::metrics::Metrics;
 use gopherproxy::pool::{Intervals, Pool, PoolService};
 use pingora::services::background::BackgroundService;
-use registry::{InProcess, Registry};
+use registry::{InProcess, PoolName, Registry};
 
 /// The proxy's own.
 #[global_allocator]
@@ -113,7 +113,10 @@ fn pool_of(backends: u16) -> Arc<Pool> {
     thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         runtime.block_on(async {
-            registry.publish("bench", &members, &[]).await.expect("a set in memory");
+            registry
+                .publish(&PoolName::default(), "bench", &members, &[])
+                .await
+                .expect("a set in memory");
             let (_running, shutdown) = tokio::sync::watch::channel(false);
             service.start(shutdown).await;
         });

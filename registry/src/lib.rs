@@ -1,58 +1,59 @@
-//! The registry: the set of origins that are up. The sentinel writes it, and the proxy reads it.
+//! The registry: for each pool the set of origins that are up. The sentinel writes it, and the proxy reads it.
 //!
-//! Only this crate knows the Redis key ([`KEY`]), the format of a [`Member`], and how long a call may take. There are two
-//! stores behind the one interface [`Registry`]: [`RedisStore`], for processes on several machines, and [`InProcess`], for
+//! Only this crate knows the Redis keys ([`PoolName`]), the format of a [`Member`] and of its [`Meta`], and how long a call may take.
+//! There are two stores behind the one interface [`Registry`]: [`RedisStore`], for processes on several machines, and [`InProcess`], for
 //! a proxy with the sentinel inside it. What is published in either is read from it as the same members.
 
 mod in_process;
 mod link;
 mod member;
+mod meta;
+mod pool_name;
 mod redis_store;
 mod redis_url;
 mod replaceable;
 mod resolver;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 
 pub use in_process::InProcess;
 pub use member::{Host, Malformed, Member};
+pub use meta::{MAX_WEIGHT, Meta, MetaChange};
+pub use pool_name::PoolName;
 pub use redis_store::RedisStore;
 pub use redis_url::RedisUrl;
 pub use replaceable::Replaceable;
 pub use resolver::Resolver;
 
-/// The Redis set of the origins that are up.
+/// The Redis set of the origins of the default pool that are up.
 pub const KEY: &str = "gopher_backends";
 
-/// The Redis set of the members of [`KEY`] that the writer `id` has registered. The braces put it into the same slot of a
-/// Redis cluster.
-fn record_key(id: &str) -> String {
-    format!("{{{KEY}}}:registered:{id}")
-}
-
-/// What the registry holds.
+/// What the registry holds of one pool.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// The members that parse.
     pub members: BTreeSet<Member>,
-    /// The others, each with what is wrong with it.
+    /// What differs from [`Meta::default`], also of origins that are no members now: one that is drained and leaves comes back drained.
+    pub meta: BTreeMap<Member, Meta>,
+    /// Why nothing is known of [`Snapshot::meta`], if nothing is. The members are good all the same.
+    pub meta_error: Option<Error>,
+    /// The entries that don't parse, each with what is wrong with it.
     pub malformed: Vec<Malformed>,
 }
 
-impl Snapshot {
-    fn parse<'t>(texts: impl IntoIterator<Item = &'t [u8]>) -> Self {
-        let mut snapshot = Self::default();
-        for text in texts {
-            match Member::parse(text) {
-                Ok(member) => {
-                    snapshot.members.insert(member);
-                }
-                Err(malformed) => snapshot.malformed.push(malformed),
+/// The members among `texts`, and what is wrong with the others.
+fn parse_members<'t>(texts: impl IntoIterator<Item = &'t [u8]>) -> (BTreeSet<Member>, Vec<Malformed>) {
+    let (mut members, mut malformed) = (BTreeSet::new(), Vec::new());
+    for text in texts {
+        match Member::parse(text) {
+            Ok(member) => {
+                members.insert(member);
             }
+            Err(problem) => malformed.push(problem),
         }
-        snapshot
     }
+    (members, malformed)
 }
 
 /// What a writer has to know before it writes.
@@ -70,18 +71,22 @@ impl Holdings {
     }
 }
 
-/// A store of members. Every call ends within the store's timeout, whatever the network does.
+/// A store of a set of members for each pool. A call ends within the store's timeout, whatever the network does.
 #[async_trait::async_trait]
 pub trait Registry: Send + Sync + 'static {
-    /// All members of the set.
-    async fn members(&self) -> Result<Snapshot, Error>;
+    /// All members of the pool's set, and what is known of them.
+    async fn members(&self, pool: &PoolName) -> Result<Snapshot, Error>;
 
-    /// All members of the set, and those that the writer `id` has registered.
-    async fn holdings(&self, id: &str) -> Result<Holdings, Error>;
+    /// All members of the pool's set, and those that the writer `id` has registered.
+    async fn holdings(&self, pool: &PoolName, id: &str) -> Result<Holdings, Error>;
 
-    /// Makes every one of `present` a member and none of `absent`, leaves all others as they are, and records both as the
-    /// doing of the writer `id`. Idempotent.
-    async fn publish(&self, id: &str, present: &[Member], absent: &[Member]) -> Result<(), Error>;
+    /// Makes every one of `present` a member of the pool's set and none of `absent`, leaves all others as they are, and records both as
+    /// the doing of the writer `id`. Idempotent.
+    async fn publish(&self, pool: &PoolName, id: &str, present: &[Member], absent: &[Member]) -> Result<(), Error>;
+
+    /// Makes `change` to what is known of `member`, whether it is a member now or not, and returns the outcome. An entry that can't be read
+    /// is replaced. Idempotent, and no change that another makes at the same time is lost.
+    async fn describe(&self, pool: &PoolName, member: &Member, change: MetaChange) -> Result<Meta, Error>;
 }
 
 /// Why a call failed, in words for the log. It never holds the store's password.

@@ -9,7 +9,8 @@
 //!   comes, so that connection is dropped. An error reply leaves it in order, so it is kept; unless it says that the
 //!   node is no usable primary, because then the name may mean another node by now.
 //! - After any failure calls fail at once with the same error for a while, longer each time and with jitter, so that a
-//!   fleet does not overrun a Redis that comes back, or one that refuses.
+//!   fleet does not overrun a Redis that comes back, or one that refuses. An error reply may be about the keys of one pool, so it
+//!   holds for that pool alone.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,11 +19,11 @@ use std::time::Duration;
 
 use log::{info, warn};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Pipeline, RedisError, RedisResult, ServerError, Value};
+use redis::{AsyncConnectionConfig, Client, FromRedisValue, Pipeline, RedisError, RedisResult, ServerError, Value};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use crate::{Error, RedisUrl, Resolver};
+use crate::{Error, PoolName, RedisUrl, Resolver};
 
 /// How long opening a connection may take.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -49,7 +50,10 @@ pub(crate) struct Link {
 #[derive(Default)]
 struct State {
     connection: Option<Connection>,
+    /// After a failure of the connection.
     pause: Option<Pause>,
+    /// After an error reply to a call for this pool.
+    pauses: HashMap<PoolName, Pause>,
     /// The last node was a replica.
     on_replica: bool,
 }
@@ -94,18 +98,41 @@ impl Link {
         self.max_age = age;
     }
 
-    /// Runs `commands`, all of which must be idempotent, within [`CALL_TIMEOUT`].
-    pub(crate) async fn call<T: redis::FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Error> {
+    /// Runs `commands` for `pool`, all of which must be idempotent, within [`CALL_TIMEOUT`].
+    pub(crate) async fn call<T: FromRedisValue>(&self, pool: &PoolName, commands: &Pipeline) -> Result<T, Error> {
+        self.checked(pool, commands, Ok).await
+    }
+
+    /// The same for two commands, where an error reply to the second is no failure.
+    pub(crate) async fn call_with_optional<T: FromRedisValue, U: FromRedisValue>(
+        &self,
+        pool: &PoolName,
+        mut commands: Pipeline,
+    ) -> Result<(T, Result<U, Error>), Error> {
+        commands.ignore_errors();
+        let check = |(needed, optional): (RedisResult<T>, RedisResult<U>)| Ok((needed?, optional));
+        let (needed, optional) = self.checked(pool, &commands, check).await?;
+        Ok((needed, optional.map_err(|error| self.failure(&error).error)))
+    }
+
+    /// Runs `commands`; `check` says which of their replies are failures.
+    async fn checked<T: FromRedisValue, U>(
+        &self,
+        pool: &PoolName,
+        commands: &Pipeline,
+        check: impl Fn(T) -> RedisResult<U>,
+    ) -> Result<U, Error> {
         let mut state = self.state.lock().await;
-        if let Some(pause) = &state.pause
-            && Instant::now() < pause.until
-        {
+        let now = Instant::now();
+        let pauses = state.pause.iter().chain(state.pauses.get(pool));
+        if let Some(pause) = pauses.into_iter().find(|pause| now < pause.until) {
             return Err(pause.error.clone());
         }
-        let attempt = timeout(CALL_TIMEOUT, self.attempt(&mut state, commands)).await;
+        let attempt = timeout(CALL_TIMEOUT, self.attempt(&mut state, commands, check)).await;
         let failure = match attempt {
             Ok(Ok(answer)) => {
                 state.pause = None;
+                state.pauses.remove(pool);
                 return Ok(answer);
             }
             Ok(Err(failure)) => failure,
@@ -114,16 +141,33 @@ impl Link {
         if !failure.in_order {
             state.connection = None;
         }
-        let wait = state.pause.as_ref().map_or(*PAUSE.start(), |pause| pause.next);
-        state.pause = Some(Pause {
+        let of_pool = state.connection.is_some();
+        let before = if of_pool {
+            state.pauses.get(pool)
+        } else {
+            state.pause.as_ref()
+        };
+        let wait = before.map_or(*PAUSE.start(), |pause| pause.next);
+        let pause = Pause {
             error: failure.error.clone(),
             until: Instant::now() + jittered(wait),
             next: (wait * 2).min(*PAUSE.end()),
-        });
+        };
+        if of_pool {
+            state.pause = None;
+            state.pauses.insert(pool.clone(), pause);
+        } else {
+            state.pause = Some(pause);
+        }
         Err(failure.error)
     }
 
-    async fn attempt<T: redis::FromRedisValue>(&self, state: &mut State, commands: &Pipeline) -> Result<T, Failure> {
+    async fn attempt<T: FromRedisValue, U>(
+        &self,
+        state: &mut State,
+        commands: &Pipeline,
+        check: impl Fn(T) -> RedisResult<U>,
+    ) -> Result<U, Failure> {
         let connection = self.connection(state).await?;
         let was_used = connection.used;
         let mut answer = commands.query_async(&mut connection.inner).await;
@@ -132,7 +176,7 @@ impl Link {
             let connection = self.connection(state).await?;
             answer = commands.query_async(&mut connection.inner).await;
         }
-        let answer = answer.map_err(|error| self.failure(&error))?;
+        let answer = answer.and_then(check).map_err(|error| self.failure(&error))?;
         if let Some(connection) = &mut state.connection {
             connection.used = true;
         }
@@ -361,13 +405,20 @@ mod tests {
         Link::new(&RedisUrl::parse(url).unwrap()).unwrap()
     }
 
+    impl State {
+        fn longest_pause(&self) -> Option<&Pause> {
+            let pauses = self.pause.iter().chain(self.pauses.values());
+            pauses.max_by_key(|pause| pause.until)
+        }
+    }
+
     /// Calls until one is not answered from a pause.
     async fn outcome_after_pause(link: &Link) -> Result<(), Error> {
-        let until = link.state.lock().await.pause.as_ref().map(|pause| pause.until);
+        let until = link.state.lock().await.longest_pause().map(|pause| pause.until);
         if let Some(until) = until {
             tokio::time::sleep_until(until).await;
         }
-        link.call::<()>(&ping()).await
+        link.call::<()>(&PoolName::default(), &ping()).await
     }
 
     #[tokio::test]
@@ -375,12 +426,12 @@ mod tests {
         // Connections succeed (the kernel takes them), and no byte ever comes back.
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let link = link(&silent.local_addr().unwrap().to_string());
-        let pinged = ping();
-        let call = timeout(CALL_TIMEOUT + CONNECT_TIMEOUT, link.call::<()>(&pinged));
+        let (pool, pinged) = (PoolName::default(), ping());
+        let call = timeout(CALL_TIMEOUT + CONNECT_TIMEOUT, link.call::<()>(&pool, &pinged));
         let error = call.await.expect("within its timeout").unwrap_err();
         assert!(error.to_string().contains("within"), "{error}");
         // Until the pause is over the last error is the answer.
-        let (again, at_once) = (link.call::<()>(&pinged), std::future::ready(()));
+        let (again, at_once) = (link.call::<()>(&pool, &pinged), std::future::ready(()));
         tokio::pin!(again);
         tokio::select! { biased;
             again = &mut again => assert_eq!(again.unwrap_err(), error),
@@ -409,8 +460,35 @@ mod tests {
             }
             assert_eq!(seen.load(Ordering::SeqCst), connections, "{reply}");
             let state = link.state.lock().await;
-            assert_eq!(state.pause.as_ref().unwrap().next, *PAUSE.start() * 8);
+            assert_eq!(state.longest_pause().unwrap().next, *PAUSE.start() * 8);
+            assert_eq!(
+                state.pause.is_none(),
+                connections == 1,
+                "{reply}: an error reply is about this pool alone"
+            );
         }
+    }
+
+    #[tokio::test]
+    async fn a_pool_that_is_refused_holds_up_no_other_and_a_redis_that_is_gone_holds_up_all() {
+        let (address, _) = server(|request| match request {
+            _ if request.contains("HELLO") => "-ERR unknown command 'HELLO'\r\n".into(),
+            _ if request.contains("DBSIZE") => String::new(),
+            _ if request.contains("TIME") => "-WRONGTYPE Operation against a key\r\n".into(),
+            _ => "+PONG\r\n".into(),
+        })
+        .await;
+        let link = link(&address);
+        let (one, other) = (PoolName::default(), "other".parse().unwrap());
+        let [mut refused, mut gone] = [redis::pipe(), redis::pipe()];
+        refused.cmd("TIME").ignore();
+        gone.cmd("DBSIZE").ignore();
+        let error = link.call::<()>(&one, &refused).await.unwrap_err();
+        assert!(error.is_refusal(), "{error}");
+        assert_eq!(link.call::<()>(&one, &ping()).await, Err(error), "from the pause");
+        assert_eq!(link.call::<()>(&other, &ping()).await, Ok(()));
+        let error = link.call::<()>(&other, &gone).await.unwrap_err();
+        assert_eq!(link.call::<()>(&one, &ping()).await, Err(error), "from the pause");
     }
 
     #[tokio::test]
@@ -424,8 +502,8 @@ mod tests {
         })
         .await;
         let link = link(&address);
-        link.call::<()>(&ping()).await.unwrap();
-        link.call::<()>(&ping()).await.unwrap();
+        link.call::<()>(&PoolName::default(), &ping()).await.unwrap();
+        link.call::<()>(&PoolName::default(), &ping()).await.unwrap();
         assert_eq!(seen.load(Ordering::SeqCst), 2);
         assert!(link.state.lock().await.pause.is_none());
     }
@@ -438,7 +516,7 @@ mod tests {
         })
         .await;
         let link = link(&address);
-        let error = link.call::<()>(&ping()).await.unwrap_err();
+        let error = link.call::<()>(&PoolName::default(), &ping()).await.unwrap_err();
         assert!(!error.is_refusal(), "{error}");
         assert_eq!(seen.load(Ordering::SeqCst), 1, "a new connection is no stale one");
     }
@@ -448,7 +526,7 @@ mod tests {
         let echo = "-ERR unknown command 'AUTH', with args beginning with: 'gopher' 'se-cret' \r\n+OK\r\n+OK\r\n";
         let (address, _) = server(move |_| echo.into()).await;
         let link = link(&format!("redis://gopher:se-cret@{address}/3"));
-        let error = link.call::<()>(&ping()).await.unwrap_err();
+        let error = link.call::<()>(&PoolName::default(), &ping()).await.unwrap_err();
         assert!(
             error.is_refusal() && error.to_string().contains("unknown command"),
             "{error}"

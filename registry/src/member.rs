@@ -153,12 +153,12 @@ impl fmt::Display for Member {
     }
 }
 
-/// A member that does not parse. Its `Display` quotes the bytes so that none of them can mean anything.
+/// An entry of the registry that does not parse. Its `Display` quotes the bytes so that none of them can mean anything.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Malformed(String);
 
 impl Malformed {
-    fn new(text: &[u8], problem: &str) -> Self {
+    pub(crate) fn new(text: &[u8], problem: &str) -> Self {
         // Somebody may have put a URL with credentials there: nothing before an @ is shown.
         let (hidden, place) = match text.iter().rposition(|byte| *byte == b'@') {
             Some(at) => ("…", &text[at..]),

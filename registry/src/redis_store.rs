@@ -1,16 +1,30 @@
-//! The registry in Redis: the set at [`KEY`], and beside it a record of what each writer has registered.
+//! The registry in Redis: for each pool a set of members, a hash that says more of them, and a record of what each writer has
+//! registered.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use crate::link::Link;
-use crate::{Error, Holdings, KEY, Member, RedisUrl, Registry, Snapshot, record_key};
+use crate::{Error, Holdings, Member, Meta, MetaChange, PoolName, RedisUrl, Registry, Snapshot, meta, parse_members};
 
 /// How long the record of what a writer has registered outlives its last write, in seconds: 30 days, so that the records
 /// of writers that are gone for good don't pile up.
 const RECORD_LIFE: i64 = 30 * 24 * 3600;
 
-/// The set in Redis. Calls wait for one another; each process has one reader or one writer.
+/// Writes `ARGV[2]` at the field `ARGV[1]` of the hash, or deletes the field if that is empty, and deletes all other fields that follow, if
+/// each of the fields that follow still has the text behind it. Nothing is there as an empty text.
+const SWAP: &str = "\
+for i = 3, #ARGV, 2 do
+  if (redis.call('HGET', KEYS[1], ARGV[i]) or '') ~= ARGV[i + 1] then return 0 end
+end
+for i = 3, #ARGV, 2 do redis.call('HDEL', KEYS[1], ARGV[i]) end
+if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
+return 1";
+
+/// How often a change is tried again because another came first.
+const MOST_SWAPS: usize = 10;
+
+/// The sets in Redis. Calls wait for one another; each process has one reader or one writer.
 pub struct RedisStore(Link);
 
 impl RedisStore {
@@ -30,43 +44,93 @@ impl RedisStore {
     }
 }
 
+type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
+fn as_slices(fields: &Fields) -> impl Iterator<Item = (&[u8], &[u8])> {
+    fields.iter().map(|(field, text)| (field.as_slice(), text.as_slice()))
+}
+
 #[async_trait::async_trait]
 impl Registry for RedisStore {
-    async fn members(&self) -> Result<Snapshot, Error> {
-        let mut command = redis::pipe();
-        command.smembers(KEY);
-        let (members,): (Vec<Vec<u8>>,) = self.0.call(&command).await?;
-        Ok(Snapshot::parse(members.iter().map(Vec::as_slice)))
-    }
-
-    async fn holdings(&self, id: &str) -> Result<Holdings, Error> {
+    async fn members(&self, pool: &PoolName) -> Result<Snapshot, Error> {
         let mut commands = redis::pipe();
-        commands.smembers(KEY).smembers(record_key(id));
-        let (members, registered): (HashSet<Vec<u8>>, Vec<Vec<u8>>) = self.0.call(&commands).await?;
-        Ok(Holdings {
+        commands.smembers(pool.key()).hgetall(pool.meta_key());
+        // A user of version 1 may not be allowed to read the hash.
+        let (members, fields): (Vec<Vec<u8>>, _) = self.0.call_with_optional::<_, Fields>(pool, commands).await?;
+        let (members, mut malformed) = parse_members(members.iter().map(Vec::as_slice));
+        let (fields, meta_error) = match fields {
+            Ok(fields) => (fields, None),
+            Err(error) => (Fields::new(), Some(error)),
+        };
+        let (meta, malformed_meta) = meta::read(as_slices(&fields));
+        malformed.extend(malformed_meta);
+        Ok(Snapshot {
             members,
-            registered: Snapshot::parse(registered.iter().map(Vec::as_slice)).members,
+            meta,
+            meta_error,
+            malformed,
         })
     }
 
-    async fn publish(&self, id: &str, present: &[Member], absent: &[Member]) -> Result<(), Error> {
+    async fn holdings(&self, pool: &PoolName, id: &str) -> Result<Holdings, Error> {
+        let mut commands = redis::pipe();
+        commands.smembers(pool.key()).smembers(pool.record_key(id));
+        let (members, registered): (HashSet<Vec<u8>>, Vec<Vec<u8>>) = self.0.call(pool, &commands).await?;
+        let (registered, _) = parse_members(registered.iter().map(Vec::as_slice));
+        Ok(Holdings { members, registered })
+    }
+
+    async fn publish(&self, pool: &PoolName, id: &str, present: &[Member], absent: &[Member]) -> Result<(), Error> {
         let encode = |members: &[Member]| members.iter().map(Member::encode).collect::<Vec<_>>();
-        let record = record_key(id);
+        let (key, record) = (pool.key(), pool.record_key(id));
         let mut commands = redis::pipe();
         // By hand, because the client library's own transaction panics in a debug build when MULTI is refused.
         commands.cmd("MULTI").ignore();
         // SADD and SREM without a member are errors.
         if !present.is_empty() {
             let present = encode(present);
-            commands.sadd(KEY, &present).ignore().sadd(&record, present).ignore();
+            commands.sadd(&key, &present).ignore().sadd(&record, present).ignore();
         }
         if !absent.is_empty() {
             let absent = encode(absent);
-            commands.srem(KEY, &absent).ignore().srem(&record, absent).ignore();
+            commands.srem(&key, &absent).ignore().srem(&record, absent).ignore();
         }
         commands.expire(&record, RECORD_LIFE).ignore();
         commands.cmd("EXEC");
-        let (_replies,): (redis::Value,) = self.0.call(&commands).await?;
+        let (_replies,): (redis::Value,) = self.0.call(pool, &commands).await?;
         Ok(())
+    }
+
+    async fn describe(&self, pool: &PoolName, member: &Member, change: MetaChange) -> Result<Meta, Error> {
+        let (key, field) = (pool.meta_key(), member.encode().into_bytes());
+        for _ in 0..MOST_SWAPS {
+            let mut read = redis::pipe();
+            read.hgetall(&key);
+            let (mut fields,): (Fields,) = self.0.call(pool, &read).await?;
+            // Somebody may have written it as `http://HOST:80/`.
+            fields.retain(|(field, _)| Member::parse(field).as_ref() == Ok(member));
+            let (all, _) = meta::read(as_slices(&fields));
+            let meta = all.get(member).copied().unwrap_or_default().with(change);
+            let text = meta.to_string().into_bytes();
+            if !fields.iter().any(|(known, _)| *known == field) {
+                fields.push((field.clone(), Vec::new()));
+            }
+            if fields.as_slice() == [(field.clone(), text.clone())] {
+                return Ok(meta);
+            }
+            let mut swap = redis::pipe();
+            swap.cmd("EVAL")
+                .arg(SWAP)
+                .arg(1)
+                .arg(&key)
+                .arg(&field)
+                .arg(text)
+                .arg(fields);
+            let (swapped,): (bool,) = self.0.call(pool, &swap).await?;
+            if swapped {
+                return Ok(meta);
+            }
+        }
+        Err(Error::new(format!("others keep changing {key} at the same time")))
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::{Error, Holdings, Member, Registry, Snapshot};
+use crate::{Error, Holdings, Member, Meta, MetaChange, PoolName, Registry, Snapshot};
 
 /// A registry in front of another that can be replaced. A call that is under way ends with the one it began with.
 pub struct Replaceable(ArcSwap<Arc<dyn Registry>>);
@@ -23,18 +23,23 @@ impl Replaceable {
 
 #[async_trait::async_trait]
 impl Registry for Replaceable {
-    async fn members(&self) -> Result<Snapshot, Error> {
+    async fn members(&self, pool: &PoolName) -> Result<Snapshot, Error> {
         let registry = self.0.load_full();
-        registry.members().await
+        registry.members(pool).await
     }
 
-    async fn holdings(&self, id: &str) -> Result<Holdings, Error> {
+    async fn holdings(&self, pool: &PoolName, id: &str) -> Result<Holdings, Error> {
         let registry = self.0.load_full();
-        registry.holdings(id).await
+        registry.holdings(pool, id).await
     }
 
-    async fn publish(&self, id: &str, present: &[Member], absent: &[Member]) -> Result<(), Error> {
+    async fn publish(&self, pool: &PoolName, id: &str, present: &[Member], absent: &[Member]) -> Result<(), Error> {
         let registry = self.0.load_full();
-        registry.publish(id, present, absent).await
+        registry.publish(pool, id, present, absent).await
+    }
+
+    async fn describe(&self, pool: &PoolName, member: &Member, change: MetaChange) -> Result<Meta, Error> {
+        let registry = self.0.load_full();
+        registry.describe(pool, member, change).await
     }
 }

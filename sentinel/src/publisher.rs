@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
-use registry::{Holdings, Member, Registry};
+use registry::{Holdings, Member, PoolName, Registry};
 
 use crate::board::Board;
 use crate::dispute::Disputes;
@@ -22,6 +22,7 @@ const RECORD: Duration = Duration::from_secs(24 * 3600);
 /// Writes to the registry in the name of one sentinel.
 pub(crate) struct Publisher {
     registry: Arc<dyn Registry>,
+    pool: PoolName,
     id: String,
     board: Arc<Board>,
     metrics: Metrics,
@@ -57,6 +58,7 @@ impl Publisher {
     pub(crate) fn new(registry: Arc<dyn Registry>, id: String, board: Arc<Board>, metrics: Metrics) -> Self {
         Self {
             registry,
+            pool: PoolName::default(),
             id,
             board,
             metrics,
@@ -85,7 +87,7 @@ impl Publisher {
 
     /// Reads the registry and writes what differs: one cycle.
     pub(crate) async fn reconcile(&mut self, interval: Duration) {
-        let reconciled = match self.registry.holdings(&self.id).await {
+        let reconciled = match self.registry.holdings(&self.pool, &self.id).await {
             Ok(holdings) => {
                 let change = self.differences(&holdings, interval, Instant::now());
                 let recorded_lately = self.recorded.is_some_and(|when| when.elapsed() < RECORD);
@@ -150,7 +152,9 @@ impl Publisher {
     }
 
     async fn write(&mut self, change: &Change) -> Result<(), registry::Error> {
-        self.registry.publish(&self.id, &change.present, &change.absent).await?;
+        self.registry
+            .publish(&self.pool, &self.id, &change.present, &change.absent)
+            .await?;
         self.recorded = Some(Instant::now());
         for (members, state) in [(&change.present, State::Up), (&change.absent, State::Down)] {
             let published = members.iter().map(|member| (member.clone(), state));

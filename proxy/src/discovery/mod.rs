@@ -25,7 +25,7 @@ use log::{error, info, warn};
 use pingora::prelude::{Error, ErrorType};
 use pingora_load_balancing::Backend;
 use pingora_load_balancing::discovery::ServiceDiscovery;
-use registry::{Malformed, Member, Registry, Resolver, Snapshot};
+use registry::{Malformed, Member, PoolName, Registry, Resolver, Snapshot};
 use tokio::time::{sleep, timeout};
 
 use crate::discovery::members::{Members, backend_at};
@@ -183,7 +183,8 @@ impl RegistryDiscovery {
 
     async fn read(&self) -> Result<Members, Problem> {
         let failed = |error: &dyn fmt::Display| Problem::Failed(registry::Error::new(error.to_string()));
-        let Snapshot { members, malformed } = self.0.registry.members().await.map_err(Problem::Failed)?;
+        let snapshot = self.0.registry.members(&PoolName::default()).await;
+        let Snapshot { members, malformed, .. } = snapshot.map_err(Problem::Failed)?;
         self.note_malformed(malformed);
         if members.is_empty() {
             return Err(Problem::Empty);
@@ -326,7 +327,7 @@ impl ServiceDiscovery for RegistryDiscovery {
 
 #[cfg(test)]
 mod tests {
-    use registry::InProcess;
+    use registry::{InProcess, Meta, MetaChange};
 
     use super::*;
 
@@ -356,15 +357,19 @@ mod tests {
 
     #[async_trait]
     impl Registry for Silent {
-        async fn members(&self) -> Result<Snapshot, registry::Error> {
+        async fn members(&self, _: &PoolName) -> Result<Snapshot, registry::Error> {
             std::future::pending().await
         }
 
-        async fn holdings(&self, _: &str) -> Result<registry::Holdings, registry::Error> {
+        async fn holdings(&self, _: &PoolName, _: &str) -> Result<registry::Holdings, registry::Error> {
             std::future::pending().await
         }
 
-        async fn publish(&self, _: &str, _: &[Member], _: &[Member]) -> Result<(), registry::Error> {
+        async fn publish(&self, _: &PoolName, _: &str, _: &[Member], _: &[Member]) -> Result<(), registry::Error> {
+            std::future::pending().await
+        }
+
+        async fn describe(&self, _: &PoolName, _: &Member, _: MetaChange) -> Result<Meta, registry::Error> {
             std::future::pending().await
         }
     }
@@ -386,13 +391,16 @@ mod tests {
     async fn the_registry_has_a_moment_before_the_saved_set_serves() {
         let member = ["192.0.2.2:80".parse().unwrap()];
         let quick = Arc::new(InProcess::default());
-        quick.publish("test", &member, &[]).await.unwrap();
+        quick.publish(&PoolName::default(), "test", &member, &[]).await.unwrap();
         assert_eq!(first_address(quick).await, "192.0.2.2:80");
 
         let filled_soon = Arc::new(InProcess::default());
         let (address, ()) = tokio::join!(first_address(Arc::clone(&filled_soon) as _), async {
             sleep(FIRST_READ_RETRY).await;
-            filled_soon.publish("test", &member, &[]).await.unwrap();
+            filled_soon
+                .publish(&PoolName::default(), "test", &member, &[])
+                .await
+                .unwrap();
         });
         assert_eq!(address, "192.0.2.2:80");
 

@@ -47,6 +47,7 @@ mod records;
 mod redis_connection;
 mod refusals;
 mod registry_faults;
+mod registry_sets;
 mod reload;
 mod retries;
 mod sentinel;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use registry::{RedisStore, RedisUrl, Registry};
+use registry::{PoolName, RedisStore, RedisUrl, Registry};
 
 use crate::support::{Forwarder, Process, Redis, eventually, free_port, origin, with_redis};
 
@@ -201,7 +201,11 @@ async fn a_connection_has_a_greatest_age_so_a_failover_by_name_is_seen_while_the
         .expect("a store")
         .with_max_age(Duration::from_millis(300));
     let read = async || {
-        let members = store.members().await.expect("Redis answers").members;
+        let members = store
+            .members(&PoolName::default())
+            .await
+            .expect("Redis answers")
+            .members;
         members.into_iter().map(|member| member.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(read().await, ["10.0.0.1:80"]);
