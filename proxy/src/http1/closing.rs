@@ -1,29 +1,30 @@
 //! How a client's connection ends.
 
 use std::future::poll_fn;
+use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use chassis::pauses;
-use pingora::protocols::Stream;
-use pingora::protocols::TcpKeepalive;
 use pingora::protocols::l4::ext::get_tcp_info;
-use pingora::protocols::l4::stream::Stream as TcpOrUnix;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::http1::downstream::Downstream;
 use crate::http1::held::SMALL;
 use crate::http1::scratch::Scratch;
 use crate::http1::timer::Timer;
-use crate::tls::stream::Secure;
+use crate::tls::stream::Stream;
 
 /// How long a client is listened to once it has taken everything: closing on one that still sends would destroy what it has not
 /// read (RFC 9112, section 9.6).
 const LINGER: Duration = Duration::from_millis(500);
 /// How long it may take to take everything.
 const LINGER_UNREAD: Duration = Duration::from_secs(30);
+/// How long the kernel keeps what a client has not taken that will take nothing more. No time at all would mean its default.
+const FORGOTTEN: Duration = Duration::from_millis(1);
 /// How much of what it sends meanwhile is read.
 const LINGER_BYTES: usize = 256 << 10;
 
@@ -31,8 +32,7 @@ impl Downstream {
     /// Whether the client has sent nothing more, and its kernel has acknowledged all that it was sent: then closing at once destroys
     /// nothing, if the client means to send nothing more. With TLS the end has to be said, too.
     pub fn has_all(&self) -> bool {
-        let encrypted = self.stream.selected_alpn_proto().is_some();
-        self.received.is_empty() && self.body().ended() && !encrypted && !has_unread(&self.stream)
+        self.received.is_empty() && self.body().ended() && !self.stream.is_encrypted() && !has_unread(&self.stream)
     }
 
     /// Closes the connection so that the client can read all that was sent: ends our half, then reads on until the client closes,
@@ -57,21 +57,8 @@ impl Downstream {
     /// Closes the connection of a client that takes nothing, and has the kernel soon forget what it has not taken: it would
     /// keep that for minutes, for a client that may never take it.
     pub fn abandon(self) {
-        let stream = self.stream.into_any();
-        let stream = stream
-            .downcast::<Secure>()
-            .map(|secure| secure.into_tcp())
-            .or_else(|stream| stream.downcast::<TcpOrUnix>().map(|stream| *stream));
-        let Ok(mut stream) = stream else {
-            return;
-        };
-        // It applies to the probes of the client's window. The times of keepalive are the system's usual ones; there will be none.
-        let _ = stream.set_keepalive(&TcpKeepalive {
-            idle: Duration::from_secs(7200),
-            interval: Duration::from_secs(75),
-            count: 9,
-            user_timeout: Duration::from_millis(1),
-        });
+        // It applies to the probes of the client's window.
+        let _ = SockRef::from(self.stream.tcp()).set_tcp_user_timeout(Some(FORGOTTEN));
     }
 }
 
@@ -117,5 +104,5 @@ pub fn poll_linger(stream: &mut Stream, timer: &mut Timer, linger: &mut Linger, 
 
 /// Whether something that was sent has not reached the other end's kernel.
 fn has_unread(stream: &Stream) -> bool {
-    get_tcp_info(stream.id()).is_ok_and(|info| info.tcpi_notsent_bytes > 0 || info.tcpi_unacked > 0)
+    get_tcp_info(stream.tcp().as_raw_fd()).is_ok_and(|info| info.tcpi_notsent_bytes > 0 || info.tcpi_unacked > 0)
 }

@@ -10,13 +10,13 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, BytesMut};
 use chassis::pauses;
-use pingora::protocols::Stream;
 use pingora::protocols::l4::ext::{get_recv_buf, get_tcp_info};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
@@ -27,6 +27,7 @@ use crate::http1::scratch::Scratch;
 use crate::http1::timer::Timer;
 use crate::http1::write::poll_write_both;
 use crate::rejection::Rejection;
+use crate::tls::stream::Stream;
 
 /// How much of a head is read at a time, on the stack; most heads fit.
 const READ: usize = 4096;
@@ -237,7 +238,7 @@ impl Downstream {
     /// Whether the client has closed the connection, or reset it, however much it has sent before: a read would only tell behind all
     /// that. For a client that is not read from while its request waits.
     pub fn has_closed(&self) -> bool {
-        get_tcp_info(self.stream.id()).is_ok_and(|info| CLOSED.contains(&info.tcpi_state))
+        get_tcp_info(self.stream.tcp().as_raw_fd()).is_ok_and(|info| CLOSED.contains(&info.tcpi_state))
     }
 
     /// Reads more of the body and appends its data to `data`, for which it has spare capacity. Ready when there is some, or the
@@ -368,7 +369,7 @@ impl Downstream {
 
     /// How much the kernel may hold of what the client sends and nobody reads, in bytes.
     pub fn receive_buffer(&self) -> usize {
-        get_recv_buf(self.stream.id()).unwrap_or_default()
+        get_recv_buf(self.stream.tcp().as_raw_fd()).unwrap_or_default()
     }
 
     /// Reads the rest of the body and forgets it. Returns whether it came in time, so that another request may follow.

@@ -12,13 +12,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
-use pingora::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::http1::closing::{Linger, poll_linger};
 use crate::http1::progress::Limits;
 use crate::http1::rate::Rate;
 use crate::http1::timer::Timer;
+use crate::tls::stream::Stream;
 
 /// Where the kind of the first frame is: behind the preface of 24 bytes, and the frame's length.
 const FIRST_KIND: u8 = 24 + 3;

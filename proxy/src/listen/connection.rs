@@ -16,7 +16,6 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::FusedFuture;
 use pingora::http::RequestHeader;
-use pingora::protocols::{ALPN, Stream};
 use pingora::server::ShutdownWatch;
 use pingora_limits::inflight::Inflight;
 use pingora_proxy::HttpProxy;
@@ -44,6 +43,7 @@ use crate::listen::acme::challenge;
 use crate::observe::metrics::Metrics;
 use crate::rejection::{Delivery, Rejection};
 use crate::snapshot::{Live, Policy};
+use crate::tls::stream::Stream;
 
 /// How many connections over a limit get the time to read their 503. More are closed at once.
 pub const MAX_TURNED_AWAY: usize = 64;
@@ -112,7 +112,7 @@ impl Edge {
         shutdown: &ShutdownWatch,
         mut down: Pin<&mut impl FusedFuture<Output = ()>>,
     ) {
-        let is_http2 = stream.selected_alpn_proto() == Some(ALPN::H2);
+        let is_http2 = stream.is_http2();
         let mut client = self.client(stream, &connection, &policy);
         drop(policy);
         if is_http2 {

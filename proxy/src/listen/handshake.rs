@@ -11,10 +11,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Poll, ready};
 
-use pingora::protocols::l4::stream::Stream as Tcp;
 use rustls::server::{Accepted, Acceptor};
 use rustls::{HandshakeKind, ProtocolVersion, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
 use tokio_rustls::StartHandshake;
 
 use crate::http1::head;
@@ -47,7 +47,7 @@ pub enum Failure {
     /// The client closed the connection before it said anything, as a check of the port does.
     Silent,
     /// The client spoke HTTP: these bytes.
-    Plain(Box<Tcp>, Vec<u8>),
+    Plain(TcpStream, Vec<u8>),
     /// The handshake was all that the client wanted: an authority has its proof.
     Proved,
     /// The handshake failed. The host is the one that the client asked for, if it got so far.
@@ -72,10 +72,10 @@ impl Failure {
 ///
 /// # Errors
 /// Why there is no handshake.
-pub async fn shake_hands(mut stream: Tcp, server: &Server, challenges: Option<&Path>) -> Result<Done, Failure> {
+pub async fn shake_hands(mut stream: TcpStream, server: &Server, challenges: Option<&Path>) -> Result<Done, Failure> {
     let accepted = match first_message(&mut stream).await? {
         First::Message(accepted) => *accepted,
-        First::Plain(bytes) => return Err(Failure::Plain(Box::new(stream), bytes)),
+        First::Plain(bytes) => return Err(Failure::Plain(stream, bytes)),
     };
     let sni = accepted.client_hello().server_name().map(str::to_owned);
     if let (Some(storage), Some(host)) = (challenges, &sni)
@@ -125,7 +125,7 @@ pub async fn shake_hands(mut stream: Tcp, server: &Server, challenges: Option<&P
 }
 
 /// Gives an authority the proof that `config` has.
-async fn prove(accepted: Accepted, stream: Tcp, config: Arc<ServerConfig>) -> io::Result<()> {
+async fn prove(accepted: Accepted, stream: TcpStream, config: Arc<ServerConfig>) -> io::Result<()> {
     let mut stream = StartHandshake::from_parts(accepted, stream).into_stream(config).await?;
     // It matters to nobody but the client whether it gets this.
     let _ = stream.shutdown().await;
@@ -145,7 +145,7 @@ enum First {
 }
 
 /// Reads the client's first message.
-async fn first_message(stream: &mut Tcp) -> Result<First, Failure> {
+async fn first_message(stream: &mut TcpStream) -> Result<First, Failure> {
     let mut acceptor = Acceptor::default();
     let mut begun = false;
     let read = poll_fn(|context| {

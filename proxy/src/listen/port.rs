@@ -11,8 +11,6 @@ use chassis::pauses;
 use futures::FutureExt;
 use futures::future::FusedFuture;
 use log::info;
-use pingora::protocols::Stream;
-use pingora::protocols::l4::stream::Stream as Tcp;
 use pingora::server::ShutdownWatch;
 use tokio::net::TcpStream;
 
@@ -25,7 +23,7 @@ use crate::observe::metrics::Handshake;
 use crate::rejection::Rejection;
 use crate::snapshot::Policy;
 use crate::tls::server::Live;
-use crate::tls::stream::Secure;
+use crate::tls::stream::{Secure, Stream};
 
 /// A port that clients connect to.
 pub struct Port {
@@ -40,7 +38,7 @@ enum Shaken {
     /// The connection is encrypted.
     Secure(Box<Secure>),
     /// The client spoke HTTP: these bytes.
-    Plain(Box<Tcp>, Vec<u8>),
+    Plain(TcpStream, Vec<u8>),
     /// There is nothing more to say.
     Over,
 }
@@ -50,7 +48,7 @@ impl Port {
     /// says nothing that can be understood.
     async fn named_client(
         &self,
-        stream: &mut Stream,
+        stream: &mut TcpStream,
         peer: SocketAddr,
         policy: &Policy,
         down: Pin<&mut impl FusedFuture<Output = ()>>,
@@ -79,19 +77,16 @@ impl Port {
     /// Shakes hands on `stream`, and notes what was agreed on in `connection`.
     async fn shake(
         &self,
-        stream: Stream,
+        stream: TcpStream,
         tls: &Live,
         policy: &Policy,
         connection: &mut Connection,
         down: Pin<&mut impl FusedFuture<Output = ()>>,
     ) -> Shaken {
-        let Ok(stream) = stream.into_any().downcast::<Tcp>() else {
-            return Shaken::Over;
-        };
         let server = tls.server();
         let shake = pauses::timeout(
             server.handshake_timeout,
-            shake_hands(*stream, &server, policy.challenges.as_deref()),
+            shake_hands(stream, &server, policy.challenges.as_deref()),
         );
         let Some(shaken) = self.edge.until_last_call(true, pin!(shake), down).await else {
             return Shaken::Over;
@@ -131,10 +126,13 @@ impl Port {
     }
 
     /// Serves a connection from `remote` until its end.
-    pub(super) async fn serve(&self, stream: TcpStream, mut remote: SocketAddr, shutdown: ShutdownWatch) -> Option<()> {
+    pub(super) async fn serve(
+        &self,
+        mut stream: TcpStream,
+        mut remote: SocketAddr,
+        shutdown: ShutdownWatch,
+    ) -> Option<()> {
         let edge = &self.edge;
-        // Without buffers of Pingora's, which would be most of what an idle connection costs: `downstream` has its own while it needs them.
-        let mut stream: Stream = Box::new(Tcp::from(stream));
         let policy = edge.live.policy();
         let mut watch = shutdown.clone();
         let mut down = pin!(async move { drop(watch.wait_for(|down| *down).await) }.fuse());
@@ -146,7 +144,7 @@ impl Port {
         let mut connection = self.connection(remote);
         let Some(_places) = place.and_then(|place| Some((place, edge.place_of_client(&connection, &policy)?))) else {
             if self.tls.is_none() {
-                Box::pin(edge.turn_away(stream, connection, &policy)).await;
+                Box::pin(edge.turn_away(Stream::Plain(stream), connection, &policy)).await;
             } else {
                 // There is no answer without a handshake, which costs more than a connection does.
                 let mut record = Record::new(&Arc::new(connection), Instant::now());
@@ -154,16 +152,19 @@ impl Port {
             }
             return None;
         };
-        if let Some(tls) = &self.tls {
-            stream = match Box::pin(self.shake(stream, tls, &policy, &mut connection, down.as_mut())).await {
-                Shaken::Secure(stream) => stream,
+        let stream = if let Some(tls) = &self.tls {
+            match Box::pin(self.shake(stream, tls, &policy, &mut connection, down.as_mut())).await {
+                Shaken::Secure(stream) => Stream::Secure(stream),
                 Shaken::Plain(stream, bytes) => {
+                    let stream = Stream::Plain(stream);
                     Box::pin(edge.refuse_plain(stream, bytes.into(), connection, &policy)).await;
                     return None;
                 }
                 Shaken::Over => return None,
-            };
-        }
+            }
+        } else {
+            Stream::Plain(stream)
+        };
         edge.serve_connection(stream, connection, policy, &shutdown, down).await;
         None
     }

@@ -3,7 +3,7 @@
 //! - [`certificates`]: the certificates on disk, and which of them a client gets.
 //! - [`self_made`]: a certificate to try TLS with.
 //! - [`server`]: what handshakes are made with, and its replacement while the proxy runs.
-//! - [`stream`]: a client's connection, encrypted.
+//! - [`stream`]: a client's connection, encrypted or not.
 //! - [`subject`]: the names in a certificate as text.
 //! - [`tickets`]: session tickets that replicas and successors can read.
 

@@ -1,22 +1,15 @@
-//! A client's connection, encrypted.
+//! A client's connection, encrypted or not.
 //!
 //! A TCP connection has a buffer in the kernel, and what it takes is on its way. An encrypted one has another in front of it, in
 //! which something may be left. That is sent before anything else is taken, and whenever somebody reads, as an idle connection does.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use async_trait::async_trait;
-use pingora::protocols::l4::stream::Stream as Tcp;
-use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
-    UniqueIDType,
-};
 use rustls::ServerConnection;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 /// How much may be encrypted and not sent, in bytes: what a client that takes nothing makes the proxy hold beside the kernel's
@@ -25,22 +18,17 @@ pub const UNSENT: usize = 32 << 10;
 
 /// A connection that is encrypted.
 #[derive(Debug)]
-pub struct Secure(TlsStream<Tcp>);
+pub struct Secure(TlsStream<TcpStream>);
 
 impl Secure {
     /// The connection after its handshake.
-    pub fn new(stream: TlsStream<Tcp>) -> Self {
+    pub fn new(stream: TlsStream<TcpStream>) -> Self {
         Self(stream)
     }
 
     /// What was agreed on.
     pub fn session(&self) -> &ServerConnection {
         self.0.get_ref().1
-    }
-
-    /// The connection itself.
-    pub fn into_tcp(self) -> Tcp {
-        self.0.into_inner().0
     }
 
     /// Sends what is encrypted already.
@@ -97,44 +85,73 @@ impl AsyncWrite for Secure {
     }
 }
 
-#[async_trait]
-impl Shutdown for Secure {
-    async fn shutdown(&mut self) {
-        let _ = AsyncWriteExt::shutdown(&mut self.0).await;
-    }
+/// A client's connection.
+#[derive(Debug)]
+pub enum Stream {
+    /// As it is.
+    Plain(TcpStream),
+    /// With TLS.
+    Secure(Box<Secure>),
 }
 
-impl UniqueID for Secure {
-    fn id(&self) -> UniqueIDType {
-        self.0.get_ref().0.id()
-    }
+/// Has the connection itself do what both kinds do.
+macro_rules! both {
+    ($stream:expr, $name:ident => $result:expr) => {
+        match $stream {
+            Stream::Plain($name) => $result,
+            Stream::Secure($name) => $result,
+        }
+    };
 }
 
-impl Ssl for Secure {
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        match self.session().alpn_protocol() {
-            Some(b"h2") => Some(ALPN::H2),
-            _ => Some(ALPN::H1),
+impl Stream {
+    /// The TCP connection.
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Secure(stream) => stream.0.get_ref().0,
         }
     }
-}
 
-impl GetTimingDigest for Secure {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        Vec::new()
+    /// Whether it is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self, Self::Secure(_))
+    }
+
+    /// Whether its ends have agreed on HTTP/2 (RFC 7301).
+    pub fn is_http2(&self) -> bool {
+        matches!(self, Self::Secure(stream) if stream.session().alpn_protocol() == Some(b"h2"))
     }
 }
 
-impl GetProxyDigest for Secure {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        both!(self.get_mut(), stream => Pin::new(stream).poll_read(context, buffer))
     }
 }
 
-impl GetSocketDigest for Secure {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.0.get_ref().0.get_socket_digest()
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        both!(self.get_mut(), stream => Pin::new(stream).poll_write(context, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        both!(self.get_mut(), stream => Pin::new(stream).poll_write_vectored(context, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        both!(self.get_mut(), stream => Pin::new(stream).poll_flush(context))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        both!(self.get_mut(), stream => Pin::new(stream).poll_shutdown(context))
     }
 }
-
-impl Peek for Secure {}
