@@ -16,6 +16,10 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use tokio::net::TcpStream;
 
+/// For so long after its last response a connection is not asked whether it is silent, if its next request can be sent again. The
+/// question is a system call, and what the backend sends in so short a time may just as well be on its way still.
+const MOMENT: Duration = Duration::from_millis(1);
+
 /// The idle connections to one backend.
 #[derive(Debug)]
 pub struct Kept {
@@ -75,19 +79,25 @@ impl Kept {
         }
     }
 
-    /// The connection to `address` that was used last and is still silent, if it was used at `since` or later. Older ones
-    /// stay for others.
-    pub fn take(&self, address: SocketAddr, since: Option<Instant>) -> Option<TcpStream> {
+    /// The connection to `address` that was used last and is still silent. For a request that can't be sent again it must have been
+    /// idle for `longest` at most. Those that have waited for longer stay for others.
+    pub fn take(&self, address: SocketAddr, longest: Option<Duration>, now: Instant) -> Option<TcpStream> {
         loop {
             let mut waiting = self.waiting();
             let at = waiting.connections.iter().rposition(|one| one.address == address)?;
-            if since.is_some_and(|since| waiting.connections[at].since < since) {
+            let idle = now.saturating_duration_since(waiting.connections[at].since);
+            if longest.is_some_and(|longest| idle > longest) {
                 return None;
             }
             let stream = waiting.connections.remove(at)?.stream;
             drop(waiting);
             self.room.leave(1);
-            if is_silent(&stream) {
+            let silent = if longest.is_none() && idle < MOMENT {
+                seems_silent(&stream)
+            } else {
+                is_silent(&stream)
+            };
+            if silent {
                 return Some(stream);
             }
         }
@@ -155,8 +165,8 @@ impl Drop for Kept {
     }
 }
 
-/// Whether nothing has come that tokio has heard of. That takes no system call, for which others would wait for the lock, and the next
-/// sweep finds what this one has missed.
+/// Whether nothing has come that tokio has heard of. While it has heard of nothing that takes no system call, for which others would
+/// wait for the lock of a sweep; the next one finds what this one has missed.
 fn seems_silent(stream: &TcpStream) -> bool {
     matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
 }
@@ -205,8 +215,8 @@ mod tests {
     }
 
     /// The local ports of the connections that are taken until there is none.
-    fn ports(kept: &Kept, address: SocketAddr, since: Option<Instant>) -> Vec<u16> {
-        let taken = std::iter::from_fn(|| kept.take(address, since));
+    fn ports(kept: &Kept, address: SocketAddr, now: Instant) -> Vec<u16> {
+        let taken = std::iter::from_fn(|| kept.take(address, None, now));
         taken.map(|stream| stream.local_addr().unwrap().port()).collect()
     }
 
@@ -234,8 +244,8 @@ mod tests {
             ends.push(theirs);
         }
         assert_eq!(used(&kept), 3);
-        assert_eq!(ports(&kept, one.address, None), [local[2], local[0]]);
-        assert_eq!(ports(&kept, two.address, None), [local[1]]);
+        assert_eq!(ports(&kept, one.address, now), [local[2], local[0]]);
+        assert_eq!(ports(&kept, two.address, now), [local[1]]);
         assert_eq!(used(&kept), 0);
     }
 
@@ -250,9 +260,31 @@ mod tests {
         kept.keep(origin.address, old, start);
         kept.keep(origin.address, new, start + 3 * SECOND);
         let last = start + 3 * SECOND;
-        assert!(kept.take(origin.address, Some(last + SECOND / 2)).is_none());
-        assert_eq!(ports(&kept, origin.address, Some(last)), [local[1]]);
-        assert_eq!(ports(&kept, origin.address, None), [local[0]]);
+        let take = || kept.take(origin.address, Some(SECOND), last + SECOND);
+        let taken = take().map(|stream| stream.local_addr().unwrap().port());
+        assert_eq!((taken, take().is_none()), (Some(local[1]), true));
+        let later = kept.take(origin.address, Some(3 * SECOND), last + SECOND);
+        assert!(later.is_none());
+        assert_eq!(ports(&kept, origin.address, last), [local[0]]);
+    }
+
+    #[tokio::test]
+    async fn the_kernel_is_asked_unless_the_last_response_was_a_moment_ago_and_the_request_can_be_sent_again() {
+        let origin = Origin::new().await;
+        let kept = kept(10);
+        let now = Instant::now();
+        for (longest, idle, taken) in [
+            (None, MOMENT / 2, true),
+            (None, MOMENT, false),
+            (Some(SECOND), MOMENT / 2, false),
+        ] {
+            let (ours, theirs) = origin.connect().await;
+            // Without a wait in between the reactor hears nothing of this.
+            theirs.try_write(b"x").unwrap();
+            kept.keep(origin.address, ours, now);
+            let found = kept.take(origin.address, longest, now + idle);
+            assert_eq!(found.is_some(), taken, "{longest:?} {idle:?}");
+        }
     }
 
     #[tokio::test]
@@ -271,7 +303,7 @@ mod tests {
         for stream in [silent, spoke, ended] {
             kept.keep(origin.address, stream, now);
         }
-        assert_eq!(ports(&kept, origin.address, None), [local]);
+        assert_eq!(ports(&kept, origin.address, now), [local]);
         assert_eq!(used(&kept), 0);
         assert!(is_closed(spoke_end).await);
     }
@@ -299,7 +331,7 @@ mod tests {
         kept.sweep(2 * SECOND, start + 2 * SECOND);
         assert_eq!(used(&kept), 2);
         assert!(is_closed(old_end).await && is_closed(spoke_end).await);
-        assert_eq!(ports(&kept, origin.address, None), local, "in the order as before");
+        assert_eq!(ports(&kept, origin.address, now), local, "in the order as before");
     }
 
     #[tokio::test]
@@ -321,7 +353,7 @@ mod tests {
         other.keep(origin.address, ours, now);
         assert!(is_closed(theirs).await, "it has none that could make place");
         assert_eq!(used(&one), 2);
-        assert_eq!(ports(&one, origin.address, None), [local[2], local[1]]);
+        assert_eq!(ports(&one, origin.address, now), [local[2], local[1]]);
 
         let (ours, theirs) = origin.connect().await;
         other.keep(origin.address, ours, now);
@@ -375,7 +407,7 @@ mod tests {
         kept.sweep(SECOND, now + SECOND);
         assert_eq!(used(&kept), 1);
         assert!(runtime.block_on(async { is_closed(ended_end).await && is_closed(old_end).await }));
-        let stream = kept.take(origin.address, None).unwrap();
+        let stream = kept.take(origin.address, None, now).unwrap();
 
         // And the runtime still wakes who waits for it.
         let (mut stream, mut silent_end) = (stream, silent_end);

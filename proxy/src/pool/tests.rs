@@ -253,7 +253,7 @@ async fn connections_are_kept_until_they_are_old_or_their_backend_is_gone() {
     }
     let take = |which: usize| {
         let Endpoint { upstream, address } = &endpoints[which];
-        upstream.kept.take(*address, None)
+        upstream.kept.take(*address, None, Instant::now())
     };
     pool.sweep(start + Duration::from_secs(1));
     assert!(take(0).is_some() && take(0).is_none(), "one of the two was old");

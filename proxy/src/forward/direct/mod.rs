@@ -222,15 +222,11 @@ impl Direct {
         let limits = &request.route.upstream;
         // A connection that the origin closes at this moment costs a request that can't be sent again a 502. One that was used a
         // moment ago is unlikely to be closed now.
-        let since = if upload.is_repeatable(client) {
-            None
-        } else {
-            Instant::now().checked_sub(limits.reuse_idle)
-        };
+        let longest = (!upload.is_repeatable(client)).then_some(limits.reuse_idle);
         let kept = if on_new_connection {
             None
         } else {
-            upstream.kept.take(*address, since)
+            upstream.kept.take(*address, longest, Instant::now())
         };
         let reused = kept.is_some();
         let stream = match kept {
