@@ -23,6 +23,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         old: bits & 4 != 0,
         trailers: bits & 8 != 0,
         hsts: None,
+        cookie: None,
     };
     let straight = straighten(stream);
     assert_eq!(straight, lenient(stream));
@@ -54,7 +55,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
 });
 
 /// Checks what comes of `stream`, read strictly. Returns the length of the head.
-fn check(stream: &[u8], to_head: bool, delivery: Delivery, cut: usize) -> Result<Option<usize>, &'static str> {
+fn check(stream: &[u8], to_head: bool, delivery: Delivery<'_>, cut: usize) -> Result<Option<usize>, &'static str> {
     let mut room = head::room();
     let read = parse(stream, &mut room, to_head);
     let plain = plain(stream, to_head);
@@ -302,7 +303,7 @@ impl Plain<'_> {
     }
 
     /// Checks the head that the client gets.
-    fn check(&self, written: &[u8], framing: Framing, delivery: Delivery) {
+    fn check(&self, written: &[u8], framing: Framing, delivery: Delivery<'_>) {
         let expected = match self.framing {
             Framing::Chunked | Framing::Close if delivery.old => Framing::Close,
             Framing::Chunked | Framing::Close => Framing::Chunked,

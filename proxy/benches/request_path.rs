@@ -21,6 +21,7 @@ use gopherproxy::http1::head;
 use gopherproxy::limit::ClientLimiter;
 use gopherproxy::observe::access_log;
 use gopherproxy::observe::metrics::Metrics;
+use gopherproxy::pool::balance::Asked;
 use gopherproxy::pool::{Intervals, Pool, PoolService};
 use pingora::services::background::BackgroundService;
 use registry::{InProcess, PoolName, Registry};
@@ -128,12 +129,18 @@ fn pool_of(backends: u16) -> Arc<Pool> {
     pool
 }
 
+const ASKED: Asked<'static> = Asked {
+    client: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    path: b"/some/path?with=a-query",
+    fields: &[],
+};
+
 #[divan::bench(args = [3, 1000], threads = [1, 2], sample_size = ITERATIONS)]
 fn backend_pick(bencher: Bencher<'_, '_>, backends: u16) {
     static THREE: LazyLock<Arc<Pool>> = LazyLock::new(|| pool_of(3));
     static THOUSAND: LazyLock<Arc<Pool>> = LazyLock::new(|| pool_of(1000));
     let pool = LazyLock::force(if backends == 3 { &THREE } else { &THOUSAND });
-    bencher.bench(|| pool.pick());
+    bencher.bench(|| pool.pick(black_box(ASKED)));
 }
 
 /// The head of a small response of nginx, read and written for the client.
@@ -147,6 +154,7 @@ fn response_head(bencher: Bencher<'_, '_>) {
         old: false,
         trailers: false,
         hsts: None,
+        cookie: None,
     };
     let mut out = BytesMut::with_capacity(4096);
     bencher.bench_local(|| {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora_load_balancing::{Backend, Extensions};
+use registry::Meta;
 
 /// Members by name (`host:port`, as in the registry), each with at least one address.
 ///
@@ -16,6 +17,8 @@ use pingora_load_balancing::{Backend, Extensions};
 pub struct Members {
     addresses: BTreeMap<Arc<str>, Vec<SocketAddr>>,
     owners: HashMap<SocketAddr, Arc<str>>,
+    /// Of those that have any that is not the default.
+    meta: HashMap<Arc<str>, Meta>,
 }
 
 impl Members {
@@ -30,6 +33,16 @@ impl Members {
                 list.insert(place, address);
             }
         }
+    }
+
+    /// Notes the weight and the like of the member `name`.
+    pub fn describe(&mut self, name: &Arc<str>, meta: Meta) {
+        self.meta.insert(Arc::clone(name), meta);
+    }
+
+    /// The weight and the like of the member `name`.
+    pub fn meta(&self, name: &str) -> Meta {
+        self.meta.get(name).copied().unwrap_or_default()
     }
 
     /// The member that has `address`.

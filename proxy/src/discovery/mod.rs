@@ -13,7 +13,7 @@ pub mod members;
 pub mod state_file;
 pub mod state_store;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,7 +25,7 @@ use log::{error, info, warn};
 use pingora::prelude::{Error, ErrorType};
 use pingora_load_balancing::Backend;
 use pingora_load_balancing::discovery::ServiceDiscovery;
-use registry::{Malformed, Member, PoolName, Registry, Resolver, Snapshot};
+use registry::{Malformed, Member, Meta, PoolName, Registry, Resolver, Snapshot};
 use tokio::time::{sleep, timeout};
 
 use crate::discovery::members::{Members, backend_at};
@@ -69,6 +69,8 @@ struct Memory {
     /// The names that did not resolve at the last read.
     unresolved: BTreeSet<Member>,
     malformed: BTreeSet<Malformed>,
+    /// The last read gave no weights.
+    meta_failed: bool,
     /// The first read has begun.
     started: bool,
 }
@@ -184,7 +186,12 @@ impl RegistryDiscovery {
     async fn read(&self) -> Result<Members, Problem> {
         let failed = |error: &dyn fmt::Display| Problem::Failed(registry::Error::new(error.to_string()));
         let snapshot = self.0.registry.members(&PoolName::default()).await;
-        let Snapshot { members, malformed, .. } = snapshot.map_err(Problem::Failed)?;
+        let Snapshot {
+            members,
+            meta,
+            meta_error,
+            malformed,
+        } = snapshot.map_err(Problem::Failed)?;
         self.note_malformed(malformed);
         if members.is_empty() {
             return Err(Problem::Empty);
@@ -200,11 +207,40 @@ impl RegistryDiscovery {
         for lookup in lookups.collect::<Vec<_>>() {
             found.push(lookup.await.map_err(|error| failed(&error))?);
         }
-        let members = self.remember(found, &members);
+        let mut members = self.remember(found, &members);
         if members.is_empty() {
             return Err(failed(&"no member of the registry resolves to an address"));
         }
+        self.describe(&mut members, &meta, meta_error);
         Ok(members)
+    }
+
+    /// Takes the weight and the like of each of `members` from what the registry said, or else what they had before.
+    fn describe(&self, members: &mut Members, meta: &BTreeMap<Member, Meta>, error: Option<registry::Error>) {
+        let before = self.members();
+        let failed_before = std::mem::replace(&mut self.memory().meta_failed, error.is_some());
+        match error {
+            Some(error) if !failed_before => {
+                let text = error.to_string();
+                warn!(error = text.as_str(); "can't read the weights of the backends; the last ones stay");
+            }
+            None if failed_before => info!("the weights of the backends can be read again"),
+            Some(_) | None => {}
+        }
+        let names: Vec<_> = members.iter().map(|(name, _)| Arc::clone(name)).collect();
+        for name in names {
+            let meta = if self.memory().meta_failed {
+                before.meta(&name)
+            } else {
+                let member = name.parse().ok();
+                member
+                    .and_then(|member: Member| meta.get(&member).copied())
+                    .unwrap_or_default()
+            };
+            if meta != Meta::default() {
+                members.describe(&name, meta);
+            }
+        }
     }
 
     /// Takes what each name resolved to, or else what it resolved to before.
@@ -327,7 +363,7 @@ impl ServiceDiscovery for RegistryDiscovery {
 
 #[cfg(test)]
 mod tests {
-    use registry::{InProcess, Meta, MetaChange};
+    use registry::{InProcess, MetaChange};
 
     use super::*;
 

@@ -13,6 +13,7 @@ use crate::exchange::request::RequestId;
 use crate::http1::head::{Body, Head};
 use crate::http1::violation::Violation;
 use crate::limit::Verdict;
+use crate::pool::balance::{Affinity, Asked, Unavailable};
 use crate::pool::endpoint::Endpoint;
 use crate::pool::retry_budget::RetryBudget;
 use crate::rejection::Rejection;
@@ -64,6 +65,8 @@ pub struct Admitted {
     pub route: Arc<Route>,
     /// The backend whose turn it is.
     pub endpoint: Endpoint,
+    /// What ties the request to backends.
+    pub affinity: Affinity,
 }
 
 /// Decides whether requests are admitted.
@@ -126,12 +129,25 @@ impl Admission {
             .into());
         }
         let route = &policy.route;
-        let endpoint = route.pool.pick().ok_or(Rejection::NoBackend)?;
+        let asked = Asked {
+            client: client.address,
+            path: head.path,
+            fields: head.fields,
+        };
+        let (picked, mut affinity) = route.pool.pick(asked).map_err(|why| match why {
+            Unavailable::NoneAlive => Rejection::NoBackend,
+            Unavailable::AllBusy => Rejection::BackendsBusy,
+        })?;
+        record.place = picked.place;
+        if let Some(sticking) = &mut affinity.sticking {
+            sticking.secure = connection.tls.is_some() || (client.trusted_peer && came_by_https(head));
+        }
         self.retries.request(record.start());
         Ok(Admitted {
             trusted_peer: client.trusted_peer,
             route: Arc::clone(route),
-            endpoint,
+            endpoint: picked.endpoint,
+            affinity,
         })
     }
 }

@@ -14,8 +14,9 @@ use crate::exchange::connection::Connection;
 use crate::exchange::request::RequestId;
 use crate::http1::head::RequestLine;
 use crate::observe::access_log;
+use crate::pool::balance::place::Place;
 use crate::pool::endpoint::Upstream;
-use crate::rejection::{Delivery, Form, Rejection};
+use crate::rejection::{Delivery, Rejection};
 
 /// The record of one request.
 pub struct Record {
@@ -32,6 +33,8 @@ pub struct Record {
     pub client: Option<IpAddr>,
     /// Where it was last sent.
     pub backend: Option<Arc<Upstream>>,
+    /// Its place there, which it has until it has ended.
+    pub place: Place,
     /// The status that the client got; 0 while it has none.
     pub status: u16,
     /// How much of the body of a response it got.
@@ -59,6 +62,7 @@ impl Record {
             id: RequestId::random(),
             client: None,
             backend: None,
+            place: Place::default(),
             status: 0,
             bytes: 0,
             grpc_status: None,
@@ -87,12 +91,15 @@ impl Record {
         }
     }
 
-    /// Notes that the client was sent a rejection, with a body of `length` bytes if it has one.
-    pub fn answered_here(&mut self, rejection: Rejection, delivery: Delivery, length: usize) {
-        let grpc = delivery.form == Form::Grpc;
-        self.status = if grpc { 200 } else { rejection.status() };
-        self.grpc_status = grpc.then(|| rejection.grpc_status());
-        self.bytes = if delivery.is_bodiless() { 0 } else { length as u64 };
+    /// Notes that the client was sent a rejection.
+    pub fn answered_here(&mut self, rejection: Rejection, delivery: Delivery) {
+        self.status = if delivery.grpc { 200 } else { rejection.status() };
+        self.grpc_status = delivery.grpc.then(|| rejection.grpc_status());
+        self.bytes = if delivery.head_only || delivery.grpc {
+            0
+        } else {
+            rejection.body().len() as u64
+        };
         self.ended();
     }
 
@@ -131,8 +138,11 @@ impl Record {
 
     /// Whether it goes into the log. A refusal costs its client no token, so nothing else bounds how many lines it makes.
     fn is_logged(&self) -> bool {
-        let is_refusal =
-            self.backend.is_none() && !matches!(self.rejection, Some(Rejection::NoBackend | Rejection::Internal));
+        let is_refusal = self.backend.is_none()
+            && !matches!(
+                self.rejection,
+                Some(Rejection::NoBackend | Rejection::BackendsBusy | Rejection::Internal)
+            );
         let client = self.client();
         !is_refusal || self.connection.refusals.allows(client, Instant::now())
     }

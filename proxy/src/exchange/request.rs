@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::config::Forwarder;
+use crate::pool::balance::Affinity;
 use crate::pool::endpoint::Endpoint;
-use crate::rejection::Form;
 use crate::snapshot::Policy;
 use crate::snapshot::route::Route;
 
@@ -23,6 +23,8 @@ pub struct Request {
     pub route: Arc<Route>,
     /// The backend whose turn it is, at one of its addresses.
     pub endpoint: Endpoint,
+    /// What ties it to backends.
+    pub affinity: Affinity,
     /// Who forwards it.
     pub forwarder: Forwarder,
     /// It is a call of gRPC over HTTP/2.
@@ -45,17 +47,6 @@ pub struct Request {
     pub upgrade: Option<Bytes>,
     /// For so many seconds the client should use TLS and nothing else.
     pub hsts: Option<u64>,
-}
-
-impl Request {
-    /// The form in which its client reads why there is no response.
-    pub fn form(&self) -> Form {
-        if self.grpc {
-            Form::Grpc
-        } else {
-            Form::of_head(&self.head)
-        }
-    }
 }
 
 /// Whether `method` is known to be idempotent.

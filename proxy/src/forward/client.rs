@@ -17,7 +17,7 @@ use crate::http1::held::{Hold, SENDING, stalled};
 use crate::http1::progress::Progress;
 use crate::http1::timer::Timer;
 use crate::http2::stream::Stream;
-use crate::rejection::{Body, Delivery, Form, Rejection};
+use crate::rejection::{Delivery, Rejection};
 
 /// A client, by the version of HTTP that it speaks.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
 
     /// Appends the head of a response to `out`, if bytes are what the client gets it in. Returns the framing of its body, which the
     /// caller adds: none for a client that frames by itself.
-    fn write_head(&mut self, head: &ResponseHead<'_>, delivery: &HeadDelivery, out: &mut BytesMut) -> Framing;
+    fn write_head(&mut self, head: &ResponseHead<'_>, delivery: &HeadDelivery<'_>, out: &mut BytesMut) -> Framing;
 
     /// Sends some of `head` and, behind it, of `body`; returns how many bytes. `last`: nothing follows them, and no trailers.
     fn poll_write(
@@ -100,11 +100,10 @@ pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
         Poll::Pending
     }
 
-    /// Answers the request with a rejection, of which the client reads `body`.
+    /// Answers the request with a rejection.
     fn reject(
         &mut self,
         rejection: Rejection,
-        body: &Body<'_>,
         delivery: Delivery,
     ) -> impl Future<Output = Result<(), ClientFault>> + Send;
 
@@ -244,7 +243,7 @@ impl ClientSide for Downstream {
         self.received_body(data)
     }
 
-    fn write_head(&mut self, head: &ResponseHead<'_>, delivery: &HeadDelivery, out: &mut BytesMut) -> Framing {
+    fn write_head(&mut self, head: &ResponseHead<'_>, delivery: &HeadDelivery<'_>, out: &mut BytesMut) -> Framing {
         head.write(delivery, out)
     }
 
@@ -264,8 +263,8 @@ impl ClientSide for Downstream {
         self.poll_finish(context)
     }
 
-    async fn reject(&mut self, rejection: Rejection, body: &Body<'_>, delivery: Delivery) -> Result<(), ClientFault> {
-        self.write_all(&rejection.answer(body, delivery), true).await
+    async fn reject(&mut self, rejection: Rejection, delivery: Delivery) -> Result<(), ClientFault> {
+        self.write_all(&rejection.answer(delivery), true).await
     }
 
     fn switch(&mut self) {
@@ -355,7 +354,7 @@ impl ClientSide for Stream {
         }
     }
 
-    fn write_head(&mut self, head: &ResponseHead<'_>, delivery: &HeadDelivery, _out: &mut BytesMut) -> Framing {
+    fn write_head(&mut self, head: &ResponseHead<'_>, delivery: &HeadDelivery<'_>, _out: &mut BytesMut) -> Framing {
         let response = head.to_http2(delivery);
         match (head.status, head.framing) {
             (101, _) => self.begin(response, false),
@@ -392,11 +391,12 @@ impl ClientSide for Stream {
         self.poll_gone(context)
     }
 
-    async fn reject(&mut self, rejection: Rejection, body: &Body<'_>, delivery: Delivery) -> Result<(), ClientFault> {
-        if delivery.form == Form::Grpc {
-            return self.respond(rejection.grpc_response(None), None);
+    async fn reject(&mut self, rejection: Rejection, delivery: Delivery) -> Result<(), ClientFault> {
+        if delivery.grpc {
+            return self.respond(rejection.grpc_response(None), "");
         }
-        self.respond(rejection.response(body), (!delivery.head_only).then_some(body))
+        let body = if delivery.head_only { "" } else { rejection.body() };
+        self.respond(rejection.response(), body)
     }
 
     fn switch(&mut self) {

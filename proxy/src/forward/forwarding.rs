@@ -17,6 +17,7 @@ use pingora::prelude::{Error, ErrorType, Result};
 use crate::exchange::request::Request;
 use crate::forward::client::ClientSide;
 use crate::forward::direct::Ending;
+use crate::forward::handover::Handover;
 use crate::headers::origin_response::{Delivery, Framing, ResponseHead};
 use crate::http1::chunked::{write_data, write_last};
 use crate::http1::downstream::ClientFault;
@@ -231,11 +232,13 @@ impl<C: ClientSide> Forwarding<C> {
         }
         let in_doubt = status != 101 && self.client.leaves_doubt(&self.request, self.continues);
         self.keeps &= !in_doubt && !self.lifecycle.is_draining();
+        let cookie = if informational { None } else { Handover::cookie() };
         let delivery = Delivery {
             keeps: self.keeps,
             old: self.request.old,
             trailers: false,
             hsts: self.request.hsts,
+            cookie: cookie.as_deref(),
         };
         let framing = self.client.write_head(&head, &delivery, out);
         if informational {

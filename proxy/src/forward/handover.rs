@@ -13,6 +13,7 @@ use crate::forward::client::Client;
 use crate::forward::direct::Ending;
 use crate::http1::downstream::ClientFault;
 use crate::lifecycle::Lifecycle;
+use crate::pool::balance::Picked;
 use crate::pool::endpoint::Endpoint;
 
 tokio::task_local! {
@@ -27,6 +28,8 @@ pub struct Handover {
     client: Cell<Option<(Client, Ending)>>,
     /// What the session goes on with.
     left: Cell<Option<Box<Left>>>,
+    /// The cookie that the response gets.
+    cookie: Cell<Option<String>>,
 }
 
 /// A request that the direct forwarder leaves to Pingora.
@@ -73,6 +76,16 @@ impl Handover {
         left.ok().flatten().map(|left| *left)
     }
 
+    /// Has the session write this cookie with the response.
+    pub fn keep_cookie(cookie: Option<String>) {
+        let _ = HANDOVER.try_with(|handover| handover.cookie.set(cookie));
+    }
+
+    /// Takes the cookie, in the session.
+    pub fn cookie() -> Option<String> {
+        HANDOVER.try_with(|handover| handover.cookie.take()).ok().flatten()
+    }
+
     /// Takes the client that was handed back.
     pub fn client() -> Option<(Client, Ending)> {
         HANDOVER.try_with(|handover| handover.client.take()).ok().flatten()
@@ -86,6 +99,8 @@ pub struct Tries {
     pub count: usize,
     /// Where it was sent last; `None` before the first try.
     pub endpoint: Option<Endpoint>,
+    /// Where it is sent next, if that isn't where it was sent last.
+    pub next: Option<Picked>,
     /// What is not to be tried again.
     pub failed: Vec<Endpoint>,
     /// The last try had a connection.
@@ -126,6 +141,18 @@ impl Exchange {
             client: Some(client),
             fault: None,
             tries: Tries::default(),
+        }
+    }
+
+    /// Where it is sent now: where it was found to go next, or else where it was sent last.
+    pub fn next_endpoint(&mut self) -> Endpoint {
+        match (self.tries.next.take(), self.tries.endpoint.take()) {
+            (Some(Picked { endpoint, place }), _) => {
+                self.record.place = place;
+                endpoint
+            }
+            (None, Some(last)) => last,
+            (None, None) => self.request.endpoint.clone(),
         }
     }
 }

@@ -28,8 +28,9 @@ use crate::forward::handover::{Exchange, Handover, Left};
 use crate::forward::ready::{Done, Passed};
 use crate::forward::tls;
 use crate::observe::metrics::Metrics;
+use crate::pool::balance::place::Place;
 use crate::pool::retry_budget::RetryBudget;
-use crate::rejection::{Form, Rejection};
+use crate::rejection::Rejection;
 
 /// The proxy's application.
 pub struct EdgeProxy {
@@ -164,17 +165,22 @@ impl EdgeProxy {
         }
     }
 
-    /// Whether there may be another try, which is paid for from the budget if it is not for a stale connection.
-    fn may_try_again(&self, exchange: &Exchange, next: Next) -> bool {
-        let limits = &exchange.request.route.upstream;
+    /// Whether there may be another try, which is paid for from the budget if it is not for a stale connection. Finds out where.
+    fn may_try_again(&self, exchange: &mut Exchange, next: Next) -> bool {
+        let Exchange {
+            request, record, tries, ..
+        } = exchange;
+        let limits = &request.route.upstream;
         match next {
             Next::Reconnect => true,
-            Next::Retry => {
-                exchange.tries.count <= limits.retries
-                    && exchange.request.route.pool.has_other_than(&exchange.tries.failed)
-                    && self.budget.take(limits.retry_budget, Instant::now())
+            Next::Retry if tries.count <= limits.retries => {
+                record.place = Place::default();
+                let pool = &request.route.pool;
+                let other = pool.pick_again(&tries.failed, tries.connected, &request.affinity, |_| true);
+                tries.next = other.filter(|_| self.budget.take(limits.retry_budget, Instant::now()));
+                tries.next.is_some()
             }
-            Next::Fail => false,
+            Next::Retry | Next::Fail => false,
         }
     }
 
@@ -252,17 +258,8 @@ impl ProxyHttp for EdgeProxy {
         tries.body_sent = false;
         tries.heard = false;
         let stale = std::mem::take(&mut tries.stale);
-        let last = tries.endpoint.take();
-        let endpoint = match last {
-            None => exchange.request.endpoint.clone(),
-            Some(last) if stale => last,
-            Some(last) => exchange
-                .request
-                .route
-                .pool
-                .pick_again(&tries.failed, tries.connected, |_| true)
-                .unwrap_or(last),
-        };
+        let endpoint = exchange.next_endpoint();
+        let tries = &mut exchange.tries;
         if tries.count > 1 {
             self.metrics.upstream_retries.inc();
         }
@@ -331,6 +328,7 @@ impl ProxyHttp for EdgeProxy {
             exchange.record.answered = true;
             if let Some(upstream) = &exchange.record.backend {
                 upstream.answered();
+                Handover::keep_cookie(exchange.request.affinity.set_cookie(upstream));
             }
         }
         if switches {
@@ -437,15 +435,13 @@ impl ProxyHttp for EdgeProxy {
         }
         if session.response_written().is_none() && rejection != Rejection::ClientGone {
             session.as_downstream_mut().shutdown().await;
-            let (request, record) = (&exchange.request, &mut exchange.record);
-            let form = request.form();
-            let (header, body) = if form == Form::Grpc {
-                record.grpc_status = Some(rejection.grpc_status());
-                (rejection.grpc_header(), Bytes::new())
+            let (header, body) = if exchange.request.grpc {
+                exchange.record.grpc_status = Some(rejection.grpc_status());
+                (rejection.grpc_header(), "")
             } else {
-                let body = request.policy.error_pages.body(rejection, form, record.id.as_str());
-                (rejection.header(&body), body.pieces().concat().into())
+                (rejection.header(), rejection.body())
             };
+            let body = Bytes::from_static(body.as_bytes());
             if session.write_response_header(Box::new(header), false).await.is_ok()
                 && session.write_response_body(Some(body), true).await.is_ok()
             {

@@ -43,7 +43,7 @@ pub enum Framing {
 
 /// How a response is delivered to the client.
 #[derive(Debug, Clone, Copy)]
-pub struct Delivery {
+pub struct Delivery<'a> {
     /// The connection to the client is kept, if the response can end without its end.
     pub keeps: bool,
     /// The client speaks HTTP/1.0: it knows no chunks. It must not get a 1xx response at all.
@@ -52,6 +52,8 @@ pub struct Delivery {
     pub trailers: bool,
     /// For so many seconds the client should use TLS and nothing else (RFC 6797). What the origin says of that counts for more.
     pub hsts: Option<u64>,
+    /// The value of a `Set-Cookie` of the proxy's own.
+    pub cookie: Option<&'a str>,
 }
 
 /// The head of an origin's response.
@@ -300,7 +302,7 @@ impl<'b> ResponseHead<'b> {
     }
 
     /// Appends the head that the client gets. Returns how the body behind it must be delimited.
-    pub fn write(&self, delivery: &Delivery, out: &mut BytesMut) -> Framing {
+    pub fn write(&self, delivery: &Delivery<'_>, out: &mut BytesMut) -> Framing {
         let framing = match self.framing {
             Framing::Chunked | Framing::Close if delivery.old => Framing::Close,
             Framing::Chunked | Framing::Close => Framing::Chunked,
@@ -348,6 +350,12 @@ impl<'b> ResponseHead<'b> {
         {
             out.put_slice(b"Strict-Transport-Security: max-age=");
             out.put_slice(itoa::Buffer::new().format(seconds).as_bytes());
+            out.put_slice(b"\r\n");
+        }
+        if let Some(cookie) = delivery.cookie {
+            out.reserve(ADDED + cookie.len());
+            out.put_slice(b"Set-Cookie: ");
+            out.put_slice(cookie.as_bytes());
             out.put_slice(b"\r\n");
         }
         let keeps = delivery.keeps && framing != Framing::Close;

@@ -73,6 +73,7 @@ impl Edge {
             trusted_peer,
             route,
             endpoint,
+            affinity,
         } = self.admission.decide(head, connection, policy, record)?;
         if !self.held.has_room(self.lifecycle.in_flight(), policy.held) {
             return Err(Rejection::HeldTooMuch.into());
@@ -103,6 +104,7 @@ impl Edge {
             policy: Arc::clone(policy),
             route,
             endpoint,
+            affinity,
             forwarder,
             grpc: false,
             to_head: head.method == "HEAD",

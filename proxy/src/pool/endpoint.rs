@@ -4,7 +4,7 @@
 //! a name with many addresses, and a second address (A beside AAAA) brings no second share of the traffic.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use registry::{Host, Member};
 
 use crate::config::{Protocol, UpstreamLimits};
 use crate::observe::metrics::Metrics;
+use crate::pool::balance::hash;
 use crate::pool::ejection::EjectionState;
 use crate::pool::kept::{Kept, Room};
 
@@ -42,6 +43,10 @@ pub struct Upstream {
     tls: Option<Box<str>>,
     /// How many requests it has failed in a row, and whether it is ejected for that.
     pub ejection: EjectionState,
+    /// How many requests are in flight to it, where its pool counts them.
+    pub in_flight: AtomicU32,
+    /// What identifies it where keys are hashed.
+    pub seed: u64,
     /// Its connections that wait for their next request.
     pub kept: Kept,
     /// Where requests go: those of its addresses that are healthy; never empty.
@@ -73,8 +78,10 @@ impl Upstream {
         });
         Self {
             tls: tls.map(Into::into),
+            seed: hash::seed(&name),
             name,
             ejection: EjectionState::default(),
+            in_flight: AtomicU32::new(0),
             kept: Kept::new(room),
             addresses: ArcSwap::from_pointee(addresses),
             turn: AtomicUsize::new(0),

@@ -8,6 +8,7 @@
 //! One loop makes that list (`publish`), at most every few milliseconds, however much has changed. So a request
 //! that fails never looks at more than its own backend.
 //!
+//! - [`balance`]: which backend gets a request.
 //! - [`endpoint`]: one backend and its addresses.
 //! - [`health`]: whether an address accepts connections.
 //! - [`ejection`]: when a failing backend is ejected.
@@ -15,7 +16,6 @@
 //! - [`retry_budget`]: how many retries are allowed.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,18 +25,22 @@ use log::warn;
 use pingora_load_balancing::Backends;
 use tokio::sync::{Notify, watch};
 
-use crate::config::Ejection;
+use crate::config::{Balance, Ejection};
 use crate::discovery::RegistryDiscovery;
 use crate::observe::metrics::Metrics;
+use crate::pool::balance::{Affinity, Asked, List, Picked, Rules, Unavailable};
 use crate::pool::endpoint::{Endpoint, Upstream};
 use crate::pool::health::{Check, SharedCheck};
 use crate::pool::kept::Room;
+use crate::pool::publication::Known;
 
+pub mod balance;
 pub mod ejection;
 pub mod endpoint;
 pub mod health;
 pub mod kept;
 mod loops;
+mod publication;
 pub mod retry_budget;
 #[cfg(test)]
 mod tests;
@@ -50,7 +54,8 @@ pub struct Pool {
     intervals: watch::Sender<Intervals>,
     check: Arc<Check>,
     metrics: Metrics,
-    alive: ArcSwap<Vec<Arc<Upstream>>>,
+    rules: ArcSwap<Rules>,
+    alive: ArcSwap<List>,
     turn: AtomicUsize,
     /// The same for requests that are sent again.
     turn_again: AtomicUsize,
@@ -58,7 +63,7 @@ pub struct Pool {
     room: Arc<Room>,
     /// Every backend that is known, by its name. A backend keeps its `Upstream` for as long as it stays. No request takes the
     /// lock.
-    known: Mutex<HashMap<Arc<str>, Arc<Upstream>>>,
+    known: Mutex<HashMap<Arc<str>, Known>>,
     ejected: Mutex<Vec<Arc<Upstream>>>,
     /// How many those are, and how many there are with the alive, for a failure to decide without a lock.
     count: Count,
@@ -88,6 +93,7 @@ impl Pool {
     ) -> Self {
         let changed = Arc::new(Notify::new());
         let check = Arc::new(Check::new(check_timeout, discovery.clone(), Arc::clone(&changed)));
+        let rules = Arc::new(Rules::new(&Balance::default(), ""));
         let mut backends = Backends::new(Box::new(discovery.clone()));
         backends.set_health_check(Box::new(SharedCheck(Arc::clone(&check))));
         Self {
@@ -96,7 +102,8 @@ impl Pool {
             intervals: watch::Sender::new(intervals),
             check,
             metrics,
-            alive: ArcSwap::default(),
+            alive: ArcSwap::from_pointee(List::new(Arc::clone(&rules), Vec::new())),
+            rules: ArcSwap::new(rules),
             turn: AtomicUsize::new(0),
             turn_again: AtomicUsize::new(0),
             room: Arc::new(Room::new(kept)),
@@ -117,57 +124,46 @@ impl Pool {
             .send_if_modified(|now| std::mem::replace(now, intervals) != intervals);
     }
 
-    /// The next address of the alive backend whose turn it is; `None` when none is alive.
-    pub fn pick(&self) -> Option<Endpoint> {
-        let alive = self.alive.load();
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        if alive.is_empty() {
-            return None;
-        }
-        let upstream = &alive[turn % alive.len()];
-        // One that was ejected a moment ago is in the list until it is made anew.
-        let upstream = if upstream.ejection.is_ejected() {
-            in_order(&alive, turn).next().unwrap_or(upstream)
-        } else {
-            upstream
-        };
-        Some(upstream.endpoint())
+    /// Chooses backends by these rules from now on.
+    pub fn balance(&self, rules: Rules) {
+        self.rules.store(Arc::new(rules));
+        self.changed.notify_one();
+    }
+
+    /// The backend for a request, at its next address.
+    ///
+    /// # Errors
+    /// When none takes it.
+    pub fn pick(&self, asked: Asked<'_>) -> Result<(Picked, Affinity), Unavailable> {
+        self.alive.load().pick(asked, &self.turn)
     }
 
     /// Where to send a request again that none of `tried` answered. A backend that could not be `connected` to may have another
     /// address; otherwise another backend is the better choice. Such requests have turns of their own: with two backends, every
-    /// second ordinary turn would be the broken one's again. A turn that can't be used is lost, so that the backend behind a broken
-    /// one gets no more of them than the rest. Only a backend that `fits` is chosen.
+    /// second ordinary turn would be the broken one's again. Only a backend that `fits` is chosen.
     pub fn pick_again(
         &self,
         tried: &[Endpoint],
         connected: bool,
+        affinity: &Affinity,
         fits: impl Fn(&Upstream) -> bool,
-    ) -> Option<Endpoint> {
-        let same = || tried.last()?.upstream.endpoint_other_than(tried);
+    ) -> Option<Picked> {
+        let alive = self.alive.load();
+        let same = || {
+            let endpoint = tried.last()?.upstream.endpoint_other_than(tried)?;
+            let place = alive.enter(&endpoint.upstream)?;
+            Some(Picked { endpoint, place })
+        };
         let other = || {
-            let alive = self.alive.load();
-            let fits = |upstream: &&Arc<Upstream>| {
-                !upstream.ejection.is_ejected() && is_untried(upstream, tried) && fits(upstream)
-            };
-            (0..alive.len())
-                .map(|_| &alive[self.turn_again.fetch_add(1, Ordering::Relaxed) % alive.len()])
-                .find(fits)
-                // Other threads may have had the turns of those that fit.
-                .or_else(|| alive.iter().find(fits))
-                .map(Upstream::endpoint)
+            alive.choose(affinity, &self.turn_again, |upstream| {
+                is_untried(upstream, tried) && fits(upstream)
+            })
         };
         if connected {
             other().or_else(same)
         } else {
             same().or_else(other)
         }
-    }
-
-    /// Whether [`Pool::pick_again`] would find something.
-    pub fn has_other_than(&self, tried: &[Endpoint]) -> bool {
-        let same = tried.last().and_then(|last| last.upstream.endpoint_other_than(tried));
-        same.is_some() || in_order(&self.alive.load(), 0).any(|upstream| is_untried(upstream, tried))
     }
 
     /// Whether a backend that has passed a check is alive.
@@ -227,94 +223,16 @@ impl Pool {
         self.ejected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the list of the alive from what is known at `now`. Returns when the next ejection ends.
-    fn publish(&self, now: Instant) -> Option<Instant> {
-        let members = self.discovery.members();
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = HashMap::with_capacity(members.len());
-        let (mut proven, mut unproven) = (Vec::with_capacity(members.len()), Vec::new());
-        let mut found = self.check.found();
-        found.retain(|address, _| members.owner(address).is_some());
-        for (name, addresses) in members.iter() {
-            let which = |finding: Option<bool>| -> Vec<SocketAddr> {
-                let these = addresses
-                    .iter()
-                    .filter(|address| found.get(address).copied() == finding);
-                these.copied().collect()
-            };
-            let upstream = known.get(name).map_or_else(
-                || {
-                    let room = Arc::clone(&self.room);
-                    Arc::new(Upstream::new(Arc::clone(name), addresses.to_vec(), room))
-                },
-                Arc::clone,
-            );
-            let (good, unchecked) = (which(Some(true)), which(None));
-            if !good.is_empty() {
-                upstream.serve_at(good);
-                proven.push(Arc::clone(&upstream));
-            } else if !unchecked.is_empty() {
-                upstream.serve_at(unchecked);
-                unproven.push(Arc::clone(&upstream));
-            }
-            next.insert(Arc::clone(name), upstream);
-        }
-        drop(found);
-        for (name, gone) in known.iter().filter(|(name, _)| !next.contains_key(*name)) {
-            self.metrics.forget_backend(name);
-            gone.kept.close();
-        }
-        *known = next;
-
-        let mut ejected = self.ejected();
-        ejected.retain(|upstream| {
-            let stays = known.get(&upstream.name).is_some_and(|one| Arc::ptr_eq(one, upstream));
-            let over = upstream.ejection.until().is_none_or(|until| until <= now);
-            if over {
-                upstream.ejection.readmit(now);
-            }
-            stays && !over
-        });
-        let is_alive = !proven.is_empty();
-        // Ejected backends are better than none, and so are those that were never checked.
-        if proven.iter().all(|upstream| upstream.ejection.is_ejected()) {
-            proven.iter().for_each(|upstream| upstream.ejection.readmit(now));
-            ejected.retain(|upstream| upstream.ejection.is_ejected());
-        }
-        proven.retain(|upstream| !upstream.ejection.is_ejected());
-        let alive = if is_alive { proven } else { unproven };
-        let next_return = ejected.iter().filter_map(|upstream| upstream.ejection.until()).min();
-        self.count.ejected.store(ejected.len(), Ordering::Relaxed);
-        let all = alive.len() + ejected.len();
-        self.count.alive_or_ejected.store(all, Ordering::Relaxed);
-        drop(ejected);
-
-        self.metrics
-            .active_backends
-            .set(i64::try_from(alive.len()).unwrap_or(i64::MAX));
-        self.alive.store(Arc::new(alive));
-        self.is_alive.store(is_alive, Ordering::Relaxed);
-        self.was_alive.fetch_or(is_alive, Ordering::Relaxed);
-        next_return
-    }
-
     /// Closes the connections that no backend needs any more.
     fn sweep(&self, now: Instant) {
         let longest = self.intervals.borrow().idle;
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let backends: Vec<_> = known.values().cloned().collect();
+        let backends: Vec<_> = known.values().map(|one| Arc::clone(&one.upstream)).collect();
         drop(known);
         for upstream in backends {
             upstream.kept.sweep(longest, now);
         }
     }
-}
-
-/// The backends that are not ejected, from the one whose turn it is on.
-fn in_order(alive: &[Arc<Upstream>], turn: usize) -> impl Iterator<Item = &Arc<Upstream>> {
-    (0..alive.len())
-        .map(move |step| &alive[turn.wrapping_add(step) % alive.len()])
-        .filter(|upstream| !upstream.ejection.is_ejected())
 }
 
 fn is_untried(upstream: &Arc<Upstream>, tried: &[Endpoint]) -> bool {

@@ -1,5 +1,7 @@
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::mpsc;
 
+use registry::Meta;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
@@ -49,9 +51,24 @@ fn unchecked(members: &[&[u8]]) -> Pool {
     pool
 }
 
+const ASKED: Asked<'static> = Asked {
+    client: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    path: b"/",
+    fields: &[],
+};
+
+fn pick(pool: &Pool) -> Endpoint {
+    pool.pick(ASKED).unwrap().0.endpoint
+}
+
+fn pick_again(pool: &Pool, tried: &[Endpoint], connected: bool) -> Option<Endpoint> {
+    let picked = pool.pick_again(tried, connected, &Affinity::default(), |_| true);
+    picked.map(|picked| picked.endpoint)
+}
+
 /// How many of `count` picks each address has.
 fn shares<const N: usize>(pool: &Pool, hosts: [u8; N], count: usize) -> [usize; N] {
-    let picks: Vec<_> = (0..count).map(|_| pool.pick().unwrap().address).collect();
+    let picks: Vec<_> = (0..count).map(|_| pick(pool).address).collect();
     hosts.map(|host| picks.iter().filter(|pick| **pick == address(host)).count())
 }
 
@@ -60,9 +77,9 @@ fn turns_are_exact_and_stay_exact_with_threads() {
     let pool = pool(&[&[1], &[2], &[3]]);
     assert_eq!(shares(&pool, [1, 2, 3], 300), [100; 3]);
     let picks: Vec<_> = std::thread::scope(|scope| {
-        let pick = |_| pool.pick().unwrap().address;
+        let address = |_| pick(&pool).address;
         let threads: Vec<_> = (0..3)
-            .map(|_| scope.spawn(move || (0..100).map(pick).collect::<Vec<_>>()))
+            .map(|_| scope.spawn(move || (0..100).map(address).collect::<Vec<_>>()))
             .collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
@@ -96,27 +113,23 @@ fn a_member_has_one_share_whatever_the_number_of_its_addresses() {
 #[test]
 fn without_a_connection_the_other_address_is_next_and_then_another_backend() {
     let pool = pool(&[&[1], &[2, 3]]);
-    let first = pool.pick().unwrap();
-    let two = pool.pick().unwrap();
+    let first = pick(&pool);
+    let two = pick(&pool);
     assert_eq!([&first, &two].map(|one| one.address), [address(1), address(2)]);
     let only_two = std::slice::from_ref(&two);
-    let again = pool.pick_again(only_two, false, |_| true).unwrap();
+    let again = pick_again(&pool, only_two, false).unwrap();
     assert_eq!(again.address, address(3));
     assert_eq!(
-        pool.pick_again(&[two.clone(), again.clone()], false, |_| true)
-            .unwrap()
-            .address,
+        pick_again(&pool, &[two.clone(), again.clone()], false).unwrap().address,
         address(1)
     );
     // One that broke is likely to break again, whatever its address.
-    assert_eq!(pool.pick_again(only_two, true, |_| true).unwrap().address, address(1));
+    assert_eq!(pick_again(&pool, only_two, true).unwrap().address, address(1));
     // But its other address is better than nothing.
     let tried = [first.clone(), two.clone()];
-    assert_eq!(pool.pick_again(&tried, true, |_| true).unwrap().address, address(3));
-    assert!(pool.has_other_than(&tried));
+    assert_eq!(pick_again(&pool, &tried, true).unwrap().address, address(3));
     let tried = [first, two, again];
-    assert!(!pool.has_other_than(&tried));
-    assert!(pool.pick_again(&tried, false, |_| true).is_none() && pool.pick_again(&tried, true, |_| true).is_none());
+    assert!(pick_again(&pool, &tried, false).is_none() && pick_again(&pool, &tried, true).is_none());
 }
 
 #[test]
@@ -131,11 +144,11 @@ fn the_others_share_the_requests_of_those_that_fail() {
             let mut first = HashMap::new();
             let mut answered = HashMap::new();
             for _ in 0..10_000 {
-                let endpoint = pool.pick().unwrap();
+                let endpoint = pick(&pool);
                 *first.entry(endpoint.address).or_insert(0_usize) += 1;
                 let mut tried = vec![endpoint];
                 while fails.contains(&tried.last().unwrap().address) {
-                    tried.push(pool.pick_again(&tried, true, |_| true).unwrap());
+                    tried.push(pick_again(&pool, &tried, true).unwrap());
                 }
                 *answered.entry(tried.last().unwrap().address).or_insert(0_usize) += 1;
             }
@@ -152,7 +165,7 @@ fn the_others_share_the_requests_of_those_that_fail() {
 fn an_address_without_connection_is_set_aside_and_the_last_one_is_the_backends_failure() {
     let pool = pool(&[&[1], &[2, 3]]);
     let at = |host| {
-        let picks = (0..6).map(|_| pool.pick().unwrap());
+        let picks = (0..6).map(|_| pick(&pool));
         picks.into_iter().find(|one| one.address == address(host)).unwrap()
     };
     pool.unreachable(&at(2), &LIMITS);
@@ -172,7 +185,7 @@ fn an_address_without_connection_is_set_aside_and_the_last_one_is_the_backends_f
 fn an_ejected_backend_gets_nothing_at_once_and_comes_back_when_its_time_is_over() {
     let pool = pool(&[&[1], &[2], &[3], &[4]]);
     let now = Instant::now();
-    let upstreams = [(); 4].map(|()| pool.pick().unwrap().upstream);
+    let upstreams = [(); 4].map(|()| pick(&pool).upstream);
     for upstream in &upstreams {
         pool.failed(upstream, &LIMITS);
     }
@@ -193,7 +206,7 @@ fn an_ejected_backend_gets_nothing_at_once_and_comes_back_when_its_time_is_over(
 #[test]
 fn ejected_backends_come_back_before_their_time_when_nobody_else_is_alive() {
     let pool = pool(&[&[1], &[2]]);
-    let first = pool.pick().unwrap();
+    let first = pick(&pool);
     pool.failed(&first.upstream, &LIMITS);
     pool.publish(Instant::now());
     assert_eq!(shares(&pool, [1, 2], 10), [0, 10]);
@@ -205,7 +218,7 @@ fn ejected_backends_come_back_before_their_time_when_nobody_else_is_alive() {
 #[test]
 fn a_failure_that_ejects_nobody_waits_for_nobody() {
     let pool = Arc::new(pool(&[&[1], &[2]]));
-    let [one, two] = [(); 2].map(|()| pool.pick().unwrap().upstream);
+    let [one, two] = [(); 2].map(|()| pick(&pool).upstream);
     pool.failed(&one, &LIMITS);
     // What looks at all backends would have to wait for these.
     let _held = (pool.known.lock(), pool.ejected(), pool.check.found());
@@ -234,14 +247,14 @@ fn backends_that_were_never_checked_get_traffic_when_there_are_no_others_and_are
     assert!(pool.is_alive() && pool.was_alive());
     pool.check.found().insert(address(2), false);
     pool.publish(Instant::now());
-    assert!(pool.pick().is_none());
+    assert_eq!(pool.pick(ASKED).err(), Some(Unavailable::NoneAlive));
     assert!(!pool.is_alive() && pool.was_alive());
 }
 
 #[tokio::test]
 async fn connections_are_kept_until_they_are_old_or_their_backend_is_gone() {
     let mut pool = pool(&[&[1], &[2]]);
-    let endpoints = [(); 2].map(|()| pool.pick().unwrap());
+    let endpoints = [(); 2].map(|()| pick(&pool));
     let origin = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let start = Instant::now();
     for second in 0..2 {
@@ -261,4 +274,86 @@ async fn connections_are_kept_until_they_are_old_or_their_backend_is_gone() {
     pool.discovery = RegistryDiscovery::with(set(&[&[1]]), pool.metrics.clone());
     pool.publish(start);
     assert!(take(1).is_none(), "although a request still has it");
+}
+
+#[test]
+fn what_the_registry_says_of_a_member_acts_at_the_next_publication() {
+    let mut pool = pool(&[&[1], &[2], &[3]]);
+    let mut say = |metas: [Meta; 3]| {
+        let mut members = set(&[&[1], &[2], &[3]]);
+        for (name, meta) in ["origin1:80", "origin2:80", "origin3:80"].into_iter().zip(metas) {
+            members.describe(&name.into(), meta);
+        }
+        pool.discovery = RegistryDiscovery::with(members, pool.metrics.clone());
+        pool.publish(Instant::now());
+        shares(&pool, [1, 2, 3], 60)
+    };
+    let usual = Meta::default();
+    let weight = |weight| Meta { weight, ..usual };
+    let drain = Meta { drain: true, ..usual };
+    let backup = Meta { backup: true, ..usual };
+    assert_eq!(say([weight(3), weight(2), usual]), [30, 20, 10]);
+    assert_eq!(say([weight(0), usual, usual]), [0, 30, 30]);
+    assert_eq!(say([drain, weight(5), usual]), [0, 50, 10]);
+    assert_eq!(say([usual, usual, backup]), [30, 30, 0]);
+    assert_eq!(say([drain, weight(0), backup]), [0, 0, 60]);
+    assert_eq!(say([usual; 3]), [20; 3]);
+}
+
+#[test]
+fn a_backend_that_comes_back_starts_slowly_and_one_that_was_there_does_not() {
+    let pool = unchecked(&[&[1], &[2], &[3]]);
+    let slow_start = Some(Duration::from_secs(36));
+    pool.balance(Rules::new(
+        &Balance {
+            slow_start,
+            ..Balance::default()
+        },
+        "",
+    ));
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    pool.publish(start);
+    // Some pass their first check a moment before others, and all of them were there from the start.
+    for host in [1, 2, 3] {
+        pool.check.found().insert(address(host), true);
+        assert_eq!(pool.publish(start), None);
+    }
+    assert_eq!(shares(&pool, [1, 2, 3], 30), [10; 3]);
+
+    pool.check.found().insert(address(3), false);
+    pool.publish(at(10));
+    pool.check.found().insert(address(3), true);
+    assert_eq!(pool.publish(at(100)), Some(at(102)), "it gets more then");
+    assert_eq!(shares(&pool, [1, 2, 3], 210), [100, 100, 10]);
+    assert_eq!(pool.publish(at(116)), Some(at(118)));
+    assert_eq!(shares(&pool, [1, 2, 3], 250), [100, 100, 50]);
+    assert_eq!(pool.publish(at(136)), None);
+    assert_eq!(shares(&pool, [1, 2, 3], 30), [10; 3]);
+}
+
+#[test]
+fn a_retry_takes_a_place_or_is_none() {
+    let pool = pool(&[&[1], &[2]]);
+    let max_inflight = Some(1);
+    pool.balance(Rules::new(
+        &Balance {
+            max_inflight,
+            ..Balance::default()
+        },
+        "",
+    ));
+    pool.publish(Instant::now());
+    let (first, affinity) = pool.pick(ASKED).unwrap();
+    let (second, _) = pool.pick(ASKED).unwrap();
+    assert_eq!(pool.pick(ASKED).err(), Some(Unavailable::AllBusy));
+    let tried = [first.endpoint];
+    drop(first.place);
+    assert!(pool.pick_again(&tried, true, &affinity, |_| true).is_none());
+    drop(second);
+    let again = pool.pick_again(&tried, true, &affinity, |_| true).unwrap();
+    assert_eq!(again.endpoint.address, address(2));
+    // A new list knows who has places.
+    pool.publish(Instant::now());
+    assert_eq!(pool.pick(ASKED).unwrap().0.endpoint.address, address(1));
 }

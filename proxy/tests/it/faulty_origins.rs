@@ -119,13 +119,12 @@ async fn check(rows: Vec<Row>, reused: bool) {
             }
         } else {
             let answer = final_response(&mut client).await;
-            let text = answer.text();
-            let is_right = if let Whole(_, body) = *seen {
-                text == body
+            let body = if let Whole(_, body) = *seen {
+                body
             } else {
-                text.starts_with("Bad Gateway: ")
+                "Bad Gateway\n"
             };
-            if answer.status != status || !is_right {
+            if (answer.status, answer.text().as_str()) != (status, body) {
                 wrong.push(format!("{name}: {answer:?}"));
             }
         }
@@ -625,7 +624,7 @@ async fn a_slow_response_has_time_for_its_head_and_each_piece_of_its_body_and_no
     assert_eq!((status, reason), (Some(200), None));
     for (all, status, reason) in [asked.1, asked.2, asked.3] {
         assert!(
-            all.contains("HTTP/1.1 504 ") && all.contains("\r\n\r\nGateway Timeout: "),
+            all.contains("HTTP/1.1 504 ") && all.ends_with("\r\n\r\nGateway Timeout\n"),
             "{all}"
         );
         assert_eq!((status, reason), (Some(504), late()));

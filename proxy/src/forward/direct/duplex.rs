@@ -338,7 +338,7 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
                     }
                     // HTTP/1.0 has none.
                     if !self.request.old {
-                        self.client.write_head(&head, &self.delivery(true), &mut out);
+                        self.client.write_head(&head, &self.delivery(true, None), &mut out);
                     }
                 }
                 _ => {
@@ -349,12 +349,19 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
         }
     }
 
-    fn delivery(&self, keeps: bool) -> Delivery {
+    /// The cookie that the client needs.
+    fn cookie(&self) -> Option<String> {
+        let upstream = self.record.backend.as_ref()?;
+        self.request.affinity.set_cookie(upstream)
+    }
+
+    fn delivery<'c>(&self, keeps: bool, cookie: Option<&'c str>) -> Delivery<'c> {
         Delivery {
             keeps,
             old: self.request.old,
             trailers: !self.request.old,
             hsts: self.request.hsts,
+            cookie,
         }
     }
 
@@ -382,7 +389,9 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
         }
         self.answered(C::SWITCHED);
         self.record.ended();
-        self.client.write_head(head, &self.delivery(false), out);
+        let cookie = self.cookie();
+        self.client
+            .write_head(head, &self.delivery(false, cookie.as_deref()), out);
         self.client.switch();
         self.switched = true;
         Ok(())
@@ -396,7 +405,9 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
         }
         let in_doubt = self.client.leaves_doubt(self.request, self.continues);
         let keeps = self.request.keeps && !in_doubt && !self.lifecycle.is_draining();
-        let framing = self.client.write_head(head, &self.delivery(keeps), out);
+        let cookie = self.cookie();
+        let delivery = self.delivery(keeps, cookie.as_deref());
+        let framing = self.client.write_head(head, &delivery, out);
         self.response = Some(Response {
             coming: match head.framing {
                 Framing::None => Coming::Length(0),

@@ -30,6 +30,7 @@ use crate::forward::client::ClientSide;
 use crate::http1::downstream::ClientFault;
 use crate::lifecycle::Lifecycle;
 use crate::observe::metrics::Metrics;
+use crate::pool::balance::place::Place;
 use crate::pool::endpoint::{Endpoint, Upstream};
 use crate::pool::retry_budget::RetryBudget;
 use crate::rejection::{Delivery, Rejection};
@@ -184,16 +185,18 @@ impl Direct {
                     let fits = |upstream: &Upstream| upstream.is_plain(limits, request.upgrade.is_some());
                     let may_retry = next == Next::Retry && tried.len() <= limits.retries;
                     let pick = || {
-                        let pool = &request.route.pool;
-                        let other = pool.pick_again(&tried, connected, fits);
-                        other.or_else(|| may_move().then(|| pool.pick_again(&tried, connected, |_| true))?)
+                        let (pool, affinity) = (&request.route.pool, &request.affinity);
+                        let other = pool.pick_again(&tried, connected, affinity, fits);
+                        other.or_else(|| may_move().then(|| pool.pick_again(&tried, connected, affinity, |_| true))?)
                     };
+                    record.place = Place::default();
                     let other = may_retry.then(pick).flatten();
                     let paid = other.filter(|_| self.budget.take(limits.retry_budget, Instant::now()));
                     let Some(other) = paid else {
                         return Outcome::Ended(fail(broken, request, client, record).await);
                     };
-                    endpoint = other;
+                    endpoint = other.endpoint;
+                    record.place = other.place;
                     on_new_connection = false;
                     if !fits(&endpoint.upstream)
                         && let Some(body) = upload.take_body()
@@ -316,14 +319,11 @@ async fn fail(broken: Broken, request: &Request, client: &mut impl ClientSide, r
     let delivery = Delivery {
         keeps: false,
         head_only: request.to_head,
-        form: request.form(),
+        grpc: request.grpc,
     };
-    let pages = &request.policy.error_pages;
-    let body = pages.body(rejection, delivery.form, record.id.as_str());
-    let length = body.length();
-    if client.reject(rejection, &body, delivery).await.is_err() {
+    if client.reject(rejection, delivery).await.is_err() {
         return Ending::Cut;
     }
-    record.answered_here(rejection, delivery, length);
+    record.answered_here(rejection, delivery);
     Ending::Close
 }

@@ -1,7 +1,7 @@
 //! Writes the head of an origin's response for a client of HTTP/2.
 
 use chassis::clock::HttpDate;
-use http::header::{CONTENT_LENGTH, DATE, STRICT_TRANSPORT_SECURITY};
+use http::header::{CONTENT_LENGTH, DATE, SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use super::fields::Kind;
@@ -11,7 +11,7 @@ use crate::http1::names::is;
 impl ResponseHead<'_> {
     /// The head that the client gets. It has no reason, and nothing that concerns a connection (RFC 9113, section 8.2.2). A 101 becomes
     /// the 200 that an extended CONNECT is answered with (RFC 8441, section 5).
-    pub fn to_http2(&self, delivery: &Delivery) -> Response<()> {
+    pub fn to_http2(&self, delivery: &Delivery<'_>) -> Response<()> {
         let switches = self.status == 101;
         let mut fields = HeaderMap::with_capacity(self.fields.len() + 2);
         for (index, field) in self.fields.iter().enumerate() {
@@ -41,6 +41,11 @@ impl ResponseHead<'_> {
             && let Ok(value) = HeaderValue::try_from(format!("max-age={seconds}"))
         {
             fields.insert(STRICT_TRANSPORT_SECURITY, value);
+        }
+        if let Some(cookie) = delivery.cookie
+            && let Ok(value) = HeaderValue::from_str(cookie)
+        {
+            fields.append(SET_COOKIE, value);
         }
         let mut response = Response::new(());
         let status = if switches { 200 } else { self.status };

@@ -8,18 +8,20 @@ const HEAD: bool = true;
 const GET: bool = false;
 
 /// To a client of HTTP/1.1 that stays, and can be passed trailers.
-const MODERN: Delivery = Delivery {
+const MODERN: Delivery<'static> = Delivery {
     keeps: true,
     old: false,
     trailers: true,
     hsts: None,
+    cookie: None,
 };
 
-const OLD: Delivery = Delivery {
+const OLD: Delivery<'static> = Delivery {
     keeps: true,
     old: true,
     trailers: false,
     hsts: None,
+    cookie: None,
 };
 
 /// A response head with these lines after the status line, without their last CRLF.
@@ -45,7 +47,7 @@ fn read<T: PartialEq + std::fmt::Debug>(
 }
 
 /// The head that a client gets, and the framing of its body.
-fn written(text: &str, to_head: bool, delivery: Delivery) -> (String, Framing) {
+fn written(text: &str, to_head: bool, delivery: Delivery<'_>) -> (String, Framing) {
     let write = |head: ResponseHead<'_>| {
         let mut out = BytesMut::from("before");
         let framing = head.write(&delivery, &mut out);
@@ -288,7 +290,7 @@ fn the_connection_is_kept_or_not_as_the_client_and_the_framing_allow() {
     let close = head_of("200 OK", "Date: d");
     let chunked = head_of("200 OK", "Date: d\r\nTransfer-Encoding: chunked");
     let required = head_of("426 Upgrade Required", "Date: d\r\nUpgrade: h2c\r\nContent-Length: 2");
-    let ends = |keeps: bool, delivery: Delivery| Delivery { keeps, ..delivery };
+    let ends = |keeps: bool, delivery: Delivery<'static>| Delivery { keeps, ..delivery };
     for (head, delivery, framing, connection) in [
         (&length, MODERN, Length(2), "keep-alive"),
         (&length, ends(false, MODERN), Length(2), "close"),
@@ -313,7 +315,7 @@ fn the_connection_is_kept_or_not_as_the_client_and_the_framing_allow() {
 
 #[test]
 fn trailers_are_announced_if_they_can_be_passed_on() {
-    let announces = |lines: &str, delivery: Delivery| {
+    let announces = |lines: &str, delivery: Delivery<'_>| {
         let lines = format!("Date: d\r\nTrailer: a\r\n{lines}X: y\r\nTrailer: b");
         written(&head_of("200 OK", &lines), GET, delivery)
             .0
