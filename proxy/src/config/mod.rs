@@ -9,6 +9,7 @@ mod address;
 mod balance;
 mod client;
 mod discovery;
+mod error_pages;
 mod http2;
 mod limit;
 mod networks;
@@ -33,6 +34,7 @@ use address::{any, network, port, socket_address};
 pub use balance::{Algorithm, Balance, HashBy, Sticky};
 pub use client::{ClientLimits, DEFAULT_MAX_CONNECTIONS};
 pub use discovery::{Discovery, Health, Readiness, RegistryKind};
+pub use error_pages::ErrorPages;
 pub use http2::Http2;
 pub use limit::Limit;
 pub use networks::Networks;
@@ -77,6 +79,8 @@ pub struct Config {
     pub http2: Http2,
     /// What a backend may take.
     pub upstream: UpstreamLimits,
+    /// What users see when the proxy itself answers.
+    pub error_pages: ErrorPages,
     /// Who forwards admitted requests.
     pub forwarder: Forwarder,
     /// How long the process calls itself not ready, and serves on, before it stops taking connections.
@@ -126,7 +130,8 @@ impl Config {
     fn load_files(&mut self) -> Result<(), String> {
         server::check()?;
         let probed = self.sentinel_enabled && self.sentinel.targets.iter().any(registry::Member::is_tls);
-        self.upstream.tls.load(probed)
+        self.upstream.tls.load(probed)?;
+        self.error_pages.load()
     }
 
     /// Reads `text` as the file, and the environment of `settings` over it.
@@ -176,6 +181,7 @@ impl Config {
         let client = ClientLimits::read(section.section("client"));
         let http2 = Http2::read(section.section("http2"));
         let upstream = UpstreamLimits::read(section.section("upstream"));
+        let error_pages = ErrorPages::read(&mut section);
         let mut part = section.section("sentinel");
         let enabled = part.value("enabled", None, false, truth);
         let sentinel = sentinel::Config::read(&mut part);
@@ -209,6 +215,7 @@ impl Config {
             client,
             http2,
             upstream,
+            error_pages,
             forwarder,
             lame_duck,
             drain_timeout,

@@ -16,7 +16,7 @@ use crate::http1::head::RequestLine;
 use crate::observe::access_log;
 use crate::pool::balance::place::Place;
 use crate::pool::endpoint::Upstream;
-use crate::rejection::{Delivery, Rejection};
+use crate::rejection::{Delivery, Form, Rejection};
 
 /// The record of one request.
 pub struct Record {
@@ -91,15 +91,12 @@ impl Record {
         }
     }
 
-    /// Notes that the client was sent a rejection.
-    pub fn answered_here(&mut self, rejection: Rejection, delivery: Delivery) {
-        self.status = if delivery.grpc { 200 } else { rejection.status() };
-        self.grpc_status = delivery.grpc.then(|| rejection.grpc_status());
-        self.bytes = if delivery.head_only || delivery.grpc {
-            0
-        } else {
-            rejection.body().len() as u64
-        };
+    /// Notes that the client was sent a rejection, with a body of `length` bytes if it has one.
+    pub fn answered_here(&mut self, rejection: Rejection, delivery: Delivery, length: usize) {
+        let grpc = delivery.form == Form::Grpc;
+        self.status = if grpc { 200 } else { rejection.status() };
+        self.grpc_status = grpc.then(|| rejection.grpc_status());
+        self.bytes = if delivery.is_bodiless() { 0 } else { length as u64 };
         self.ended();
     }
 

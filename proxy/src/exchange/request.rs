@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::config::Forwarder;
 use crate::pool::balance::Affinity;
 use crate::pool::endpoint::Endpoint;
+use crate::rejection::Form;
 use crate::snapshot::Policy;
 use crate::snapshot::route::Route;
 
@@ -47,6 +48,17 @@ pub struct Request {
     pub upgrade: Option<Bytes>,
     /// For so many seconds the client should use TLS and nothing else.
     pub hsts: Option<u64>,
+}
+
+impl Request {
+    /// The form in which its client reads why there is no response.
+    pub fn form(&self) -> Form {
+        if self.grpc {
+            Form::Grpc
+        } else {
+            Form::of_head(&self.head)
+        }
+    }
 }
 
 /// Whether `method` is known to be idempotent.

@@ -17,7 +17,7 @@ use crate::http1::held::{Hold, SENDING, stalled};
 use crate::http1::progress::Progress;
 use crate::http1::timer::Timer;
 use crate::http2::stream::Stream;
-use crate::rejection::{Delivery, Rejection};
+use crate::rejection::{Body, Delivery, Form, Rejection};
 
 /// A client, by the version of HTTP that it speaks.
 #[derive(Debug)]
@@ -100,10 +100,11 @@ pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
         Poll::Pending
     }
 
-    /// Answers the request with a rejection.
+    /// Answers the request with a rejection, of which the client reads `body`.
     fn reject(
         &mut self,
         rejection: Rejection,
+        body: &Body<'_>,
         delivery: Delivery,
     ) -> impl Future<Output = Result<(), ClientFault>> + Send;
 
@@ -263,8 +264,8 @@ impl ClientSide for Downstream {
         self.poll_finish(context)
     }
 
-    async fn reject(&mut self, rejection: Rejection, delivery: Delivery) -> Result<(), ClientFault> {
-        self.write_all(&rejection.answer(delivery), true).await
+    async fn reject(&mut self, rejection: Rejection, body: &Body<'_>, delivery: Delivery) -> Result<(), ClientFault> {
+        self.write_all(&rejection.answer(body, delivery), true).await
     }
 
     fn switch(&mut self) {
@@ -391,12 +392,11 @@ impl ClientSide for Stream {
         self.poll_gone(context)
     }
 
-    async fn reject(&mut self, rejection: Rejection, delivery: Delivery) -> Result<(), ClientFault> {
-        if delivery.grpc {
-            return self.respond(rejection.grpc_response(None), "");
+    async fn reject(&mut self, rejection: Rejection, body: &Body<'_>, delivery: Delivery) -> Result<(), ClientFault> {
+        if delivery.form == Form::Grpc {
+            return self.respond(rejection.grpc_response(None), None);
         }
-        let body = if delivery.head_only { "" } else { rejection.body() };
-        self.respond(rejection.response(), body)
+        self.respond(rejection.response(body), (!delivery.head_only).then_some(body))
     }
 
     fn switch(&mut self) {

@@ -30,7 +30,7 @@ use crate::forward::tls;
 use crate::observe::metrics::Metrics;
 use crate::pool::balance::place::Place;
 use crate::pool::retry_budget::RetryBudget;
-use crate::rejection::Rejection;
+use crate::rejection::{Form, Rejection};
 
 /// The proxy's application.
 pub struct EdgeProxy {
@@ -435,13 +435,15 @@ impl ProxyHttp for EdgeProxy {
         }
         if session.response_written().is_none() && rejection != Rejection::ClientGone {
             session.as_downstream_mut().shutdown().await;
-            let (header, body) = if exchange.request.grpc {
-                exchange.record.grpc_status = Some(rejection.grpc_status());
-                (rejection.grpc_header(), "")
+            let (request, record) = (&exchange.request, &mut exchange.record);
+            let form = request.form();
+            let (header, body) = if form == Form::Grpc {
+                record.grpc_status = Some(rejection.grpc_status());
+                (rejection.grpc_header(), Bytes::new())
             } else {
-                (rejection.header(), rejection.body())
+                let body = request.policy.error_pages.body(rejection, form, record.id.as_str());
+                (rejection.header(&body), body.pieces().concat().into())
             };
-            let body = Bytes::from_static(body.as_bytes());
             if session.write_response_header(Box::new(header), false).await.is_ok()
                 && session.write_response_body(Some(body), true).await.is_ok()
             {

@@ -18,6 +18,7 @@ use crate::http1::held::{Hold, stalled};
 use crate::http1::names::is_forbidden_in_trailers;
 use crate::http1::progress::{Limits, Progress};
 use crate::http1::timer::Timer;
+use crate::rejection::Body as Answer;
 
 /// Longer trailers of a request are left out, as the origin would get no such head.
 const MAX_TRAILERS: usize = 8 << 10;
@@ -218,11 +219,11 @@ impl Stream {
         self.finished = ends;
     }
 
-    /// Sends a whole response, with a body so short that it needs no window.
+    /// Sends a whole response of the proxy's own, and waits for nothing.
     ///
     /// # Errors
     /// When the client is gone.
-    pub fn respond(&mut self, response: Response<()>, body: &'static str) -> Result<(), ClientFault> {
+    pub fn respond(&mut self, response: Response<()>, body: Option<&Answer<'_>>) -> Result<(), ClientFault> {
         respond(&mut self.respond, response, body)?;
         self.finished = true;
         Ok(())
@@ -330,21 +331,22 @@ impl Stream {
     }
 }
 
-/// Answers a request with a whole response, whose body is so short that it needs no window.
+/// Answers a request with a whole response of the proxy's own, and waits for nothing: the body is short, or one that all clients share,
+/// so that it may wait for the client's window.
 ///
 /// # Errors
 /// When the client is gone.
 pub fn respond(
     respond: &mut SendResponse<Bytes>,
     response: Response<()>,
-    body: &'static str,
+    body: Option<&Answer<'_>>,
 ) -> Result<(), ClientFault> {
     let gone = |_| ClientFault::Gone;
-    let mut outgoing = respond.send_response(response, body.is_empty()).map_err(gone)?;
-    if !body.is_empty() {
-        outgoing
-            .send_data(Bytes::from_static(body.as_bytes()), true)
-            .map_err(gone)?;
+    let pieces = body.map_or_else(Vec::new, Answer::pieces);
+    let mut outgoing = respond.send_response(response, pieces.is_empty()).map_err(gone)?;
+    let last = pieces.len();
+    for (number, piece) in (1..).zip(pieces) {
+        outgoing.send_data(piece, number == last).map_err(gone)?;
     }
     Ok(())
 }

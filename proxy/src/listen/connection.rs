@@ -41,7 +41,7 @@ use crate::lifecycle::Lifecycle;
 use crate::limit::refusals::Refusals;
 use crate::listen::acme::challenge;
 use crate::observe::metrics::Metrics;
-use crate::rejection::{Delivery, Rejection};
+use crate::rejection::{Body as Answer, Delivery, Form, Rejection};
 use crate::snapshot::{Live, Policy};
 use crate::tls::stream::Stream;
 
@@ -286,10 +286,10 @@ impl Edge {
         );
         // A client that waits for "100 Continue" sends no body after a rejection, but its next request; or it does send it.
         let in_doubt = head.expects && !client.body().ended() && client.received.is_empty();
-        let delivery = Delivery {
+        let delivery = || Delivery {
             keeps: head.keeps && !in_doubt,
             head_only: head.method == "HEAD",
-            grpc: false,
+            form: Form::accepted(head.values("accept")),
         };
         let scheme = if connection.tls.is_some() {
             Scheme::Https
@@ -305,10 +305,10 @@ impl Edge {
                 proof,
                 ..Rejection::AcmeChallenge.into()
             };
-            return Err((why, delivery));
+            return Err((why, delivery()));
         }
         let admitted = self.admit(&head, bytes.len(), connection, policy, record);
-        let (header, request) = admitted.map_err(|why| (why, delivery))?;
+        let (header, request) = admitted.map_err(|why| (why, delivery()))?;
         let last = last_of_client;
         Ok((header, Request { last, ..request }))
     }
@@ -345,19 +345,22 @@ impl Edge {
         mut record: Record,
         policy: &Policy,
     ) -> Option<Box<Downstream>> {
-        let answer = match (why.retry_after, &why.location, &why.proof) {
-            (Some(retry_after), ..) => policy.limited.answer(retry_after, delivery),
-            (None, Some(location), _) => Rejection::redirect(location, delivery),
-            (None, None, Some(proof)) => Rejection::proof(proof, delivery),
-            (None, None, None) => why.rejection.answer(delivery),
-        };
         self.refused(why, &mut record, policy);
+        let body = match &why.proof {
+            Some(proof) => Answer::Proof(proof),
+            None => policy
+                .error_pages
+                .body(why.rejection, delivery.form, record.id.as_str()),
+        };
+        let answer = match (why.retry_after, &why.location) {
+            (Some(retry_after), _) => policy.limited.answer(retry_after, &body, delivery),
+            (None, Some(location)) => Rejection::redirect(location, &body, delivery),
+            (None, None) => why.rejection.answer(&body, delivery),
+        };
+        let length = body.length();
         let written = client.write_all(&answer, true).await.is_ok();
         if written {
-            record.answered_here(why.rejection, delivery);
-            if let (Some(proof), false) = (&why.proof, delivery.head_only) {
-                record.bytes = proof.len() as u64;
-            }
+            record.answered_here(why.rejection, delivery, length);
         }
         drop(record);
         if written && delivery.keeps && client.discard_body().await {
@@ -378,8 +381,10 @@ impl Edge {
             self.reject(client, &why, Delivery::LAST, record, policy).await;
         } else {
             record.failed(why.rejection, None);
-            if let Some(Ok(())) = client.reject(why.rejection, Delivery::LAST).now_or_never() {
-                record.answered_here(why.rejection, Delivery::LAST);
+            let body = policy.error_pages.body(why.rejection, Form::Text, record.id.as_str());
+            let length = body.length();
+            if let Some(Ok(())) = client.reject(why.rejection, &body, Delivery::LAST).now_or_never() {
+                record.answered_here(why.rejection, Delivery::LAST, length);
             }
         }
     }

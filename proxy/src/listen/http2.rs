@@ -37,7 +37,7 @@ use crate::http2::head::{self, Made};
 use crate::http2::io::Io;
 use crate::http2::stream::{Stream, respond};
 use crate::observe::metrics::GoAway;
-use crate::rejection::{Delivery, Rejection};
+use crate::rejection::{Delivery, Form, Rejection};
 use crate::snapshot::Policy;
 
 /// A client that has reset more streams than this, and more than half of all, is cut: it makes work, and waits for no answer
@@ -219,7 +219,11 @@ impl Edge {
                 let delivery = Delivery {
                     keeps: true,
                     head_only: parts.method == http::Method::HEAD,
-                    grpc,
+                    form: if grpc {
+                        Form::Grpc
+                    } else {
+                        Form::accepted(parts.headers.get_all(header::ACCEPT).iter().map(HeaderValue::as_bytes))
+                    },
                 };
                 self.refuse(&mut respond_to, &why, delivery, record, &policy);
                 return;
@@ -262,18 +266,20 @@ impl Edge {
         mut record: Record,
         policy: &Policy,
     ) {
+        self.refused(why, &mut record, policy);
+        let body = policy
+            .error_pages
+            .body(why.rejection, delivery.form, record.id.as_str());
         let response = match (why.retry_after, &why.location) {
             // A redirect is none to gRPC's clients either.
-            _ if delivery.grpc => why.rejection.grpc_response(why.retry_after),
-            (Some(retry_after), _) => policy.limited.response(retry_after),
-            (None, Some(location)) => Rejection::redirecting(location),
-            (None, None) => why.rejection.response(),
+            _ if delivery.form == Form::Grpc => why.rejection.grpc_response(why.retry_after),
+            (Some(retry_after), _) => policy.limited.response(retry_after, &body),
+            (None, Some(location)) => Rejection::redirecting(location, &body),
+            (None, None) => why.rejection.response(&body),
         };
-        self.refused(why, &mut record, policy);
-        let bodiless = delivery.head_only || delivery.grpc;
-        let body = if bodiless { "" } else { why.rejection.body() };
-        if respond(respond_to, response, body).is_ok() {
-            record.answered_here(why.rejection, delivery);
+        let length = body.length();
+        if respond(respond_to, response, (!delivery.is_bodiless()).then_some(&body)).is_ok() {
+            record.answered_here(why.rejection, delivery, length);
         }
     }
 }

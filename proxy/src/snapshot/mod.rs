@@ -15,7 +15,7 @@ use crate::http1::held;
 use crate::http1::redirect::Redirect;
 use crate::limit::ClientLimiter;
 use crate::pool::Pool;
-use crate::rejection::LimitedAnswers;
+use crate::rejection::{LimitedAnswers, Pages};
 use crate::snapshot::route::Route;
 
 pub mod route;
@@ -28,6 +28,8 @@ pub struct Policy {
     pub limiter: Arc<ClientLimiter>,
     /// The answers to clients over their limit.
     pub limited: LimitedAnswers,
+    /// What users see when the proxy itself answers.
+    pub error_pages: Arc<Pages>,
     /// Clients without a limit.
     pub exempt: Networks,
     /// Peers whose word about the client is believed.
@@ -68,6 +70,7 @@ impl Policy {
             limit_enabled: config.limit_enabled,
             limited: LimitedAnswers::new(config.limit.burst, limiter.refill()),
             limiter,
+            error_pages: config.error_pages.pages(),
             exempt: Networks::new(config.limit.exempt.clone()),
             trusted: Networks::new(config.trusted_proxies.clone()),
             proxy_protocol: Networks::new(config.proxy_protocol.clone()),

@@ -119,12 +119,13 @@ async fn check(rows: Vec<Row>, reused: bool) {
             }
         } else {
             let answer = final_response(&mut client).await;
-            let body = if let Whole(_, body) = *seen {
-                body
+            let text = answer.text();
+            let is_right = if let Whole(_, body) = *seen {
+                text == body
             } else {
-                "Bad Gateway\n"
+                text.starts_with("Bad Gateway: ")
             };
-            if (answer.status, answer.text().as_str()) != (status, body) {
+            if answer.status != status || !is_right {
                 wrong.push(format!("{name}: {answer:?}"));
             }
         }
@@ -624,7 +625,7 @@ async fn a_slow_response_has_time_for_its_head_and_each_piece_of_its_body_and_no
     assert_eq!((status, reason), (Some(200), None));
     for (all, status, reason) in [asked.1, asked.2, asked.3] {
         assert!(
-            all.contains("HTTP/1.1 504 ") && all.ends_with("\r\n\r\nGateway Timeout\n"),
+            all.contains("HTTP/1.1 504 ") && all.contains("\r\n\r\nGateway Timeout: "),
             "{all}"
         );
         assert_eq!((status, reason), (Some(504), late()));

@@ -81,7 +81,7 @@ async fn what_can_be_read_in_two_ways_is_refused_logged_and_never_reaches_a_back
         assert_eq!(response.status, status, "{name}");
         assert_eq!(response.header("connection"), Some("close"), "{name}");
         assert!(
-            response.text().ends_with('\n') && response.text().len() < 40,
+            response.text().ends_with(")\n") && response.text().len() < 140 && !response.text().contains("secret"),
             "{name}: {:?}",
             response.text()
         );
@@ -117,10 +117,10 @@ async fn a_head_that_is_too_long_or_has_too_many_fields_is_431() {
         let mut client = Connection::open(proxy.address()).await;
         client.send(head).await;
         let response = client.response().await;
-        assert_eq!(
-            (response.status, response.text().as_str()),
-            (431, "Request Header Fields Too Large\n"),
-            "{path}"
+        assert_eq!(response.status, 431, "{path}");
+        assert!(
+            response.text().starts_with("Request Header Fields Too Large: "),
+            "{response:?}"
         );
         assert_eq!(proxy.request_line(path).await["reason"], "head_too_large");
     }
@@ -136,10 +136,8 @@ async fn a_body_that_is_too_long_is_413_announced_or_not() {
     let mut client = Connection::open(proxy.address()).await;
     assert_eq!(client.request("POST", "/echo", "", &fits).await.text(), fits);
     let announced = client.request("POST", "/announced", "", &longer).await;
-    assert_eq!(
-        (announced.status, announced.text().as_str()),
-        (413, "Content Too Large\n")
-    );
+    assert_eq!(announced.status, 413);
+    assert!(announced.text().starts_with("Content Too Large: "), "{announced:?}");
     assert_eq!(client.get("/").await.status, 200, "the connection is in order");
     assert_eq!(origin.requests(), 2);
 

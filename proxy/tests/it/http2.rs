@@ -318,10 +318,12 @@ async fn what_is_refused_is_answered_without_a_backend_and_logged_once() {
         .headers_mut()
         .insert("content-length", "11".parse().expect("a value"));
     let answer = client.send(asked, b"01234567890").await.expect("an answer");
-    assert_eq!((answer.status, answer.text()), (413, "Content Too Large\n".to_owned()));
+    assert_eq!(answer.status, 413);
+    assert!(answer.text().starts_with("Content Too Large: "), "{}", answer.text());
     assert_eq!(client.get("/passes").await.status, 200);
     let answer = client.get("/limited").await;
-    assert_eq!((answer.status, answer.text()), (429, "Too Many Requests\n".to_owned()));
+    assert_eq!(answer.status, 429);
+    assert!(answer.text().starts_with("Too Many Requests: "), "{}", answer.text());
     for (name, value) in [
         ("retry-after", "1"),
         ("ratelimit", "\"client\";r=0;t=1"),
@@ -330,10 +332,11 @@ async fn what_is_refused_is_answered_without_a_backend_and_logged_once() {
         assert_eq!(answer.header(name), Some(value));
     }
     assert!(answer.header("date").is_some());
+    let length = answer.body.len().to_string();
     let answer = client.send(request("HEAD", "/head"), b"").await.expect("an answer");
     assert_eq!(
         (answer.status, answer.body.len(), answer.header("content-length")),
-        (429, 0, Some("18"))
+        (429, 0, Some(length.as_str()))
     );
     for (path, reason, status) in [
         ("/large", "body_too_large", 413),

@@ -28,7 +28,7 @@ async fn a_burst_of_five_then_no_then_one_after_the_time_it_was_told() {
     }
     let refused = client.get("/").await;
     assert_eq!(refused.status, 429);
-    assert_eq!(refused.text(), "Too Many Requests\n");
+    assert!(refused.text().starts_with("Too Many Requests: "), "{refused:?}");
     assert_eq!(refused.header("connection"), Some("keep-alive"));
     assert_eq!(refused.header("ratelimit-policy"), Some("\"client\";q=5;w=10"));
     let wait: u64 = refused
@@ -80,8 +80,12 @@ async fn every_method_and_upgrades_are_limited_alike_and_bodies_do_not_confuse_t
         };
         assert_eq!(client.request(method, "/", "", body).await.status, 429, "{method}");
     }
+    let length = client.get("/").await.body.len().to_string();
     let head = client.request("HEAD", "/", "", "").await;
-    assert_eq!((head.status, head.header("content-length")), (429, Some("18")));
+    assert_eq!(
+        (head.status, head.header("content-length")),
+        (429, Some(length.as_str()))
+    );
     let upgrade = client
         .request("GET", "/upgrade", "Connection: upgrade\r\nUpgrade: websocket\r\n", "")
         .await;

@@ -14,6 +14,7 @@ mod connections;
 mod continuity;
 mod demo;
 mod discovery;
+mod error_pages;
 mod failing_backends;
 mod faulty_origins;
 mod forwarding;

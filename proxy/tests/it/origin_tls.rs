@@ -131,11 +131,8 @@ async fn an_origin_that_can_not_be_verified_gets_no_request() {
         let mut client = Connection::open(proxy.address()).await;
         for method in ["GET", "POST"] {
             let response = client.request(method, &format!("/{method}"), "", "").await;
-            assert_eq!(
-                (response.status, response.text()),
-                (502, "Bad Gateway\n".into()),
-                "{why}"
-            );
+            assert_eq!(response.status, 502, "{why}");
+            assert!(response.text().starts_with("Bad Gateway: "), "{why}: {response:?}");
             client = Connection::open(proxy.address()).await;
             let line = proxy.request_line(&format!("/{method}")).await;
             let error = line["error"].as_str().expect("why");

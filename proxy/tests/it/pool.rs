@@ -35,9 +35,11 @@ async fn with_nobody_alive_the_answer_is_503_at_once_and_the_connection_stays() 
     proxy.active_backends(0).await;
     let mut client = Connection::open(proxy.address()).await;
     let response = client.get("/nobody").await;
-    assert_eq!(
-        (response.status, response.text().as_str()),
-        (503, "Service Unavailable\n")
+    assert_eq!(response.status, 503);
+    let text = response.text();
+    assert!(
+        text.starts_with("Service Unavailable: no backend is available"),
+        "{text}"
     );
     assert_eq!(response.header("connection"), Some("keep-alive"));
     assert_eq!(client.request("POST", "/", "", "body").await.status, 503);
@@ -137,7 +139,8 @@ async fn at_most_two_more_backends_are_tried() {
         origin.stop().await;
     }
     let response = get(proxy.address(), "/").await;
-    assert_eq!((response.status, response.text().as_str()), (502, "Bad Gateway\n"));
+    assert_eq!(response.status, 502);
+    assert!(response.text().starts_with("Bad Gateway: "), "{response:?}");
     proxy.reaches("gopherproxy_upstream_retries_total", 2.0).await;
     let line = proxy.request_line("/").await;
     assert_eq!(line["reason"], "backend_failed");

@@ -319,11 +319,14 @@ async fn fail(broken: Broken, request: &Request, client: &mut impl ClientSide, r
     let delivery = Delivery {
         keeps: false,
         head_only: request.to_head,
-        grpc: request.grpc,
+        form: request.form(),
     };
-    if client.reject(rejection, delivery).await.is_err() {
+    let pages = &request.policy.error_pages;
+    let body = pages.body(rejection, delivery.form, record.id.as_str());
+    let length = body.length();
+    if client.reject(rejection, &body, delivery).await.is_err() {
         return Ending::Cut;
     }
-    record.answered_here(rejection, delivery);
+    record.answered_here(rejection, delivery, length);
     Ending::Close
 }

@@ -1,14 +1,19 @@
 //! Every response that the proxy makes itself.
 //!
-//! One table maps what went wrong to a status, a reason and a body. The client gets a status and one short line that names no
-//! backend and no address. The operator gets the reason in metrics and log, and in the log the error's own words.
+//! One table maps what went wrong to a status, a reason and a line. The client gets a status and that line, which names no backend
+//! and no address, with the request's id. The operator gets the reason in metrics and log, and in the log the error's own words.
 
-use std::borrow::Cow;
+mod body;
+mod limited;
+
 use std::time::Duration;
 
 use chassis::clock::HttpDate;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use pingora::http::ResponseHeader;
+
+pub use body::{Body, Form, Kind, Page, Pages};
+pub use limited::LimitedAnswers;
 
 /// Why the proxy answers a request itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,30 +85,96 @@ impl Rejection {
         Self::Internal,
     ];
 
-    /// The status, the reason in metrics and log, and the line that the client reads.
-    const fn parts(self) -> (u16, &'static str, &'static str) {
+    /// The status and its phrase, the reason in metrics and log, and what happened, as the client reads it.
+    const fn parts(self) -> (u16, &'static str, &'static str, &'static str) {
+        const BUSY: &str = "there are too many connections; try again later";
         match self {
-            Self::Limited => (429, "limited", "Too Many Requests\n"),
-            Self::NoBackend => (503, "no_backend", "Service Unavailable\n"),
-            Self::BackendsBusy => (503, "backends_busy", "Service Unavailable\n"),
-            Self::BackendFailed => (502, "backend_failed", "Bad Gateway\n"),
-            Self::BackendTimeout => (504, "backend_timeout", "Gateway Timeout\n"),
-            Self::BadRequest => (400, "bad_request", "Bad Request\n"),
-            Self::Redirected => (308, "redirected", "Permanent Redirect\n"),
-            Self::PlainHttp => (400, "plain_http", "Plain HTTP on a port for TLS; use https\n"),
-            Self::AcmeChallenge => (200, "acme_challenge", "OK\n"),
-            Self::MethodNotAllowed => (405, "method_not_allowed", "Method Not Allowed\n"),
-            Self::RequestTimeout => (408, "request_timeout", "Request Timeout\n"),
-            Self::BodyTooLarge => (413, "body_too_large", "Content Too Large\n"),
-            Self::HeadTooLarge => (431, "head_too_large", "Request Header Fields Too Large\n"),
-            Self::UriTooLong => (414, "uri_too_long", "URI Too Long\n"),
-            Self::NotImplemented => (501, "not_implemented", "Not Implemented\n"),
-            Self::TooManyConnections => (503, "too_many_connections", "Service Unavailable\n"),
-            Self::BadProxyHeader => (400, "bad_proxy_header", "Bad Request\n"),
+            Self::Limited => (
+                429,
+                "Too Many Requests",
+                "limited",
+                "you are over your limit; try again later",
+            ),
+            Self::NoBackend => (
+                503,
+                "Service Unavailable",
+                "no_backend",
+                "no backend is available; try again later",
+            ),
+            Self::BackendsBusy => (
+                503,
+                "Service Unavailable",
+                "backends_busy",
+                "every backend is busy; try again later",
+            ),
+            Self::BackendFailed => (502, "Bad Gateway", "backend_failed", "the backend gave no valid answer"),
+            Self::BackendTimeout => (
+                504,
+                "Gateway Timeout",
+                "backend_timeout",
+                "the backend took too long to answer",
+            ),
+            Self::BadRequest => (
+                400,
+                "Bad Request",
+                "bad_request",
+                "the request breaks the rules of HTTP",
+            ),
+            Self::Redirected => (308, "Permanent Redirect", "redirected", "use the URL in Location"),
+            Self::PlainHttp => (
+                400,
+                "Bad Request",
+                "plain_http",
+                "plain HTTP on a port for TLS; use https",
+            ),
+            Self::AcmeChallenge => (200, "OK", "acme_challenge", "this is the proof"),
+            Self::MethodNotAllowed => (
+                405,
+                "Method Not Allowed",
+                "method_not_allowed",
+                "CONNECT and TRACE are not proxied",
+            ),
+            Self::RequestTimeout => (
+                408,
+                "Request Timeout",
+                "request_timeout",
+                "the request took too long to arrive",
+            ),
+            Self::BodyTooLarge => (
+                413,
+                "Content Too Large",
+                "body_too_large",
+                "the body of the request is too large",
+            ),
+            Self::HeadTooLarge => (
+                431,
+                "Request Header Fields Too Large",
+                "head_too_large",
+                "the header fields of the request are too large",
+            ),
+            Self::UriTooLong => (414, "URI Too Long", "uri_too_long", "the URL is too long"),
+            Self::NotImplemented => (
+                501,
+                "Not Implemented",
+                "not_implemented",
+                "the request asks for a coding or a protocol that is not supported",
+            ),
+            Self::TooManyConnections => (503, "Service Unavailable", "too_many_connections", BUSY),
+            Self::BadProxyHeader => (
+                400,
+                "Bad Request",
+                "bad_proxy_header",
+                "the PROXY protocol header is malformed",
+            ),
             // 503 and not 408, because it is the proxy that has too little: the same request may pass in a moment.
-            Self::HeldTooMuch => (503, "held_too_much", "Service Unavailable\n"),
-            Self::ClientGone => (499, "client_gone", ""),
-            Self::Internal => (500, "internal", "Internal Server Error\n"),
+            Self::HeldTooMuch => (
+                503,
+                "Service Unavailable",
+                "held_too_much",
+                "too many slow requests are waiting; try again later",
+            ),
+            Self::ClientGone => (499, "Client Closed Request", "client_gone", "the client went away"),
+            Self::Internal => (500, "Internal Server Error", "internal", "the proxy has made a mistake"),
         }
     }
 
@@ -112,14 +183,19 @@ impl Rejection {
         self.parts().0
     }
 
-    /// The word in metrics and log.
-    pub const fn reason(self) -> &'static str {
+    /// The words that belong to the status.
+    pub const fn phrase(self) -> &'static str {
         self.parts().1
     }
 
-    /// The body: one short line.
-    pub const fn body(self) -> &'static str {
+    /// The word in metrics and log.
+    pub const fn reason(self) -> &'static str {
         self.parts().2
+    }
+
+    /// What happened, in the words that a client reads.
+    pub const fn happened(self) -> &'static str {
+        self.parts().3
     }
 
     /// Whether the request counts as dropped: one that a backend should have answered and none did.
@@ -130,12 +206,12 @@ impl Rejection {
         )
     }
 
-    /// The head of the response to a request that Pingora forwards; its body is [`Rejection::body`].
-    pub fn header(self) -> ResponseHeader {
+    /// The head of the response with this body to a request that Pingora forwards.
+    pub fn header(self, body: &Body<'_>) -> ResponseHeader {
         let mut header = ResponseHeader::build(self.status(), Some(6)).expect("every status here is a valid one");
         header
-            .insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"))
-            .and_then(|()| header.insert_header(header::CONTENT_LENGTH, self.body().len()))
+            .insert_header(header::CONTENT_TYPE, HeaderValue::from_static(body.content_type()))
+            .and_then(|()| header.insert_header(header::CONTENT_LENGTH, body.length()))
             .expect("names and values are literals");
         header
     }
@@ -170,9 +246,8 @@ impl Rejection {
         let fields = response.headers_mut();
         fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         fields.insert("grpc-status", self.grpc_status().into());
-        // Words and spaces, which need no encoding.
-        let message = HeaderValue::from_static(self.body().trim_ascii_end());
-        fields.insert("grpc-message", message);
+        // It has no character that needs to be encoded.
+        fields.insert("grpc-message", HeaderValue::from_static(self.happened()));
         if let Some(retry_after) = retry_after {
             let millis = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);
             fields.insert("grpc-retry-pushback-ms", (millis + 1).into());
@@ -188,26 +263,26 @@ impl Rejection {
     }
 
     /// The whole response, as bytes.
-    pub fn answer(self, delivery: Delivery) -> Vec<u8> {
-        self.answer_with(self.own_fields(), delivery)
+    pub fn answer(self, body: &Body<'_>, delivery: Delivery) -> Vec<u8> {
+        self.answer_with(self.own_fields(), body, delivery)
     }
 
-    /// The head of the response to a client of HTTP/2; its body is [`Rejection::body`].
-    pub fn response(self) -> Response<()> {
-        self.response_with(self.own_fields())
+    /// The head of the response with this body to a client of HTTP/2.
+    pub fn response(self, body: &Body<'_>) -> Response<()> {
+        self.response_with(self.own_fields(), body)
     }
 
     /// The head of the response that sends a client of HTTP/2 to the URL `location`.
-    pub fn redirecting(location: &str) -> Response<()> {
-        Self::Redirected.response_with(&format!("Location: {location}\r\n"))
+    pub fn redirecting(location: &str, body: &Body<'_>) -> Response<()> {
+        Self::Redirected.response_with(&format!("Location: {location}\r\n"), body)
     }
 
-    fn response_with(self, lines: &str) -> Response<()> {
+    fn response_with(self, lines: &str, body: &Body<'_>) -> Response<()> {
         let mut response = Response::new(());
         *response.status_mut() = StatusCode::from_u16(self.status()).unwrap_or_default();
         let fields = response.headers_mut();
-        fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-        fields.insert(header::CONTENT_LENGTH, self.body().len().into());
+        fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(body.content_type()));
+        fields.insert(header::CONTENT_LENGTH, body.length().into());
         let date = HttpDate::now();
         let own = lines.lines().filter_map(|line| line.split_once(": "));
         for (name, value) in own
@@ -230,30 +305,23 @@ impl Rejection {
     }
 
     /// The response that sends a client to the URL `location`.
-    pub fn redirect(location: &str, delivery: Delivery) -> Vec<u8> {
-        Self::Redirected.answer_with(&format!("Location: {location}\r\n"), delivery)
+    pub fn redirect(location: &str, body: &Body<'_>, delivery: Delivery) -> Vec<u8> {
+        Self::Redirected.answer_with(&format!("Location: {location}\r\n"), body, delivery)
     }
 
-    /// The whole response to an authority that asks for this proof.
-    pub fn proof(proof: &[u8], delivery: Delivery) -> Vec<u8> {
-        Self::AcmeChallenge.answer_of("", proof, delivery)
-    }
-
-    fn answer_with(self, fields: &str, delivery: Delivery) -> Vec<u8> {
-        self.answer_of(fields, self.body().as_bytes(), delivery)
-    }
-
-    fn answer_of(self, fields: &str, body: &[u8], delivery: Delivery) -> Vec<u8> {
-        let (status, _, line) = self.parts();
-        let (mut digits, mut length) = (itoa::Buffer::new(), itoa::Buffer::new());
-        let date = HttpDate::now();
-        let parts: [&[u8]; 12] = [
+    fn answer_with(self, fields: &str, body: &Body<'_>, delivery: Delivery) -> Vec<u8> {
+        let (status, phrase, ..) = self.parts();
+        let (mut digits, mut size) = (itoa::Buffer::new(), itoa::Buffer::new());
+        let (date, length) = (HttpDate::now(), body.length());
+        let parts: [&[u8]; 13] = [
             b"HTTP/1.1 ",
             digits.format(status).as_bytes(),
             b" ",
-            line.trim_ascii_end().as_bytes(),
-            b"\r\nContent-Type: text/plain\r\nContent-Length: ",
-            length.format(body.len()).as_bytes(),
+            phrase.as_bytes(),
+            b"\r\nContent-Type: ",
+            body.content_type().as_bytes(),
+            b"\r\nContent-Length: ",
+            size.format(length).as_bytes(),
             b"\r\nDate: ",
             date.as_bytes(),
             b"\r\n",
@@ -263,9 +331,15 @@ impl Rejection {
             } else {
                 b"Connection: close\r\n\r\n"
             },
-            if delivery.head_only { b"" } else { body },
         ];
-        parts.concat()
+        let mut answer = Vec::with_capacity(parts.iter().map(|part| part.len()).sum::<usize>() + length);
+        for part in parts {
+            answer.extend_from_slice(part);
+        }
+        if !delivery.head_only {
+            body.write(&mut answer);
+        }
+        answer
     }
 }
 
@@ -276,8 +350,8 @@ pub struct Delivery {
     pub keeps: bool,
     /// The request is HEAD, so that there is no body.
     pub head_only: bool,
-    /// The request is a call of gRPC over HTTP/2, whose response has a status of its own and no body.
-    pub grpc: bool,
+    /// The form that the client reads it in.
+    pub form: Form,
 }
 
 impl Delivery {
@@ -285,60 +359,13 @@ impl Delivery {
     pub const LAST: Self = Self {
         keeps: false,
         head_only: false,
-        grpc: false,
+        form: Form::Text,
     };
-}
 
-/// Prepared responses to clients over their limit: in a flood they are most of what a proxy sends.
-#[derive(Debug)]
-pub struct LimitedAnswers {
-    policy: String,
-    /// Their own fields, by the seconds of their `Retry-After`, less one.
-    prepared: Vec<String>,
-}
-
-impl LimitedAnswers {
-    /// Waits up to this many seconds have a prepared answer.
-    const PREPARED: u64 = 10;
-
-    /// For buckets of `burst` requests that fill up in `refill`.
-    pub fn new(burst: u32, refill: Duration) -> Self {
-        // The draft's window is in whole seconds; rounded up, it promises no more than the bucket gives.
-        let policy = format!("\"client\";q={burst};w={}", whole_seconds(refill));
-        let prepared = (1..=Self::PREPARED).map(|seconds| fields(&policy, seconds)).collect();
-        Self { policy, prepared }
+    /// Whether there is no body.
+    pub fn is_bodiless(self) -> bool {
+        self.head_only || self.form == Form::Grpc
     }
-
-    /// A 429 for a client that will be served after `retry_after`.
-    pub fn answer(&self, retry_after: Duration, delivery: Delivery) -> Vec<u8> {
-        Rejection::Limited.answer_with(&self.fields(retry_after), delivery)
-    }
-
-    /// The head of the same for a client of HTTP/2.
-    pub fn response(&self, retry_after: Duration) -> Response<()> {
-        Rejection::Limited.response_with(&self.fields(retry_after))
-    }
-
-    fn fields(&self, retry_after: Duration) -> Cow<'_, str> {
-        let seconds = whole_seconds(retry_after);
-        let prepared = usize::try_from(seconds - 1)
-            .ok()
-            .and_then(|index| self.prepared.get(index));
-        match prepared {
-            Some(fields) => Cow::Borrowed(fields),
-            None => Cow::Owned(fields(&self.policy, seconds)),
-        }
-    }
-}
-
-/// `Retry-After`, and `RateLimit` and `RateLimit-Policy` of the IETF's draft-ietf-httpapi-ratelimit-headers.
-fn fields(policy: &str, seconds: u64) -> String {
-    format!("Retry-After: {seconds}\r\nRateLimit-Policy: {policy}\r\nRateLimit: \"client\";r=0;t={seconds}\r\n")
-}
-
-/// Rounded up, and at least one.
-fn whole_seconds(duration: Duration) -> u64 {
-    (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)
 }
 
 #[cfg(test)]
@@ -351,15 +378,16 @@ mod tests {
         reasons.sort_unstable();
         reasons.dedup();
         assert_eq!(reasons.len(), Rejection::ALL.len());
-        for rejection in Rejection::ALL.into_iter().filter(|one| *one != Rejection::ClientGone) {
-            assert_eq!(rejection.body().matches('\n').count(), 1);
-            assert_eq!(rejection.header().status.as_u16(), rejection.status());
-            let answer = String::from_utf8(rejection.answer(Delivery::LAST)).unwrap();
+        for rejection in Rejection::ALL {
+            let expected = Body::Line(rejection, "7f3a");
+            assert_eq!(rejection.header(&expected).status.as_u16(), rejection.status());
+            let answer = String::from_utf8(rejection.answer(&expected, Delivery::LAST)).unwrap();
             let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-            assert!(head.starts_with(&format!("HTTP/1.1 {} {}\r\n", rejection.status(), body.trim_end())));
+            assert!(head.starts_with(&format!("HTTP/1.1 {} {}\r\n", rejection.status(), rejection.phrase())));
             assert!(head.contains(&format!("\r\nContent-Length: {}\r\n", body.len())));
             assert!(head.contains("\r\nDate: ") && head.ends_with("\r\nConnection: close"));
-            assert_eq!(body, rejection.body());
+            let expected = format!("{}: {} (request 7f3a)\n", rejection.phrase(), rejection.happened());
+            assert_eq!(body, expected);
         }
     }
 
@@ -373,32 +401,11 @@ mod tests {
             assert_eq!(field("grpc-status"), rejection.grpc_status().to_string());
             assert_eq!(field("grpc-retry-pushback-ms"), "2");
             let message = field("grpc-message");
-            assert!(!message.contains('%') && message == rejection.body().trim_end());
+            assert!(!message.contains('%') && message == rejection.happened());
             let unavailable = rejection.status() == 503 || rejection == Rejection::BackendFailed;
             assert_eq!(rejection.grpc_status() == 14, unavailable, "{rejection:?}");
         }
         assert_eq!(Rejection::Limited.grpc_status(), 8);
         assert_eq!(Rejection::BackendTimeout.grpc_status(), 4);
-    }
-
-    #[test]
-    fn a_limited_client_is_told_whole_seconds_rounded_up() {
-        let answers = LimitedAnswers::new(5, Duration::from_millis(2500));
-        let delivery = Delivery {
-            keeps: true,
-            head_only: true,
-            grpc: false,
-        };
-        for (millis, seconds) in [(1, "1"), (500, "1"), (1000, "1"), (1001, "2"), (60_000, "60")] {
-            let answer = String::from_utf8(answers.answer(Duration::from_millis(millis), delivery)).unwrap();
-            for line in [
-                &format!("\r\nRetry-After: {seconds}\r\n"),
-                &format!("\r\nRateLimit: \"client\";r=0;t={seconds}\r\n"),
-                "\r\nRateLimit-Policy: \"client\";q=5;w=3\r\n",
-            ] {
-                assert!(answer.contains(line), "{line:?} not in {answer}");
-            }
-            assert!(answer.ends_with("\r\nConnection: keep-alive\r\n\r\n"));
-        }
     }
 }
