@@ -21,7 +21,7 @@ FUZZ = RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 # The tests of what clients and origins see of HTTP. They pass over both forwarders; proxy/tests/it/support/forwarder.rs has the exceptions.
 HTTP_TESTS = bodies closing connection_limits connection_reuse connections error_pages failing_backends faulty_origins forwarding full_duplex hostile \
 	http2 http2_attacks http2_bodies http2_connections http2_heads http2_stalls limit log memory origin_answers pauses protocols records \
-	refusals retries slow_clients smuggling targets websocket
+	refusals retries routes routes_reload slow_clients smuggling targets websocket
 # One image after the other: the classic builder does not notice that they share a build stage, and would run it for each at once.
 COMPOSE_BUILD = COMPOSE_PARALLEL_LIMIT=1 docker compose build
 # The system's tools first, then those that loadtest/tools.sh has unpacked. Debian's servers are in sbin.

@@ -28,9 +28,11 @@ use gopherproxy::listen::connection::{Edge, MAX_TURNED_AWAY};
 use gopherproxy::listen::port::Port;
 use gopherproxy::observe::acme::AcmeMetrics;
 use gopherproxy::observe::metrics::Metrics;
+use gopherproxy::observe::routes::RouteMetrics;
 use gopherproxy::pool::retry_budget::RetryBudget;
 use gopherproxy::pool::{Intervals, Pool, PoolService};
 use gopherproxy::process::certificates::Watch;
+use gopherproxy::process::explain::explain;
 use gopherproxy::process::reload::Reload;
 use gopherproxy::process::signals::{Early, OnSignal, Signals};
 use gopherproxy::process::startup::{self, Startup};
@@ -69,6 +71,20 @@ struct Arguments {
     /// Check the configuration and exit.
     #[arg(short, long)]
     test: bool,
+
+    /// With --test: say which route a request for this URL takes, and why.
+    #[arg(long, value_name = "URL", requires = "test")]
+    explain: Option<String>,
+
+    /// With --explain: the method of the request.
+    #[arg(
+        short = 'X',
+        long,
+        value_name = "METHOD",
+        default_value = "GET",
+        requires = "explain"
+    )]
+    request: String,
 
     /// Take the listening sockets of the running proxy, when it is told to hand them over (SIGQUIT or SIGTERM).
     #[arg(short, long)]
@@ -115,7 +131,10 @@ fn main() -> ExitCode {
             let config = load()?;
             config.remarks.iter().for_each(Remark::log);
             certificates(&config)?;
-            Ok("the configuration is good".into())
+            match &arguments.explain {
+                Some(url) => Ok(explain(&config, &arguments.request, url)?),
+                None => Ok("the configuration is good".into()),
+            }
         });
     }
     if arguments.healthcheck {
@@ -171,7 +190,8 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
         config.kept_connections(),
         metrics.clone(),
     ));
-    let live = Arc::new(Live::new(&config, Arc::clone(&pool), machine()));
+    let route_metrics = RouteMetrics::register(&prometheus)?;
+    let live = Arc::new(Live::new(&config, Arc::clone(&pool), route_metrics, machine()));
     let sentinel = watch::Sender::new(Arc::new(config.sentinel.clone()));
 
     let upgrade_socket = PathBuf::from(&config.server.upgrade_sock);

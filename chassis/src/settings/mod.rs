@@ -336,24 +336,30 @@ impl Unknown {
             choices,
         } = self;
         let siblings = known.iter().filter_map(|path| key_in(pattern, path));
-        let near = siblings
-            .filter(|_| key.len() <= 64)
-            .map(|sibling| (strsim::damerau_levenshtein(&normal(key), sibling), sibling))
-            .filter(|(distance, sibling)| *distance <= 2.min(sibling.len() / 2))
-            .min();
+        let near = Some(key).filter(|key| key.len() <= 64);
+        let near = near.and_then(|key| nearest(&normal(key), siblings));
         let elsewhere = known
             .iter()
             .filter(|path| path.rsplit('.').next() == Some(&normal(key)))
             .map(String::as_str)
             .collect::<Vec<_>>();
         let advice = match near {
-            Some((_, sibling)) => format!("did you mean {sibling}?"),
+            Some(sibling) => format!("did you mean {sibling}?"),
             None if elsewhere.is_empty() => format!("the keys here are {choices}"),
             None => format!("did you mean {}?", elsewhere.join(" or ")),
         };
         let path = join(section, &shown_key(key));
         format!("line {line}: {path}: unknown key; {advice}")
     }
+}
+
+/// The word that was probably meant, if `text` is a misspelling of one of these.
+pub fn nearest<'w>(text: &str, words: impl IntoIterator<Item = &'w str>) -> Option<&'w str> {
+    let distances = words
+        .into_iter()
+        .map(|word| (strsim::damerau_levenshtein(text, word), word));
+    let near = distances.filter(|(distance, word)| *distance <= 2.min(word.len() / 2));
+    near.min().map(|(_, word)| word)
 }
 
 /// The spelling that keys have.

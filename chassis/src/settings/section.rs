@@ -76,7 +76,7 @@ impl<'s> Section<'s> {
     }
 
     /// The section `key` inside this one and whether it is on: it is, unless `off` stands in its place in the file or in `variable`.
-    pub fn switchable(&mut self, key: &'static str, variable: &'static str) -> (bool, Section<'s>) {
+    pub fn switchable(&mut self, key: &'static str, variable: Option<&'static str>) -> (bool, Section<'s>) {
         let settings = self.settings;
         let file = self.entry(key);
         let (mut in_file, mut keys) = (true, None);
@@ -90,7 +90,7 @@ impl<'s> Section<'s> {
             }
         }
         let section = self.inner(key, keys);
-        let Some(variable) = settings.find(variable) else {
+        let Some(variable) = variable.and_then(|name| settings.find(name)) else {
             return (in_file, section);
         };
         let on = settings.parse_variable(&variable, false, on_or_off).unwrap_or(in_file);
@@ -390,6 +390,11 @@ impl<'s> Section<'s> {
         }
         self.places.insert(key, variable.place());
         with_part
+    }
+
+    /// Whether the file has this key, and nobody has asked for it yet.
+    pub fn has(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
     }
 
     /// An entry that the caller reads itself.

@@ -205,7 +205,7 @@ fn a_section_can_be_off() {
     ] {
         let settings = settings(&[("A", variable)]);
         let mut top = settings.top(yaml(file));
-        let (is_on, mut section) = top.switchable("a", "A");
+        let (is_on, mut section) = top.switchable("a", Some("A"));
         assert_eq!(is_on, on, "{file} {variable}");
         section.value("b", None, 1, whole(0..=9));
         section.finish();
@@ -213,7 +213,7 @@ fn a_section_can_be_off() {
         assert_eq!(said(settings).len(), remarks, "{file} {variable}");
     }
     let settings = settings(&[("A", "100")]);
-    settings.top(yaml("a: 100")).switchable("a", "A").1.finish();
+    settings.top(yaml("a: 100")).switchable("a", Some("A")).1.finish();
     assert_eq!(
         said(settings),
         [

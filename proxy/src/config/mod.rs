@@ -14,12 +14,14 @@ mod http2;
 mod limit;
 mod networks;
 mod origin_tls;
+pub mod routes;
 mod server;
 #[cfg(test)]
 mod tests;
 mod tls;
 mod upstream;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -36,9 +38,10 @@ pub use client::{ClientLimits, DEFAULT_MAX_CONNECTIONS};
 pub use discovery::{Discovery, Health, Readiness, RegistryKind};
 pub use error_pages::ErrorPages;
 pub use http2::Http2;
-pub use limit::Limit;
+pub use limit::{Limit, Rate};
 pub use networks::Networks;
 pub use origin_tls::OriginTls;
+pub use routes::Route;
 pub use tls::Tls;
 use upstream::MOST_RETRIES;
 pub use upstream::{Ejection, Protocol, UpstreamLimits};
@@ -69,6 +72,8 @@ pub struct Config {
     pub limit_enabled: bool,
     /// The limit for each client.
     pub limit: Limit,
+    /// Which requests go where. Without any, all go to one pool.
+    pub routes: Vec<Route>,
     /// TLS with clients.
     pub tls: Tls,
     /// Certificates that the proxy gets itself.
@@ -176,8 +181,9 @@ impl Config {
         let registry = RegistryKind::read(section.section("registry"));
         let discovery = Discovery::read(section.section("discovery"));
         let health = Health::read(section.section("health"));
-        let (limit_enabled, part) = section.switchable("limit", "RATE_LIMIT");
+        let (limit_enabled, part) = section.switchable("limit", Some("RATE_LIMIT"));
         let limit = Limit::read(part);
+        let routes = routes::read(&mut section, &BTreeSet::from([routes::DEFAULT_POOL]), &limit);
         let client = ClientLimits::read(section.section("client"));
         let http2 = Http2::read(section.section("http2"));
         let upstream = UpstreamLimits::read(section.section("upstream"));
@@ -210,6 +216,7 @@ impl Config {
             health,
             limit_enabled,
             limit,
+            routes,
             tls,
             acme,
             client,

@@ -3,22 +3,25 @@
 //! Pingora is not involved yet, so rejecting is cheap. That matters most in a proxy's worst hour, when it rejects most of its
 //! requests. An admitted request goes on as a [`Request`](crate::exchange::request::Request).
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::exchange::client::{self, FORWARDED_FOR};
 use crate::exchange::connection::Connection;
 use crate::exchange::record::Record;
 use crate::exchange::request::RequestId;
 use crate::http1::head::{Body, Head};
+use crate::http1::progress::BODY_TOO_LARGE;
 use crate::http1::violation::Violation;
 use crate::limit::Verdict;
 use crate::pool::balance::{Affinity, Asked, Unavailable};
 use crate::pool::endpoint::Endpoint;
 use crate::pool::retry_budget::RetryBudget;
-use crate::rejection::Rejection;
+use crate::rejection::{self, Delivery, Form, LimitedAnswers, Prepared, Rejection};
 use crate::snapshot::Policy;
 use crate::snapshot::route::Route;
+use crate::snapshot::routes::{Action, Choice, Rule, RuleLimit};
 use crate::tls;
 
 /// Why a request may not pass.
@@ -28,8 +31,12 @@ pub struct Rejected {
     pub rejection: Rejection,
     /// After this long it would pass.
     pub retry_after: Option<Duration>,
+    /// The limit that the client is over is that of its route.
+    pub of_route: bool,
     /// Which rule it breaks, in words for the log.
     pub rule: Option<&'static str>,
+    /// What its route answers.
+    pub answer: Option<Arc<Prepared>>,
     /// What to ask for instead.
     pub location: Option<Box<str>>,
     /// What proves to an authority that asks for it that a host is this proxy's.
@@ -41,7 +48,9 @@ impl From<Rejection> for Rejected {
         Self {
             rejection,
             retry_after: None,
+            of_route: false,
             rule: None,
+            answer: None,
             location: None,
             proof: None,
         }
@@ -53,6 +62,35 @@ impl From<Violation> for Rejected {
         Self {
             rule: Some(rule),
             ..rejection.into()
+        }
+    }
+}
+
+impl Rejected {
+    /// What the client reads in this form, of a request with this `id`.
+    pub fn body<'b>(&'b self, policy: &'b Policy, form: Form, id: &'b str) -> rejection::Body<'b> {
+        match (&self.proof, &self.answer) {
+            (Some(proof), _) => rejection::Body::Proof(proof),
+            (None, Some(answer)) => rejection::Body::Prepared(answer),
+            (None, None) => policy.error_pages.body(self.rejection, form, id),
+        }
+    }
+
+    /// The answers to clients over the limit of their route, which has this `rule`, or over that for all requests.
+    pub fn limited<'p>(&self, policy: &'p Policy, rule: Option<&'p Rule>) -> &'p LimitedAnswers {
+        match rule.map(|rule| &rule.limit) {
+            Some(RuleLimit::Own(own)) if self.of_route => &own.answers,
+            _ => &policy.limited,
+        }
+    }
+
+    /// Notes in `record` that the client was sent it, with a body of `length` bytes if there is one.
+    pub fn sent(&self, record: &mut Record, delivery: Delivery, length: usize) {
+        record.answered_here(self.rejection, delivery, length);
+        if let Some(answer) = &self.answer
+            && delivery.form != Form::Grpc
+        {
+            record.status = answer.status;
         }
     }
 }
@@ -111,24 +149,42 @@ impl Admission {
                 ..Rejection::Redirected.into()
             });
         }
-        if policy.limit_enabled
-            && !client.peers_own
-            && !policy.exempt.contain(client.address)
-            && let Verdict::Limited { retry_after } = policy.limiter.check(client.address, record.start())
-        {
-            return Err(Rejected {
-                retry_after: Some(retry_after),
-                ..Rejection::Limited.into()
-            });
+        let choice = policy.routes.choose(head)?;
+        let rule = choice.rule();
+        record.rule = rule.cloned();
+        if !client.peers_own && !policy.exempt.contain(client.address) {
+            take_tokens(policy, rule, client.address, record.start())?;
         }
-        if matches!((head.body, policy.client.transfer.max_body), (Body::Length(length), Some(max)) if length > max) {
-            return Err(Violation::new(
-                Rejection::BodyTooLarge,
-                "the request body is longer than client.max_body",
-            )
-            .into());
+        let max_body = rule.and_then(|rule| rule.max_body);
+        let max_body = max_body.unwrap_or(policy.client.transfer.max_body);
+        if matches!((head.body, max_body), (Body::Length(length), Some(max)) if length > max) {
+            return Err(Violation::new(Rejection::BodyTooLarge, BODY_TOO_LARGE).into());
         }
-        let route = &policy.route;
+        let route = match choice {
+            Choice::One(route) => route,
+            Choice::None => return Err(Rejection::NoRoute.into()),
+            Choice::Rule(rule) => match &rule.action {
+                Action::Forward(route) => route,
+                Action::Split(split, routes) => {
+                    let number = split.of_client(policy.limiter.key(client.address));
+                    routes.get(number).ok_or(Rejection::Internal)?
+                }
+                Action::Redirect(redirect, answer) => {
+                    return Err(Rejected {
+                        location: Some(redirect.location(head)?.into()),
+                        answer: Some(Arc::clone(answer)),
+                        ..Rejection::Redirected.into()
+                    });
+                }
+                Action::Answer(answer) => {
+                    return Err(Rejected {
+                        answer: Some(Arc::clone(answer)),
+                        ..Rejection::Answered.into()
+                    });
+                }
+            },
+        };
+        record.pool = route.pool_name.clone();
         let asked = Asked {
             client: client.address,
             path: head.path,
@@ -150,6 +206,36 @@ impl Admission {
             affinity,
         })
     }
+}
+
+/// Takes a token from the client's bucket for the route of this `rule` and from the one for all requests, or from neither.
+fn take_tokens(policy: &Policy, rule: Option<&Arc<Rule>>, client: IpAddr, now: Instant) -> Result<(), Rejected> {
+    let own = match rule.map(|rule| &rule.limit) {
+        None | Some(RuleLimit::Global) => None,
+        Some(RuleLimit::Own(own)) => Some(own),
+        Some(RuleLimit::Unlimited) => return Ok(()),
+    };
+    if let Some(own) = own
+        && let Verdict::Limited { retry_after } = own.limiter.check(client, now)
+    {
+        return Err(Rejected {
+            retry_after: Some(retry_after),
+            of_route: true,
+            ..Rejection::Limited.into()
+        });
+    }
+    if policy.limit_enabled
+        && let Verdict::Limited { retry_after } = policy.limiter.check(client, now)
+    {
+        if let Some(own) = own {
+            own.limiter.give_back(client);
+        }
+        return Err(Rejected {
+            retry_after: Some(retry_after),
+            ..Rejection::Limited.into()
+        });
+    }
+    Ok(())
 }
 
 /// Whether a proxy in front says that the client speaks TLS with it.

@@ -17,6 +17,7 @@ use crate::observe::access_log;
 use crate::pool::balance::place::Place;
 use crate::pool::endpoint::Upstream;
 use crate::rejection::{Delivery, Form, Rejection};
+use crate::snapshot::routes::Rule;
 
 /// The record of one request.
 pub struct Record {
@@ -31,6 +32,10 @@ pub struct Record {
     pub id: RequestId,
     /// Its client, once that is known.
     pub client: Option<IpAddr>,
+    /// The rule of its route, where there are routes.
+    pub rule: Option<Arc<Rule>>,
+    /// The pool whose backends it goes to, if there is more than one.
+    pub pool: Option<Arc<str>>,
     /// Where it was last sent.
     pub backend: Option<Arc<Upstream>>,
     /// Its place there, which it has until it has ended.
@@ -61,6 +66,8 @@ impl Record {
             line: None,
             id: RequestId::random(),
             client: None,
+            rule: None,
+            pool: None,
             backend: None,
             place: Place::default(),
             status: 0,
@@ -135,7 +142,11 @@ impl Record {
 
     /// Whether it goes into the log. A refusal costs its client no token, so nothing else bounds how many lines it makes.
     fn is_logged(&self) -> bool {
+        // A route's own answer costs a token.
+        let is_answer =
+            self.rule.is_some() && matches!(self.rejection, Some(Rejection::Answered | Rejection::Redirected));
         let is_refusal = self.backend.is_none()
+            && !is_answer
             && !matches!(
                 self.rejection,
                 Some(Rejection::NoBackend | Rejection::BackendsBusy | Rejection::Internal)
@@ -160,6 +171,9 @@ impl Record {
         }
         if self.status != 0 {
             metrics.responded(self.status);
+            if let Some(rule) = &self.rule {
+                rule.series.responded(self.status, took);
+            }
         }
     }
 }
@@ -197,6 +211,8 @@ impl Drop for Record {
             reason: self.rejection.map(Rejection::reason),
             error: self.error.as_deref(),
             tls: self.connection.tls.as_ref(),
+            route: self.rule.as_ref().map(|rule| &*rule.name),
+            pool: self.pool.as_deref(),
         }
         .write();
     }

@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use crate::http1::chunked::{BadFraming, Decoder};
 use crate::http1::held::Hold;
-use crate::http1::progress::{Limits, Progress};
+use crate::http1::progress::{BODY_TOO_LARGE, Limits, Progress};
 use crate::http1::scratch::Scratch;
 use crate::http1::timer::Timer;
 use crate::http1::write::poll_write_both;
@@ -90,7 +90,7 @@ pub enum ClientFault {
     SlowToRead,
     /// The framing of its body is broken.
     BadFraming(&'static str),
-    /// Its body is longer than `client.max_body`.
+    /// Its body is longer than `max_body`.
     BodyTooLarge,
     /// It has made the proxy hold for longest what is more than `client.max_held` in all.
     HeldTooMuch,
@@ -122,7 +122,7 @@ impl fmt::Display for ClientFault {
             Self::SlowToSend => "the client sent its request too slowly",
             Self::SlowToRead => "the client read the response too slowly",
             Self::BadFraming(what) => what,
-            Self::BodyTooLarge => "the request body is longer than client.max_body",
+            Self::BodyTooLarge => BODY_TOO_LARGE,
             Self::HeldTooMuch => TOO_MUCH_HELD,
         })
     }
@@ -175,6 +175,11 @@ impl Downstream {
         self.body = body;
         self.body_bytes = 0;
         self.progress = Progress::new(limits);
+    }
+
+    /// From now on the body may be so long.
+    pub fn limit_body(&mut self, max: Option<u64>) {
+        self.progress.limits.max_body = max;
     }
 
     /// The body of the current request.

@@ -5,6 +5,7 @@
 //! - [`head`]: parses and checks a request head before anything else looks at it.
 //! - [`violation`]: names the rule that a request breaks.
 //! - [`target`]: checks request targets and the authorities in them.
+//! - [`path`]: the one meaning of a path.
 //! - [`redirect`]: sends a client from plain HTTP to HTTPS.
 //! - [`names`]: classifies the names of fields.
 //! - [`chunked`]: decodes and encodes chunked bodies.
@@ -21,6 +22,7 @@ pub mod downstream;
 pub mod head;
 pub mod held;
 pub mod names;
+pub mod path;
 pub mod progress;
 pub mod rate;
 pub mod redirect;

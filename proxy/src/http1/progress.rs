@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::http1::rate::Rate;
 
+/// What is wrong with a longer body.
+pub const BODY_TOO_LARGE: &str = "the request body is longer than max_body";
+
 /// What a client may take to send a request and to read its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

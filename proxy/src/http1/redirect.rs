@@ -43,15 +43,20 @@ impl Redirect {
                 if !path.starts_with(b"/") {
                     url.push('/');
                 }
-                for byte in path {
-                    match byte {
-                        b' '..=b'~' => url.push(char::from(*byte)),
-                        _ => drop(write!(url, "%{byte:02X}")),
-                    }
-                }
+                push_encoded(&mut url, path);
             }
         }
         Some(Ok(url))
+    }
+}
+
+/// Appends a part of a target, with what a URL can't have encoded.
+pub fn push_encoded(url: &mut String, part: &[u8]) {
+    for byte in part {
+        match byte {
+            b'!'..=b'~' => url.push(char::from(*byte)),
+            _ => drop(write!(url, "%{byte:02X}")),
+        }
     }
 }
 
@@ -62,7 +67,7 @@ fn is_below(path: &[u8], exempt: &str) -> bool {
 }
 
 /// An authority without its port.
-fn without_port(authority: &[u8]) -> &[u8] {
+pub fn without_port(authority: &[u8]) -> &[u8] {
     let end = match memchr::memchr(b']', authority) {
         Some(bracket) => bracket + 1,
         None => memchr::memchr(b':', authority).unwrap_or(authority.len()),

@@ -135,6 +135,15 @@ impl ClientLimiter {
         self.estimate(self.seen.observe(client, now), now)
     }
 
+    /// Gives the token back that a request of `client` took, because something else keeps it from passing. What the estimator has
+    /// counted stays counted.
+    pub fn give_back(&self, client: IpAddr) {
+        let client = self.key(client);
+        if let Some(full_at) = self.shard(client).full_at.get_mut(&client) {
+            *full_at = full_at.saturating_sub(self.token);
+        }
+    }
+
     /// Takes a token out of the bucket that is full again at `full_at`, if there is one in it.
     fn take(&self, full_at: &mut u64, now: u64) -> Verdict {
         let after = (*full_at).max(now) + self.token;

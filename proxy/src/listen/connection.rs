@@ -41,7 +41,7 @@ use crate::lifecycle::Lifecycle;
 use crate::limit::refusals::Refusals;
 use crate::listen::acme::challenge;
 use crate::observe::metrics::Metrics;
-use crate::rejection::{Body as Answer, Delivery, Form, Rejection};
+use crate::rejection::{Delivery, Form, Rejection};
 use crate::snapshot::{Live, Policy};
 use crate::tls::stream::Stream;
 
@@ -309,6 +309,9 @@ impl Edge {
         }
         let admitted = self.admit(&head, bytes.len(), connection, policy, record);
         let (header, request) = admitted.map_err(|why| (why, delivery()))?;
+        if let Some(max) = request.route.max_body {
+            client.limit_body(max);
+        }
         let last = last_of_client;
         Ok((header, Request { last, ..request }))
     }
@@ -346,21 +349,18 @@ impl Edge {
         policy: &Policy,
     ) -> Option<Box<Downstream>> {
         self.refused(why, &mut record, policy);
-        let body = match &why.proof {
-            Some(proof) => Answer::Proof(proof),
-            None => policy
-                .error_pages
-                .body(why.rejection, delivery.form, record.id.as_str()),
-        };
+        let body = why.body(policy, delivery.form, record.id.as_str());
         let answer = match (why.retry_after, &why.location) {
-            (Some(retry_after), _) => policy.limited.answer(retry_after, &body, delivery),
+            (Some(retry_after), _) => why
+                .limited(policy, record.rule.as_deref())
+                .answer(retry_after, &body, delivery),
             (None, Some(location)) => Rejection::redirect(location, &body, delivery),
             (None, None) => why.rejection.answer(&body, delivery),
         };
         let length = body.length();
         let written = client.write_all(&answer, true).await.is_ok();
         if written {
-            record.answered_here(why.rejection, delivery, length);
+            why.sent(&mut record, delivery, length);
         }
         drop(record);
         if written && delivery.keeps && client.discard_body().await {

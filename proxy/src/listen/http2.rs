@@ -32,6 +32,7 @@ use crate::forward::handover::Exchange;
 use crate::http1::downstream::Downstream;
 use crate::http1::head::Body;
 use crate::http1::held::Hold;
+use crate::http1::progress::Limits;
 use crate::http1::timer::Timer;
 use crate::http2::head::{self, Made};
 use crate::http2::io::Io;
@@ -231,14 +232,11 @@ impl Edge {
         };
         let mut hold = hold.another();
         hold.begin(policy.held);
-        let stream = Stream::new(
-            incoming,
-            respond_to,
-            body,
-            &limits.transfer,
-            policy.http2.send_buffer,
-            hold,
-        );
+        let transfer = Limits {
+            max_body: request.route.max_body.unwrap_or(limits.transfer.max_body),
+            ..limits.transfer
+        };
+        let stream = Stream::new(incoming, respond_to, body, &transfer, policy.http2.send_buffer, hold);
         let exchange = Exchange::new(request, record, Client::Http2(Box::new(stream)));
         let (edge, shutdown) = (Arc::clone(self), shutdown.clone());
         streams.running.spawn(async move {
@@ -267,19 +265,17 @@ impl Edge {
         policy: &Policy,
     ) {
         self.refused(why, &mut record, policy);
-        let body = policy
-            .error_pages
-            .body(why.rejection, delivery.form, record.id.as_str());
+        let body = why.body(policy, delivery.form, record.id.as_str());
         let response = match (why.retry_after, &why.location) {
             // A redirect is none to gRPC's clients either.
             _ if delivery.form == Form::Grpc => why.rejection.grpc_response(why.retry_after),
-            (Some(retry_after), _) => policy.limited.response(retry_after, &body),
+            (Some(retry_after), _) => why.limited(policy, record.rule.as_deref()).response(retry_after, &body),
             (None, Some(location)) => Rejection::redirecting(location, &body),
             (None, None) => why.rejection.response(&body),
         };
         let length = body.length();
         if respond(respond_to, response, (!delivery.is_bodiless()).then_some(&body)).is_ok() {
-            record.answered_here(why.rejection, delivery, length);
+            why.sent(&mut record, delivery, length);
         }
     }
 }

@@ -142,8 +142,9 @@ impl Edge {
     pub(super) fn refused(&self, why: &Rejected, record: &mut Record, policy: &Policy) {
         record.failed(why.rejection, why.rule.map(Into::into));
         if let (Rejection::Limited, Some(address)) = (why.rejection, record.client) {
+            let rule = record.rule.as_deref().filter(|_| why.of_route);
             self.limit_explained
-                .call_once(|| policy.explain_limit(&address.to_string()));
+                .call_once(|| policy.explain_limit(&address.to_string(), rule));
         }
     }
 }

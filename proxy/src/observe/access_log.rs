@@ -45,6 +45,10 @@ pub struct Line<'r> {
     pub error: Option<&'r str>,
     /// What was agreed on in the handshake of the connection.
     pub tls: Option<&'r Agreed>,
+    /// The route, where there are routes.
+    pub route: Option<&'r str>,
+    /// The pool, where there is more than one.
+    pub pool: Option<&'r str>,
 }
 
 impl Line<'_> {
@@ -83,6 +87,12 @@ impl Line<'_> {
                 if let Some(sni) = &tls.sni {
                     line.text("sni", sni);
                 }
+            }
+            if let Some(route) = self.route {
+                line.plain("route", route);
+            }
+            if let Some(pool) = self.pool {
+                line.plain("pool", pool);
             }
         });
     }
@@ -126,6 +136,8 @@ mod tests {
                 reason: None,
                 error: None,
                 tls: None,
+                route: None,
+                pool: None,
             };
             line.path().to_owned()
         };

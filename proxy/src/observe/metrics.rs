@@ -11,10 +11,11 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use super::routes::{CLASSES, class_of};
 use crate::rejection::Rejection;
 
 /// Upper bounds in seconds: the Go client's defaults, and finer ones below them, because most requests take less.
-const BUCKETS: [f64; 16] = [
+pub(super) const BUCKETS: [f64; 16] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
@@ -200,7 +201,7 @@ impl Metrics {
                 &["backend"],
             )?,
             rejections: Rejection::ALL.map(|rejection| rejections.with_label_values(&[rejection.reason()])),
-            responses: ["1xx", "2xx", "3xx", "4xx", "5xx"].map(|class| responses.with_label_values(&[class])),
+            responses: CLASSES.map(|class| responses.with_label_values(&[class])),
             inflight: IntGauge::new(
                 "gopherproxy_inflight_requests",
                 "Requests that have arrived and are not answered.",
@@ -316,12 +317,9 @@ impl Metrics {
         }
     }
 
-    /// Counts a response that a client got. A status above 599 counts as 5xx, as clients take it (RFC 9110, section 15).
+    /// Counts a response that a client got.
     pub fn responded(&self, status: u16) {
-        let class = usize::from(status / 100).clamp(1, self.responses.len());
-        if let Some(class) = self.responses.get(class - 1) {
-            class.inc();
-        }
+        self.responses[class_of(status)].inc();
     }
 
     /// Notes that the registry has just given a usable set of so many backends.

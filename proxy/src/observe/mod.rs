@@ -1,8 +1,10 @@
 //! Metrics and the access log.
 //!
 //! - [`metrics`]: the metrics for Prometheus.
+//! - [`routes`]: the metrics of routes.
 //! - [`access_log`]: one line per request.
 
 pub mod access_log;
 pub mod acme;
 pub mod metrics;
+pub mod routes;

@@ -3,6 +3,7 @@
 //! Each has the request's id, so that a user can report it and an operator find it in the log.
 
 use bytes::Bytes;
+use http::StatusCode;
 
 use super::Rejection;
 
@@ -77,12 +78,42 @@ pub enum Body<'b> {
     Page(&'b Page, String),
     /// What an authority asks for.
     Proof(&'b [u8]),
+    /// The answer of a route.
+    Prepared(&'b Prepared),
+}
+
+/// An answer that the operator has written, with a status of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prepared {
+    /// Its status.
+    pub status: u16,
+    /// Its media type.
+    pub content_type: String,
+    /// Empty if the status allows none.
+    pub body: Bytes,
+}
+
+impl Prepared {
+    /// The words that belong to the status.
+    pub fn phrase(&self) -> &'static str {
+        let status = StatusCode::from_u16(self.status).ok();
+        status.and_then(|status| status.canonical_reason()).unwrap_or_default()
+    }
 }
 
 impl Body<'_> {
-    /// Its media type.
-    pub fn content_type(&self) -> &'static str {
+    /// The status and its phrase, if they are not those of the rejection.
+    pub fn status(&self) -> Option<(u16, &'static str)> {
         match self {
+            Self::Prepared(answer) => Some((answer.status, answer.phrase())),
+            _ => None,
+        }
+    }
+
+    /// Its media type.
+    pub fn content_type(&self) -> &str {
+        match self {
+            Self::Prepared(answer) => &answer.content_type,
             Self::Line(..) | Self::Proof(_) => "text/plain",
             Self::Json(_) => "application/json",
             Self::Page(page, _) => page.kind.content_type(),
@@ -99,6 +130,7 @@ impl Body<'_> {
                 pieces + (page.pieces.len() - 1) * id.len()
             }
             Self::Proof(proof) => proof.len(),
+            Self::Prepared(answer) => answer.body.len(),
         }
     }
 
@@ -120,15 +152,21 @@ impl Body<'_> {
                 }
             }
             Self::Proof(proof) => out.extend_from_slice(proof),
+            Self::Prepared(answer) => out.extend_from_slice(&answer.body),
         }
     }
 
     /// The same in pieces. All requests share those of a page, so that clients who read nothing make the proxy hold no copies.
     pub fn pieces(&self) -> Vec<Bytes> {
-        let Self::Page(page, id) = self else {
-            let mut whole = Vec::with_capacity(self.length());
-            self.write(&mut whole);
-            return vec![whole.into()];
+        let (page, id) = match self {
+            Self::Page(page, id) => (page, id),
+            Self::Prepared(answer) if answer.body.is_empty() => return Vec::new(),
+            Self::Prepared(answer) => return vec![answer.body.clone()],
+            _ => {
+                let mut whole = Vec::with_capacity(self.length());
+                self.write(&mut whole);
+                return vec![whole.into()];
+            }
         };
         let id = Bytes::copy_from_slice(id.as_bytes());
         let mut pieces = Vec::with_capacity(2 * page.pieces.len());

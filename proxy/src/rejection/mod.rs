@@ -12,7 +12,7 @@ use chassis::clock::HttpDate;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use pingora::http::ResponseHeader;
 
-pub use body::{Body, Form, Kind, Page, Pages};
+pub use body::{Body, Form, Kind, Page, Pages, Prepared};
 pub use limited::LimitedAnswers;
 
 /// Why the proxy answers a request itself.
@@ -22,6 +22,10 @@ pub enum Rejection {
     Limited,
     /// No backend is alive.
     NoBackend,
+    /// No route is for the request.
+    NoRoute,
+    /// The request's route has an answer of its own.
+    Answered,
     /// Each backend has as many requests in flight as it may.
     BackendsBusy,
     /// The backend, and those tried after it, broke.
@@ -62,9 +66,11 @@ pub enum Rejection {
 
 impl Rejection {
     /// All of them, so that each has its series from the start.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Limited,
         Self::NoBackend,
+        Self::NoRoute,
+        Self::Answered,
         Self::BackendsBusy,
         Self::BackendFailed,
         Self::BackendTimeout,
@@ -101,6 +107,8 @@ impl Rejection {
                 "no_backend",
                 "no backend is available; try again later",
             ),
+            Self::NoRoute => (404, "Not Found", "no_route", "nothing is served at this URL"),
+            Self::Answered => (200, "OK", "answered", "the proxy answers this URL itself"),
             Self::BackendsBusy => (
                 503,
                 "Service Unavailable",
@@ -210,7 +218,7 @@ impl Rejection {
     pub fn header(self, body: &Body<'_>) -> ResponseHeader {
         let mut header = ResponseHeader::build(self.status(), Some(6)).expect("every status here is a valid one");
         header
-            .insert_header(header::CONTENT_TYPE, HeaderValue::from_static(body.content_type()))
+            .insert_header(header::CONTENT_TYPE, content_type(body))
             .and_then(|()| header.insert_header(header::CONTENT_LENGTH, body.length()))
             .expect("names and values are literals");
         header
@@ -228,7 +236,7 @@ impl Rejection {
             // FAILED_PRECONDITION: the same call can't pass here, but over TLS.
             Self::Redirected => 9,
             // UNIMPLEMENTED
-            Self::MethodNotAllowed | Self::NotImplemented => 12,
+            Self::MethodNotAllowed | Self::NotImplemented | Self::NoRoute | Self::Answered => 12,
             // INTERNAL. (No authority asks for a proof by a call of gRPC, nor over HTTP/2.)
             Self::BadRequest | Self::PlainHttp | Self::AcmeChallenge | Self::BadProxyHeader | Self::Internal => 13,
             // UNAVAILABLE: the same call may pass in a moment.
@@ -279,10 +287,13 @@ impl Rejection {
 
     fn response_with(self, lines: &str, body: &Body<'_>) -> Response<()> {
         let mut response = Response::new(());
-        *response.status_mut() = StatusCode::from_u16(self.status()).unwrap_or_default();
+        let status = body.status().map_or(self.status(), |(status, _)| status);
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
         let fields = response.headers_mut();
-        fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(body.content_type()));
-        fields.insert(header::CONTENT_LENGTH, body.length().into());
+        if status != NO_CONTENT {
+            fields.insert(header::CONTENT_TYPE, content_type(body));
+            fields.insert(header::CONTENT_LENGTH, body.length().into());
+        }
         let date = HttpDate::now();
         let own = lines.lines().filter_map(|line| line.split_once(": "));
         for (name, value) in own
@@ -310,18 +321,28 @@ impl Rejection {
     }
 
     fn answer_with(self, fields: &str, body: &Body<'_>, delivery: Delivery) -> Vec<u8> {
-        let (status, phrase, ..) = self.parts();
+        let (status, phrase) = body.status().unwrap_or((self.status(), self.phrase()));
         let (mut digits, mut size) = (itoa::Buffer::new(), itoa::Buffer::new());
         let (date, length) = (HttpDate::now(), body.length());
+        let described: [&[u8]; 4] = match status {
+            NO_CONTENT => [b""; 4],
+            _ => [
+                b"\r\nContent-Type: ",
+                body.content_type().as_bytes(),
+                b"\r\nContent-Length: ",
+                size.format(length).as_bytes(),
+            ],
+        };
+        let [kind, kind_value, size, size_value] = described;
         let parts: [&[u8]; 13] = [
             b"HTTP/1.1 ",
             digits.format(status).as_bytes(),
             b" ",
             phrase.as_bytes(),
-            b"\r\nContent-Type: ",
-            body.content_type().as_bytes(),
-            b"\r\nContent-Length: ",
-            size.format(length).as_bytes(),
+            kind,
+            kind_value,
+            size,
+            size_value,
             b"\r\nDate: ",
             date.as_bytes(),
             b"\r\n",
@@ -341,6 +362,13 @@ impl Rejection {
         }
         answer
     }
+}
+
+/// This one has neither a body nor fields about it (RFC 9110, section 8.6).
+const NO_CONTENT: u16 = 204;
+
+fn content_type(body: &Body<'_>) -> HeaderValue {
+    HeaderValue::from_str(body.content_type()).unwrap_or(HeaderValue::from_static("text/plain"))
 }
 
 /// How a response of the proxy's own is delivered.

@@ -14,11 +14,14 @@ use crate::config::{ClientLimits, Config, DEFAULT_MAX_CONNECTIONS, Forwarder, Ht
 use crate::http1::held;
 use crate::http1::redirect::Redirect;
 use crate::limit::ClientLimiter;
+use crate::observe::routes::RouteMetrics;
 use crate::pool::Pool;
 use crate::rejection::{LimitedAnswers, Pages};
-use crate::snapshot::route::Route;
+use crate::snapshot::routes::{Parts, Routes, Rule};
 
 pub mod route;
+pub mod routes;
+pub mod table;
 
 /// The rules that requests are served by.
 pub struct Policy {
@@ -45,7 +48,7 @@ pub struct Policy {
     /// How much clients may make the proxy hold.
     pub held: held::Limits,
     /// Where requests go.
-    pub route: Arc<Route>,
+    pub routes: Routes,
     /// Who forwards admitted requests.
     pub forwarder: Forwarder,
     /// Which requests without TLS are sent to HTTPS.
@@ -61,7 +64,7 @@ pub struct Policy {
 }
 
 impl Policy {
-    fn new(config: &Config, limiter: Arc<ClientLimiter>, pool: &Arc<Pool>, machine: Machine) -> Self {
+    fn new(config: &Config, limiter: Arc<ClientLimiter>, routes: Routes, machine: Machine) -> Self {
         let mut client = config.client.clone();
         client.max_connections = client.max_connections.min(machine.connections);
         let held = config.client.max_held.unwrap_or(machine.memory / 4);
@@ -77,10 +80,7 @@ impl Policy {
             challenges: config.acme.as_ref().map(|acme| acme.storage.clone()),
             client,
             http2: config.http2.clone(),
-            route: Arc::new(Route {
-                pool: Arc::clone(pool),
-                upstream: config.upstream.clone(),
-            }),
+            routes,
             forwarder: config.forwarder,
             redirect: config.tls.redirect.clone(),
             hsts: config.tls.hsts.map(|time| time.as_secs()),
@@ -107,8 +107,17 @@ impl Policy {
         );
     }
 
-    /// Logs why `client` gets a 429 and how to change that. A newcomer meets the default limit within minutes.
-    pub fn explain_limit(&self, client: &str) {
+    /// Logs why `client` gets a 429, by the limit of the route with this `rule` if there is one, and how to change that. A newcomer meets the default limit within minutes.
+    pub fn explain_limit(&self, client: &str, rule: Option<&Rule>) {
+        if let Some(rule) = rule {
+            info!(
+                client = client,
+                route = &*rule.name,
+                help = "set gopherproxy.routes.NAME.limit; none turns it off; if this address is a proxy in front, add it to TRUSTED_PROXIES";
+                "a client is over the limit of a route and gets 429"
+            );
+            return;
+        }
         info!(
             client = client,
             burst = self.limit.burst,
@@ -133,18 +142,22 @@ pub struct Machine {
 pub struct Live {
     policy: ArcSwap<Policy>,
     pool: Arc<Pool>,
+    metrics: RouteMetrics,
     machine: Machine,
 }
 
 impl Live {
-    /// The rules that `config` sets, for requests to the backends of `pool`, in a process on this `machine`.
-    pub fn new(config: &Config, pool: Arc<Pool>, machine: Machine) -> Self {
+    /// The rules that `config` sets, for requests to the backends of `pool`, in a process on this `machine`. Requests are counted by
+    /// route in `metrics`.
+    pub fn new(config: &Config, pool: Arc<Pool>, metrics: RouteMetrics, machine: Machine) -> Self {
         let limiter = Arc::new(ClientLimiter::new(&config.limit, Instant::now()));
-        let policy = Policy::new(config, limiter, &pool, machine);
+        let routes = routes(config, &pool, &metrics, None);
+        let policy = Policy::new(config, limiter, routes, machine);
         policy.explain_descriptors(false);
         Self {
             policy: ArcSwap::from_pointee(policy),
             pool,
+            metrics,
             machine,
         }
     }
@@ -173,10 +186,22 @@ impl Live {
         } else {
             Arc::new(ClientLimiter::new(&config.limit, Instant::now()))
         };
-        let policy = Policy::new(config, limiter, &self.pool, self.machine);
+        let routes = routes(config, &self.pool, &self.metrics, Some(&before.routes));
+        self.metrics.keep(before.routes.names(), routes.names());
+        let policy = Policy::new(config, limiter, routes, self.machine);
         if before.max_connections != policy.max_connections {
             policy.explain_descriptors(false);
         }
         self.policy.store(Arc::new(policy));
     }
+}
+
+/// The routes that `config` sets.
+fn routes(config: &Config, pool: &Arc<Pool>, metrics: &RouteMetrics, before: Option<&Routes>) -> Routes {
+    let parts = Parts {
+        pools: &|_| (Arc::clone(pool), config.upstream.clone(), None),
+        metrics,
+        before,
+    };
+    Routes::new(config, &parts)
 }

@@ -5,10 +5,16 @@ use std::sync::Arc;
 use crate::config::UpstreamLimits;
 use crate::pool::Pool;
 
-/// A route. A request keeps the one that it was admitted by.
+/// A route to one pool. A request keeps the one that it was admitted by.
 pub struct Route {
+    /// Its name, if it is one of `routes`.
+    pub name: Option<Arc<str>>,
+    /// The name of the pool, if there is more than one.
+    pub pool_name: Option<Arc<str>>,
     /// The backends that serve its requests.
     pub pool: Arc<Pool>,
     /// What a backend may take.
     pub upstream: UpstreamLimits,
+    /// The longest request body in bytes, if it is not `client.max_body`.
+    pub max_body: Option<Option<u64>>,
 }

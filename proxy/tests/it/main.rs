@@ -51,6 +51,8 @@ mod registry_faults;
 mod registry_sets;
 mod reload;
 mod retries;
+mod routes;
+mod routes_reload;
 mod sentinel;
 mod slow_clients;
 mod smuggling;

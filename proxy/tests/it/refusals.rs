@@ -174,7 +174,7 @@ async fn the_log_says_which_rule_a_refused_request_breaks() {
         (
             post("Content-Length: 2000", ""),
             413,
-            "the request body is longer than client.max_body",
+            "the request body is longer than max_body",
         ),
         (
             format!("GET /{long} HTTP/1.1\r\n"),
