@@ -22,6 +22,9 @@ FUZZ = RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 HTTP_TESTS = bodies closing connection_limits connection_reuse connections error_pages failing_backends faulty_origins forwarding full_duplex hostile \
 	http2 http2_attacks http2_bodies http2_connections http2_heads http2_stalls limit log memory origin_answers pauses protocols records \
 	refusals retries routes routes_reload slow_clients smuggling targets websocket
+# Those that run again over TLS to their origins.
+TLS_TESTS = bodies both_forwarders connection_reuse failing_backends faulty_origins full_duplex origin_answers records retries smuggling \
+	targets websocket
 # One image after the other: the classic builder does not notice that they share a build stage, and would run it for each at once.
 COMPOSE_BUILD = COMPOSE_PARALLEL_LIMIT=1 docker compose build
 # The system's tools first, then those that loadtest/tools.sh has unpacked. Debian's servers are in sbin.
@@ -131,16 +134,18 @@ microbench: rust ## times the limiter, the choice of a backend, heads, chunks an
 instructions: rust ## counts the instructions of a request, and fails if they have grown; RECORD=1 records them
 	@RECORD=$(RECORD) exec sh loadtest/callgrind.sh
 
-test: rust tools ## runs every test, with real sockets and a real redis-server; those of HTTP over both forwarders
+test: rust tools ## runs every test, with real sockets and a real redis-server; those of HTTP over both forwarders, and over TLS to origins
 	@$(FIRST_BUILD)
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
 	FORWARDER=pingora $(CARGO) test --package gopherproxy --test it -- $(HTTP_TESTS:%=%::)
+	ORIGINS=tls $(CARGO) test --package gopherproxy --test it -- $(TLS_TESTS:%=%::)
 
 test-thorough: rust tools ## the same with many more upgrades, restarts and faults, for longer
 	$(CARGO) build --workspace --bins
 	THOROUGH=1 $(CARGO) test --workspace
 	THOROUGH=1 FORWARDER=pingora $(CARGO) test --package gopherproxy --test it -- $(HTTP_TESTS:%=%::)
+	THOROUGH=1 ORIGINS=tls $(CARGO) test --package gopherproxy --test it -- $(TLS_TESTS:%=%::)
 	THOROUGH=1 $(MAKE) check-clients
 
 fuzz: ## runs every fuzz target for FUZZ_SECONDS (60) over its corpus; installs cargo-fuzz where it is missing

@@ -2,6 +2,8 @@
 //!
 //! Everything is read and checked when the configuration is, because Pingora panics on a certificate or a key that it can't use. It
 //! never sees the platform's roots itself: an origin is verified by the certificates from here or not connected to.
+//!
+//! Sessions are resumed within what was read at one time, so none outlives the certificates that it was verified by.
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,11 +14,12 @@ use chassis::settings::Section;
 use chassis::yaml;
 use pingora::protocols::tls::CaType;
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
-use rustls::RootCertStore;
+use rustls::client::Resumption;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::absolute_or_none;
@@ -24,13 +27,20 @@ use super::absolute_or_none;
 /// The variables by which the platform's root certificates are replaced, as OpenSSL has them.
 const ROOTS_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
+/// How many sessions are kept to be resumed: eight for each name, so those of 128 names.
+const SESSIONS: usize = 1024;
+
+/// The protocols that origins may choose from, by their names in the handshake.
+const HTTP2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";
+
 /// TLS to origins.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct OriginTls {
     /// The certificates that origins' certificates are verified by, in place of the platform's.
     ca_file: Option<PathBuf>,
     /// The name that origins' certificates must have, in place of the host of each member.
-    pub server_name: Option<String>,
+    server_name: Option<String>,
     /// The certificate that origins are shown.
     cert: Option<PathBuf>,
     /// Its private key.
@@ -48,6 +58,16 @@ pub struct Credentials {
     pub group: u64,
     /// `roots` as Pingora has them, once an origin needs them.
     for_pingora: OnceLock<Arc<CaType>>,
+    /// How the direct forwarder connects; not at all without roots.
+    handshakes: Option<Handshakes>,
+}
+
+/// How handshakes with origins are made.
+struct Handshakes {
+    /// The origin may choose HTTP/2.
+    with_http2: Arc<ClientConfig>,
+    /// It may not.
+    http1_only: Arc<ClientConfig>,
 }
 
 struct Identity {
@@ -62,6 +82,16 @@ impl Credentials {
         let wrap = |root: &CertificateDer<'_>| WrappedX509::new(root.to_vec(), parse_x509);
         let roots = || self.roots.iter().map(wrap).collect();
         Arc::clone(self.for_pingora.get_or_init(roots))
+    }
+
+    /// How to make a handshake in which the origin may choose HTTP/2, or only HTTP/1.1. There is none without root certificates.
+    pub fn handshake(&self, http1_only: bool) -> Option<&Arc<ClientConfig>> {
+        let handshakes = self.handshakes.as_ref()?;
+        Some(if http1_only {
+            &handshakes.http1_only
+        } else {
+            &handshakes.with_http2
+        })
     }
 
     /// The certificate that origins are shown, with its key.
@@ -95,6 +125,32 @@ impl fmt::Debug for Credentials {
     }
 }
 
+impl Handshakes {
+    /// Verifies by `roots` and shows `identity`.
+    fn new(roots: &[CertificateDer<'static>], identity: Option<&Identity>) -> Result<Self, rustls::Error> {
+        let mut store = RootCertStore::empty();
+        for root in roots {
+            store.add(root.clone())?;
+        }
+        let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(store);
+        let mut http1_only = match identity {
+            Some(identity) => builder.with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())?,
+            None => builder.with_no_client_auth(),
+        };
+        http1_only.resumption = Resumption::in_memory_sessions(SESSIONS);
+        http1_only.alpn_protocols = vec![HTTP1.to_vec()];
+        // Both have the same sessions.
+        let mut with_http2 = http1_only.clone();
+        with_http2.alpn_protocols.insert(0, HTTP2.to_vec());
+        Ok(Self {
+            with_http2: Arc::new(with_http2),
+            http1_only: Arc::new(http1_only),
+        })
+    }
+}
+
 impl OriginTls {
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let tls = Self {
@@ -119,6 +175,16 @@ impl OriginTls {
     /// What the files hold.
     pub fn credentials(&self) -> &Credentials {
         &self.credentials
+    }
+
+    /// The name that the certificate of an origin at `host` must have. Never empty, because `host` is not.
+    pub fn name_of<'n>(&'n self, host: &'n str) -> &'n str {
+        self.server_name.as_deref().unwrap_or(host)
+    }
+
+    /// Tells connections that were made with this from others.
+    pub fn group(&self) -> u64 {
+        self.credentials.group
     }
 
     /// Reads the files. `expected`: there are origins that speak TLS for certain.
@@ -147,8 +213,14 @@ impl OriginTls {
             identity,
             ..Credentials::default()
         };
+        if !credentials.roots.is_empty() {
+            let handshakes = Handshakes::new(&credentials.roots, credentials.identity.as_ref());
+            // Both were checked.
+            let handshakes = handshakes.map_err(|error| format!("gopherproxy.upstream.tls: {error}"))?;
+            credentials.handshakes = Some(handshakes);
+        }
         let mut hasher = DefaultHasher::new();
-        credentials.parts().hash(&mut hasher);
+        (credentials.parts(), &self.server_name).hash(&mut hasher);
         credentials.group = hasher.finish();
         self.credentials = Arc::new(credentials);
         Ok(())

@@ -7,7 +7,7 @@
 //! - [`forwarding`]: the client's side of an exchange that Pingora forwards.
 //! - `ready`: futures of hooks that wait for nothing.
 //! - [`tls`]: why there is no TLS connection to an origin.
-//! - [`direct`]: our own forwarder, for HTTP/1.1 without TLS.
+//! - [`direct`]: our own forwarder, for HTTP/1.1, with TLS or without.
 
 pub mod client;
 pub mod direct;

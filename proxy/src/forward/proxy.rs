@@ -191,8 +191,8 @@ impl EdgeProxy {
             return;
         };
         let (pool, limits) = (&exchange.request.route.pool, &exchange.request.route.upstream.ejection);
-        if is_shortage(error.root_cause()) {
-            // It says nothing about the backend.
+        if is_shortage(error.root_cause()) || (!connected && tls::speaks_http2_alone(error)) {
+            // It says nothing about the backend, or a client has asked for what that does not offer.
         } else if connected {
             pool.failed(&endpoint.upstream, limits);
         } else {
@@ -258,11 +258,11 @@ impl ProxyHttp for EdgeProxy {
         tries.body_sent = false;
         tries.heard = false;
         let stale = std::mem::take(&mut tries.stale);
-        let endpoint = exchange.next_endpoint();
-        let tries = &mut exchange.tries;
-        if tries.count > 1 {
+        if tries.endpoint.is_some() {
             self.metrics.upstream_retries.inc();
         }
+        let endpoint = exchange.next_endpoint();
+        let tries = &mut exchange.tries;
         tries.endpoint = Some(endpoint.clone());
         exchange.record.backend = Some(Arc::clone(&endpoint.upstream));
         // Its series is there before its answer is, while the backend is surely known.
@@ -287,13 +287,23 @@ impl ProxyHttp for EdgeProxy {
         request: &mut RequestHeader,
         ctx: &mut Self::CTX,
     ) -> Result<()> {
-        if request.version != http::Version::HTTP_2 {
+        let exchange = admitted(ctx)?;
+        let http2 = request.version == http::Version::HTTP_2;
+        if let Some(endpoint) = exchange
+            .tries
+            .endpoint
+            .as_ref()
+            .filter(|_| exchange.request.upgrade.is_none())
+        {
+            endpoint.has_chosen(http2);
+        }
+        if !http2 {
             return Ok(());
         }
         // gRPC servers want to see that trailers pass (its specification, "Requests").
         request.insert_header(http::header::TE, "trailers")?;
         // Pingora passes no interim response of HTTP/2 on, so the client would wait for one.
-        if request.remove_header(&http::header::EXPECT).is_some() && admitted(ctx)?.request.expects {
+        if request.remove_header(&http::header::EXPECT).is_some() && exchange.request.expects {
             let goes_on = ResponseHeader::build(http::StatusCode::CONTINUE, None)?;
             session.write_response_header(Box::new(goes_on), false).await?;
         }

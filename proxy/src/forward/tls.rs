@@ -1,12 +1,15 @@
 //! Why there is no TLS connection to an origin, in words for the log.
 
+use std::fmt::Display;
+use std::io;
+
 use pingora::prelude::{Error, ErrorType};
 
-/// What Pingora's text says when something is wrong, and what the log does. Nothing else of that text gets into the log: it quotes the
-/// origin's certificate.
-const REASONS: [(&str, &str); 14] = [
+/// What the text of rustls or Pingora says when something is wrong, and what the log does. Nothing else of that text gets into the log:
+/// it quotes the origin's certificate.
+const REASONS: [(&str, &str); 16] = [
     (
-        "CA list is empty",
+        NO_ROOTS,
         "this machine has no root certificates to verify the backend by: install ca-certificates, or set upstream.tls.ca_file",
     ),
     (
@@ -34,6 +37,14 @@ const REASONS: [(&str, &str); 14] = [
     ),
     ("invalid peer certificate", "the certificate of the backend is invalid"),
     (
+        NO_HTTP1,
+        "the backend speaks HTTP/2 alone, which can't carry this request",
+    ),
+    (
+        "invalid dns name",
+        "the name of the backend is none that a certificate can have (upstream.tls.server_name)",
+    ),
+    (
         "CertificateRequired",
         "the backend demands a certificate (upstream.tls.cert)",
     ),
@@ -45,15 +56,47 @@ const REASONS: [(&str, &str); 14] = [
     ),
 ];
 
-/// Why there is no TLS connection, if that is what `error` is about. In TLS 1.3 an origin judges what it is shown after the handshake,
-/// and says so in place of the first response.
-pub fn in_words(error: &Error) -> Option<String> {
-    let text = error.to_string();
-    let is_late = text.contains("received fatal alert");
-    if !is_late && !matches!(error.etype(), ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert) {
-        return None;
-    }
+/// What comes where HTTP/1.1 was offered and is not spoken.
+const NO_HTTP1: &str = "received fatal alert: NoApplicationProtocol";
+
+/// What Pingora says where nobody is trusted.
+const NO_ROOTS: &str = "CA list is empty";
+
+/// What comes where an origin judges what it is shown after the handshake, as in TLS 1.3: in place of the first response.
+const LATE: &str = "received fatal alert";
+
+/// Why there is no TLS connection, when this is what was said about that.
+fn because(text: &str) -> String {
     let known = REASONS.iter().find(|(sign, _)| text.contains(sign));
     let reason = known.map_or("the backend ends the TLS handshake", |(_, reason)| reason);
-    Some(format!("no TLS connection to the backend: {reason}"))
+    format!("no TLS connection to the backend: {reason}")
+}
+
+/// Why there is no TLS connection, if that is what `error` is about.
+pub fn in_words(error: &Error) -> Option<String> {
+    let text = error.to_string();
+    let is_early = matches!(error.etype(), ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert);
+    (is_early || text.contains(LATE)).then(|| because(&text))
+}
+
+/// Why there is none without root certificates.
+pub fn no_roots() -> String {
+    because(NO_ROOTS)
+}
+
+/// The same for an error of a handshake.
+pub fn early_in_words(error: &io::Error) -> String {
+    because(&error.to_string())
+}
+
+/// Whether this was said because the backend speaks none of the protocols that it was offered. That is HTTP/1.1 at least, so it speaks
+/// HTTP/2 alone, and a client has asked for what that can't carry.
+pub fn speaks_http2_alone(error: &impl Display) -> bool {
+    error.to_string().contains(NO_HTTP1)
+}
+
+/// The same for an error after a handshake.
+pub fn late_in_words(error: &io::Error) -> Option<String> {
+    let text = error.to_string();
+    text.starts_with(LATE).then(|| because(&text))
 }

@@ -85,15 +85,24 @@ impl Edge {
             backend: endpoint.upstream.authority(),
             id: &record.id,
         };
-        let is_plain = endpoint.upstream.is_plain(&route.upstream, head.upgrade.is_some());
-        let forwarder = if is_plain { policy.forwarder } else { Forwarder::Pingora };
+        let upgrade = head.upgrade.is_some();
+        let mut forwarder = if endpoint.speaks_http1(&route.upstream, upgrade) {
+            policy.forwarder
+        } else {
+            Forwarder::Pingora
+        };
         let (written, fields, header) = WRITTEN.with_borrow_mut(|(bytes, spans)| {
             bytes.clear();
             spans.clear();
             write_request(head, about, bytes, spans);
             let written = Bytes::copy_from_slice(bytes);
             let cases = forwarder == Forwarder::Pingora;
-            let header = session::header(&written, head.method, spans, cases);
+            let mut header = session::header(&written, head.method, spans, cases);
+            if cases && header.is_err() && endpoint.upstream.may_speak_http1(&route.upstream, upgrade) {
+                // Its target is no URI to Pingora. It passes over HTTP/1.1, if the backend speaks that too.
+                forwarder = policy.forwarder;
+                header = session::header(&written, head.method, spans, forwarder == Forwarder::Pingora);
+            }
             (written, spans.len(), header)
         });
         // What is no request to the library that holds the head is none to anybody.

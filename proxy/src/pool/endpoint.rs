@@ -53,6 +53,8 @@ pub struct Upstream {
     addresses: ArcSwap<Vec<SocketAddr>>,
     /// Whose turn it is among them.
     turn: AtomicUsize,
+    /// Those where HTTP/2 was chosen over TLS, the last time that there was a choice.
+    http2: ArcSwap<Vec<SocketAddr>>,
     /// How long its requests take. Created for its first request, so that a registry of thousands that get none does not
     /// create thousands of series.
     duration: OnceLock<Histogram>,
@@ -85,6 +87,7 @@ impl Upstream {
             kept: Kept::new(room),
             addresses: ArcSwap::from_pointee(addresses),
             turn: AtomicUsize::new(0),
+            http2: ArcSwap::default(),
             duration: OnceLock::new(),
         }
     }
@@ -94,10 +97,10 @@ impl Upstream {
         self.name.strip_prefix("https://").unwrap_or(&self.name)
     }
 
-    /// Whether it speaks plain HTTP/1.1 by these rules, for a request that asks to `upgrade` its connection or not. HTTP/2 has no
+    /// Whether it may speak HTTP/1.1 by these rules, with a request that asks to `upgrade` its connection or not. HTTP/2 has no
     /// upgrades, but servers that speak it without TLS usually speak HTTP/1.1 on the same port.
-    pub fn is_plain(&self, limits: &UpstreamLimits, upgrade: bool) -> bool {
-        self.tls.is_none() && (upgrade || limits.protocol == Protocol::Http1)
+    pub fn may_speak_http1(&self, limits: &UpstreamLimits, upgrade: bool) -> bool {
+        self.tls.is_some() || upgrade || limits.protocol == Protocol::Http1
     }
 
     /// Sends requests to `addresses` from now on. Without any, those that it has stay.
@@ -162,10 +165,7 @@ impl Endpoint {
     /// with a thousand backends one that was kept would be in no cache.
     pub fn peer(&self, limits: &UpstreamLimits, upgrade: bool) -> Box<HttpPeer> {
         // Never empty over TLS: Pingora would verify nothing.
-        let server_name = self.upstream.tls.as_deref().map(|host| {
-            let name = limits.tls.server_name.as_deref().unwrap_or(host);
-            name.to_owned()
-        });
+        let server_name = self.server_name(limits).map(str::to_owned);
         let tls = server_name.is_some();
         let mut peer = Box::new(HttpPeer::new(self.address, tls, server_name.unwrap_or_default()));
         if tls {
@@ -196,6 +196,42 @@ impl Endpoint {
         peer.options.write_timeout = Some(limits.write_timeout);
         peer.options.idle_timeout = Some(limits.idle_timeout);
         peer
+    }
+
+    /// Whether it speaks TLS.
+    pub fn is_tls(&self) -> bool {
+        self.upstream.tls.is_some()
+    }
+
+    /// If it speaks TLS, the name that its certificate must have.
+    pub fn server_name<'n>(&'n self, limits: &'n UpstreamLimits) -> Option<&'n str> {
+        let host = self.upstream.tls.as_deref()?;
+        Some(limits.tls.name_of(host))
+    }
+
+    /// Whether it speaks HTTP/1.1, as far as is known, with a request that asks to `upgrade` its connection or not.
+    pub fn speaks_http1(&self, limits: &UpstreamLimits, upgrade: bool) -> bool {
+        let upstream = &self.upstream;
+        if upstream.tls.is_none() {
+            return upstream.may_speak_http1(limits, upgrade);
+        }
+        upgrade || !upstream.http2.load().contains(&self.address)
+    }
+
+    /// Notes that it has chosen HTTP/2 over TLS, where it had the choice, or has not.
+    pub fn has_chosen(&self, http2: bool) {
+        let upstream = &self.upstream;
+        if upstream.tls.is_none() || upstream.http2.load().contains(&self.address) == http2 {
+            return;
+        }
+        let addresses = upstream.addresses.load();
+        upstream.http2.rcu(|before| {
+            let others = before
+                .iter()
+                .filter(|one| **one != self.address && addresses.contains(one));
+            let others = others.copied();
+            others.chain(http2.then_some(self.address)).collect::<Vec<_>>()
+        });
     }
 
     /// Whether both are the same backend, at whatever address.
@@ -276,22 +312,29 @@ mod tests {
     #[test]
     fn what_is_spoken_follows_from_the_member_the_configuration_and_the_request() {
         use pingora::protocols::ALPN;
-        for (member, text, upgrade, alpn, plain) in [
+        for (member, text, upgrade, alpn, http1) in [
             ("a:80", "", false, ALPN::H1, true),
             ("a:80", "", true, ALPN::H1, true),
             ("a:80", "protocol: h2c", false, ALPN::H2, false),
             ("a:80", "protocol: h2c", true, ALPN::H1, true),
-            ("https://a:443", "", false, ALPN::H2H1, false),
-            ("https://a:443", "", true, ALPN::H1, false),
-            ("https://a:443", "protocol: h2c", false, ALPN::H2H1, false),
+            ("https://a:443", "", false, ALPN::H2H1, true),
+            ("https://a:443", "", true, ALPN::H1, true),
+            ("https://a:443", "protocol: h2c", false, ALPN::H2H1, true),
         ] {
             let limits = limits(text);
-            let upstream = Upstream::new(
-                member.into(),
-                vec![SocketAddr::from(([127, 0, 0, 1], 80))],
-                Arc::new(Room::new(0)),
+            let address = SocketAddr::from(([127, 0, 0, 1], 80));
+            let upstream = Arc::new(Upstream::new(member.into(), vec![address], Arc::new(Room::new(0))));
+            assert_eq!(
+                upstream.may_speak_http1(&limits, upgrade),
+                http1,
+                "{member} {text} {upgrade}"
             );
-            assert_eq!(upstream.is_plain(&limits, upgrade), plain, "{member} {text} {upgrade}");
+            let endpoint = upstream.endpoint();
+            assert_eq!(
+                endpoint.speaks_http1(&limits, upgrade),
+                http1,
+                "{member} {text} {upgrade}"
+            );
             assert_eq!(
                 peer(member, &limits, upgrade).options.alpn,
                 alpn,
@@ -301,6 +344,33 @@ mod tests {
         // A connection that was made for an upgrade is no other request's.
         let hash = |upgrade| peer("https://a:443", &limits(""), upgrade).group_key;
         assert_ne!(hash(true), hash(false));
+    }
+
+    #[test]
+    fn the_choice_of_an_address_is_remembered_until_it_chooses_otherwise_or_is_gone() {
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let new = |member: &str| {
+            let addresses = vec![address(1), address(2)];
+            Arc::new(Upstream::new(member.into(), addresses, Arc::new(Room::new(0))))
+        };
+        let limits = limits("");
+        let upstream = new("https://a:443");
+        let [first, second] = [upstream.endpoint(), upstream.endpoint()];
+        let http1 = || [&first, &second].map(|endpoint| endpoint.speaks_http1(&limits, false));
+        first.has_chosen(true);
+        assert_eq!(http1(), [false, true]);
+        assert!(first.speaks_http1(&limits, true), "an upgrade leaves no choice");
+        second.has_chosen(true);
+        first.has_chosen(true);
+        assert_eq!((http1(), upstream.http2.load().len()), ([false, false], 2));
+        first.has_chosen(false);
+        assert_eq!(http1(), [true, false]);
+        upstream.serve_at(vec![address(1), address(3)]);
+        first.has_chosen(true);
+        assert_eq!(**upstream.http2.load(), [address(1)]);
+        let plain = new("a:80").endpoint();
+        plain.has_chosen(true);
+        assert!(plain.speaks_http1(&limits, false));
     }
 
     #[test]

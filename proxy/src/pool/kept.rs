@@ -6,15 +6,14 @@
 //! A connection stays registered with the reactor of the runtime that opened it, and any thread may take it, check it or close it.
 
 use std::collections::VecDeque;
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
-use tokio::net::TcpStream;
+
+use crate::pool::stream::OriginStream;
 
 /// For so long after its last response a connection is not asked whether it is silent, if its next request can be sent again. The
 /// question is a system call, and what the backend sends in so short a time may just as well be on its way still.
@@ -38,7 +37,7 @@ struct Waiting {
 #[derive(Debug)]
 struct Connection {
     address: SocketAddr,
-    stream: TcpStream,
+    stream: OriginStream,
     since: Instant,
 }
 
@@ -79,23 +78,30 @@ impl Kept {
         }
     }
 
-    /// The connection to `address` that was used last and is still silent. For a request that can't be sent again it must have been
-    /// idle for `longest` at most. Those that have waited for longer stay for others.
-    pub fn take(&self, address: SocketAddr, longest: Option<Duration>, now: Instant) -> Option<TcpStream> {
+    /// Of the connections to `address` that `fit`, the one that was used last and is still silent. For a request that can't be sent
+    /// again it must have been idle for `longest` at most. Those that have waited for longer stay for others.
+    pub fn take(
+        &self,
+        address: SocketAddr,
+        fits: impl Fn(&OriginStream) -> bool,
+        longest: Option<Duration>,
+        now: Instant,
+    ) -> Option<OriginStream> {
         loop {
             let mut waiting = self.waiting();
-            let at = waiting.connections.iter().rposition(|one| one.address == address)?;
+            let fits = |one: &Connection| one.address == address && fits(&one.stream);
+            let at = waiting.connections.iter().rposition(fits)?;
             let idle = now.saturating_duration_since(waiting.connections[at].since);
             if longest.is_some_and(|longest| idle > longest) {
                 return None;
             }
-            let stream = waiting.connections.remove(at)?.stream;
+            let mut stream = waiting.connections.remove(at)?.stream;
             drop(waiting);
             self.room.leave(1);
             let silent = if longest.is_none() && idle < MOMENT {
-                seems_silent(&stream)
+                seems_silent(&mut stream)
             } else {
-                is_silent(&stream)
+                is_silent(&mut stream)
             };
             if silent {
                 return Some(stream);
@@ -104,7 +110,7 @@ impl Kept {
     }
 
     /// Keeps a connection. When there is no room, the oldest one of this backend is closed; if it has none, `stream` is.
-    pub fn keep(&self, address: SocketAddr, stream: TcpStream, now: Instant) {
+    pub fn keep(&self, address: SocketAddr, stream: OriginStream, now: Instant) {
         let mut waiting = self.waiting();
         if waiting.closed {
             return;
@@ -132,10 +138,10 @@ impl Kept {
         let mut over = Vec::new();
         let mut waiting = self.waiting();
         for _ in 0..waiting.connections.len() {
-            let Some(connection) = waiting.connections.pop_front() else {
+            let Some(mut connection) = waiting.connections.pop_front() else {
                 break;
             };
-            if seems_silent(&connection.stream) && now.saturating_duration_since(connection.since) < longest {
+            if seems_silent(&mut connection.stream) && now.saturating_duration_since(connection.since) < longest {
                 waiting.connections.push_back(connection);
             } else {
                 over.push(connection);
@@ -167,20 +173,20 @@ impl Drop for Kept {
 
 /// Whether nothing has come that tokio has heard of. While it has heard of nothing that takes no system call, for which others would
 /// wait for the lock of a sweep; the next one finds what this one has missed.
-fn seems_silent(stream: &TcpStream) -> bool {
-    matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
+fn seems_silent(stream: &mut OriginStream) -> bool {
+    stream.is_silent(|tcp, buffer| tcp.try_read(buffer))
 }
 
 /// Whether nothing has come, not even the end. The kernel is asked: tokio hears of what has come only when a thread has time for that,
 /// which on a busy machine is milliseconds later.
-fn is_silent(stream: &TcpStream) -> bool {
-    matches!(recv(stream, &mut [0; 1], RecvFlags::PEEK), Err(Errno::AGAIN))
+fn is_silent(stream: &mut OriginStream) -> bool {
+    stream.is_silent(|tcp, buffer| Ok(recv(tcp, buffer, RecvFlags::empty()).map(|(read, _)| read)?))
 }
 
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 
@@ -200,9 +206,9 @@ mod tests {
         }
 
         /// Both ends of a new connection: the proxy's and the origin's.
-        async fn connect(&self) -> (TcpStream, TcpStream) {
+        async fn connect(&self) -> (OriginStream, TcpStream) {
             let (ours, accepted) = tokio::join!(TcpStream::connect(self.address), self.listener.accept());
-            (ours.unwrap(), accepted.unwrap().0)
+            (OriginStream::Plain(ours.unwrap()), accepted.unwrap().0)
         }
     }
 
@@ -216,13 +222,13 @@ mod tests {
 
     /// The local ports of the connections that are taken until there is none.
     fn ports(kept: &Kept, address: SocketAddr, now: Instant) -> Vec<u16> {
-        let taken = std::iter::from_fn(|| kept.take(address, None, now));
-        taken.map(|stream| stream.local_addr().unwrap().port()).collect()
+        let taken = std::iter::from_fn(|| kept.take(address, |_| true, None, now));
+        taken.map(|stream| stream.tcp().local_addr().unwrap().port()).collect()
     }
 
     /// Waits until the reactor has noted that something came.
-    async fn heard(stream: &TcpStream) {
-        stream.ready(Interest::READABLE).await.unwrap();
+    async fn heard(stream: &OriginStream) {
+        stream.tcp().ready(Interest::READABLE).await.unwrap();
     }
 
     async fn is_closed(mut end: TcpStream) -> bool {
@@ -239,7 +245,7 @@ mod tests {
         let mut local = Vec::new();
         for origin in [&one, &two, &one] {
             let (ours, theirs) = origin.connect().await;
-            local.push(ours.local_addr().unwrap().port());
+            local.push(ours.tcp().local_addr().unwrap().port());
             kept.keep(origin.address, ours, now);
             ends.push(theirs);
         }
@@ -256,14 +262,14 @@ mod tests {
         let start = Instant::now();
         let (old, _old_end) = origin.connect().await;
         let (new, _new_end) = origin.connect().await;
-        let local = [&old, &new].map(|stream| stream.local_addr().unwrap().port());
+        let local = [&old, &new].map(|stream| stream.tcp().local_addr().unwrap().port());
         kept.keep(origin.address, old, start);
         kept.keep(origin.address, new, start + 3 * SECOND);
         let last = start + 3 * SECOND;
-        let take = || kept.take(origin.address, Some(SECOND), last + SECOND);
-        let taken = take().map(|stream| stream.local_addr().unwrap().port());
+        let take = || kept.take(origin.address, |_| true, Some(SECOND), last + SECOND);
+        let taken = take().map(|stream| stream.tcp().local_addr().unwrap().port());
         assert_eq!((taken, take().is_none()), (Some(local[1]), true));
-        let later = kept.take(origin.address, Some(3 * SECOND), last + SECOND);
+        let later = kept.take(origin.address, |_| true, Some(3 * SECOND), last + SECOND);
         assert!(later.is_none());
         assert_eq!(ports(&kept, origin.address, last), [local[0]]);
     }
@@ -282,7 +288,7 @@ mod tests {
             // Without a wait in between the reactor hears nothing of this.
             theirs.try_write(b"x").unwrap();
             kept.keep(origin.address, ours, now);
-            let found = kept.take(origin.address, longest, now + idle);
+            let found = kept.take(origin.address, |_| true, longest, now + idle);
             assert_eq!(found.is_some(), taken, "{longest:?} {idle:?}");
         }
     }
@@ -295,7 +301,7 @@ mod tests {
         let (silent, _silent_end) = origin.connect().await;
         let (spoke, mut spoke_end) = origin.connect().await;
         let (ended, ended_end) = origin.connect().await;
-        let local = silent.local_addr().unwrap().port();
+        let local = silent.tcp().local_addr().unwrap().port();
         spoke_end.write_all(b"x").await.unwrap();
         drop(ended_end);
         heard(&spoke).await;
@@ -318,7 +324,7 @@ mod tests {
         let (good, _good_end) = origin.connect().await;
         let (ended, ended_end) = origin.connect().await;
         let (better, _better_end) = origin.connect().await;
-        let local = [&better, &good].map(|stream| stream.local_addr().unwrap().port());
+        let local = [&better, &good].map(|stream| stream.tcp().local_addr().unwrap().port());
         spoke_end.write_all(b"x").await.unwrap();
         drop(ended_end);
         heard(&spoke).await;
@@ -344,7 +350,7 @@ mod tests {
         let mut local = Vec::new();
         for _ in 0..3 {
             let (ours, theirs) = origin.connect().await;
-            local.push(ours.local_addr().unwrap().port());
+            local.push(ours.tcp().local_addr().unwrap().port());
             one.keep(origin.address, ours, now);
             ends.push(theirs);
         }
@@ -407,7 +413,7 @@ mod tests {
         kept.sweep(SECOND, now + SECOND);
         assert_eq!(used(&kept), 1);
         assert!(runtime.block_on(async { is_closed(ended_end).await && is_closed(old_end).await }));
-        let stream = kept.take(origin.address, None, now).unwrap();
+        let stream = kept.take(origin.address, |_| true, None, now).unwrap();
 
         // And the runtime still wakes who waits for it.
         let (mut stream, mut silent_end) = (stream, silent_end);

@@ -13,6 +13,7 @@
 //! - [`health`]: whether an address accepts connections.
 //! - [`ejection`]: when a failing backend is ejected.
 //! - [`kept`]: connections that wait for their next request.
+//! - [`stream`]: such a connection, encrypted or not.
 //! - [`retry_budget`]: how many retries are allowed.
 
 use std::collections::HashMap;
@@ -42,6 +43,7 @@ pub mod kept;
 mod loops;
 mod publication;
 pub mod retry_budget;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 

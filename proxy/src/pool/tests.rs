@@ -6,6 +6,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::discovery::members::Members;
+use crate::pool::stream::OriginStream;
 
 const LIMITS: Ejection = Ejection {
     failures: 1,
@@ -261,12 +262,15 @@ async fn connections_are_kept_until_they_are_old_or_their_backend_is_gone() {
         for endpoint in &endpoints {
             let stream = TcpStream::connect(origin.local_addr().unwrap()).await.unwrap();
             let since = start + Duration::from_secs(second);
-            endpoint.upstream.kept.keep(endpoint.address, stream, since);
+            endpoint
+                .upstream
+                .kept
+                .keep(endpoint.address, OriginStream::Plain(stream), since);
         }
     }
     let take = |which: usize| {
         let Endpoint { upstream, address } = &endpoints[which];
-        upstream.kept.take(*address, None, Instant::now())
+        upstream.kept.take(*address, |_| true, None, Instant::now())
     };
     pool.sweep(start + Duration::from_secs(1));
     assert!(take(0).is_some() && take(0).is_none(), "one of the two was old");

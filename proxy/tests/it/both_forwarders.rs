@@ -9,19 +9,19 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use fastrand::Rng;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use exchange::{Answer, Exchange};
 use wire::{Seen, Wire};
 
-use crate::support::{LIMIT, Process, embedded, eventually, thorough};
+use crate::support::{LIMIT, OriginListener, Process, embedded, eventually, thorough};
 
 /// What Pingora is known to do otherwise, and what makes that of both alike.
 type Difference = (&'static str, fn(&mut Vec<Seen>));
@@ -61,12 +61,12 @@ struct Origin {
 
 impl Origin {
     async fn start(exchanges: Arc<Vec<Exchange>>) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-        let address = listener.local_addr().expect("it is bound");
+        let mut listener = OriginListener::bind().await;
+        let address = listener.address;
         let seen = AtOrigin::default();
         let shared = Arc::clone(&seen);
         let accepting = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
+            while let Some(stream) = listener.accept().await {
                 let (exchanges, seen) = (Arc::clone(&exchanges), Arc::clone(&shared));
                 tokio::spawn(async move {
                     let mut wire = Wire::new(stream);

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::support::{
-    Connection, Load, Process, RawOrigin, Redis, embedded, eventually, free_port, get, origin, origin_process,
-    thorough, with_redis,
+    Connection, Load, Process, RawOrigin, Redis, embedded, eventually, free_port, get, origin, origin_listener,
+    origin_process, thorough, with_redis,
 };
 
 const LEFT_ALONE: &str = "backend keeps failing; leaving it alone";
@@ -15,7 +15,8 @@ const LEFT_ALONE: &str = "backend keeps failing; leaving it alone";
 /// A proxy whose health checks come too late to help, with these settings for ejection.
 async fn unchecked(redis: &Redis, members: &[SocketAddr], ejection: &str) -> Process {
     for member in members {
-        redis.command(&format!("SADD gopher_backends http://{member}")).await;
+        let member = origin_listener::member(*member);
+        redis.command(&format!("SADD gopher_backends {member}")).await;
     }
     let configuration = with_redis(redis).replace("health: {interval: 100ms}", "health: {interval: 1h}");
     let proxy = Process::proxy(&format!("{configuration}  upstream: {{ejection: {{{ejection}}}}}\n")).await;
@@ -60,7 +61,7 @@ async fn a_backend_that_keeps_failing_is_left_alone_for_a_growing_time() {
     .await;
     let lines = proxy.lines(LEFT_ALONE);
     for (line, (failures, seconds)) in lines.iter().zip([(3, 0.2), (3, 0.4), (3, 0.8)]) {
-        assert_eq!(line["backend"], broken.address.to_string());
+        assert_eq!(line["backend"], origin_listener::target(broken.address));
         assert_eq!(
             (&line["failures"], &line["seconds"]),
             (&failures.into(), &seconds.into()),
@@ -99,7 +100,8 @@ async fn no_more_than_a_share_is_left_alone() {
 async fn when_nobody_else_is_alive_those_left_alone_are_tried_again() {
     let (redis, broken, dying) = (Redis::start().await, broken().await, origin());
     for member in [broken.address, dying.address()] {
-        redis.command(&format!("SADD gopher_backends http://{member}")).await;
+        let member = origin_listener::member(member);
+        redis.command(&format!("SADD gopher_backends {member}")).await;
     }
     let configuration = with_redis(&redis) + "  upstream: {ejection: {failures: 1, time: 1h, max_time: 1h}}\n";
     let proxy = Process::proxy(&configuration).await;

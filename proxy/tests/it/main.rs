@@ -37,6 +37,7 @@ mod observability;
 mod origin_answers;
 mod origin_http2;
 mod origin_tls;
+mod origin_tls_http1;
 mod pauses;
 mod pool;
 mod processes;

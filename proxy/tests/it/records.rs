@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::support::{
-    Connection, Process, RawOrigin, UNLIMITED, embedded, eventually, forwarder, get, origin, proxy_to,
+    Connection, Process, RawOrigin, UNLIMITED, embedded, eventually, forwarder, get, origin, origin_listener, proxy_to,
 };
 
 /// What each line says.
@@ -159,7 +159,7 @@ async fn a_client_that_leaves_is_in_the_log_wherever_it_leaves() {
                 (&status.into(), &"client_gone".into()),
                 "{line}"
             );
-            assert_eq!(line["backend"], origin.address.to_string(), "{line}");
+            assert_eq!(line["backend"], origin_listener::target(origin.address), "{line}");
             let id = line["request_id"].as_str().expect("text");
             assert!(origin.requests().iter().any(|request| request.contains(id)), "{line}");
         }

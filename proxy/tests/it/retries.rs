@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use crate::support::{BlackHole, Connection, Process, RawOrigin, Redis, eventually, proxy_to, with_redis};
+use crate::support::{
+    BlackHole, Connection, Process, RawOrigin, Redis, eventually, origin_listener, proxy_to, with_redis,
+};
 
 const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood";
 
 /// A proxy over these, whose health checks come too late to help, with these further lines of configuration.
 async fn unchecked(redis: &Redis, members: &[SocketAddr], more: &str) -> Process {
     for member in members {
-        redis.command(&format!("SADD gopher_backends http://{member}")).await;
+        let member = origin_listener::member(*member);
+        redis.command(&format!("SADD gopher_backends {member}")).await;
     }
     let configuration = with_redis(redis).replace("health: {interval: 100ms}", "health: {interval: 1h}");
     let proxy = Process::proxy(&(configuration + more)).await;

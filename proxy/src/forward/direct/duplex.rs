@@ -12,7 +12,6 @@ use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 
 use super::coming::Coming;
 use super::tunnel::Half;
@@ -29,6 +28,7 @@ use crate::http1::downstream::ClientFault;
 use crate::http1::head;
 use crate::http1::scratch::Scratch;
 use crate::lifecycle::Lifecycle;
+use crate::pool::stream::OriginStream;
 
 /// A body of this size or less is sent together with its head, at the price of a copy.
 const COPIED: usize = 4096;
@@ -51,7 +51,7 @@ pub struct Duplex<'t, C> {
     pub(super) record: &'t mut Record,
     pub(super) client: &'t mut C,
     pub(super) upload: &'t mut Upload,
-    pub(super) origin: TcpStream,
+    pub(super) origin: OriginStream,
     /// What the origin said when it could not be sent more.
     pub(super) send_error: Option<std::io::Error>,
     /// The beginning of a response head that did not come at once.
@@ -81,7 +81,7 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
     /// A try of `request` on `origin`.
     pub fn new(
         request: &'t Request,
-        origin: TcpStream,
+        origin: OriginStream,
         lifecycle: &'t Lifecycle,
         client: &'t mut C,
         upload: &'t mut Upload,
@@ -122,9 +122,9 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
     }
 
     /// The connection to the origin, if it can be used for another request.
-    pub fn into_reusable(self) -> Option<TcpStream> {
+    pub fn into_reusable(mut self) -> Option<OriginStream> {
         let response = self.response?;
-        (response.reusable && response.coming.ended()).then_some(self.origin)
+        (response.reusable && response.coming.ended() && self.origin.is_read()).then_some(self.origin)
     }
 
     /// Ready when the client has its whole response.
@@ -179,6 +179,7 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
         match sent {
             Poll::Ready(sent) => {
                 self.moved |= before > 0;
+                self.takes_since = None;
                 self.send_error = sent.err();
                 Poll::Ready(())
             }
@@ -202,12 +203,13 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
             }
             let mut read = Scratch::take();
             match ready!(pin!(self.origin.read_buf(&mut *read)).poll(context)) {
-                Ok(0) => self.origin_closed()?,
+                Ok(0) => self.origin_closed(true)?,
                 Ok(_) if self.response.is_some() => {
                     self.says_since = None;
                     self.body(context, &read, Scratch::take())?;
                 }
                 Ok(_) => self.head(context, &read)?,
+                Err(error) if is_cut(&error) => self.origin_closed(false)?,
                 Err(error) => return Poll::Ready(Err(Broken::closed(&error))),
             }
             if self.switched {
@@ -270,14 +272,14 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
         Ok(())
     }
 
-    /// What it means that the origin has closed its half.
-    fn origin_closed(&mut self) -> Result<(), Broken> {
+    /// What it means that the origin has closed its half; `whole`: and has said so, where it speaks TLS.
+    fn origin_closed(&mut self, whole: bool) -> Result<(), Broken> {
         match &mut self.response {
             Some(Response {
                 coming: Coming::Close { closed },
                 chunked,
                 ..
-            }) => {
+            }) if whole => {
                 *closed = true;
                 if *chunked {
                     write_last(&mut self.pending, b"");
@@ -473,6 +475,11 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
         self.send(context, out, as_they_are)?;
         broken.map_or(Ok(()), |BadFraming(what)| Err(origin(Failure::Malformed, what)))
     }
+}
+
+/// Whether that is the end of a TCP connection before the end of TLS in it, which anybody on the way can make.
+pub(super) fn is_cut(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::UnexpectedEof
 }
 
 pub(super) fn origin(failure: Failure, what: &'static str) -> Broken {

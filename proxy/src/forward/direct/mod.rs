@@ -1,5 +1,6 @@
 //! Forwards a request over HTTP/1.1 on a connection of our own.
 //!
+//! - `connect`: a new connection to an origin.
 //! - `upload`: the request and its body, on the way to the origin.
 //! - `duplex`: one try: both bodies at once.
 //! - `coming`: the body of its response, as the origin delimits it.
@@ -11,37 +12,36 @@
 use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::BytesMut;
-use chassis::listener::UNSENT;
 use chassis::shortage::is_shortage;
 use pingora::server::configuration::ServerConf;
-use socket2::SockRef;
-use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::timeout;
 
 use crate::exchange::record::Record;
 use crate::exchange::request::Request;
 use crate::exchange::retry::{self, Failure, Next, Try};
 use crate::forward::client::ClientSide;
+use crate::forward::tls;
 use crate::http1::downstream::ClientFault;
 use crate::lifecycle::Lifecycle;
 use crate::observe::metrics::Metrics;
 use crate::pool::balance::place::Place;
 use crate::pool::endpoint::{Endpoint, Upstream};
 use crate::pool::retry_budget::RetryBudget;
+use crate::pool::stream::OriginStream;
 use crate::rejection::{Delivery, Rejection};
 
 mod coming;
+mod connect;
 mod duplex;
 mod tunnel;
 mod upload;
 mod waits;
 
-use duplex::Duplex;
+use connect::{Connected, Connector};
+use duplex::{Duplex, origin};
 use upload::Upload;
 
 /// Why a try ended before its response did.
@@ -51,6 +51,10 @@ enum Broken {
     Client(ClientFault),
     /// There was no connection to the origin.
     NoConnection(io::Error),
+    /// There was one, but no TLS on it; in words for the log.
+    NoTls(String),
+    /// The same, because the origin speaks HTTP/2 alone.
+    NoHttp1(String),
     /// The origin's doing, in words for the log.
     Origin(Failure, Cow<'static, str>),
 }
@@ -64,16 +68,13 @@ impl From<ClientFault> for Broken {
 impl Broken {
     /// A connection to the origin that broke.
     fn closed(error: &io::Error) -> Self {
-        Self::Origin(
-            Failure::Closed,
-            format!("the connection to the backend broke: {error}").into(),
-        )
+        Self::Origin(Failure::Closed, broke(error))
     }
 
     fn failure(&self) -> Option<Failure> {
         match self {
             Self::Client(_) => None,
-            Self::NoConnection(_) => Some(Failure::NotConnected),
+            Self::NoConnection(_) | Self::NoTls(_) | Self::NoHttp1(_) => Some(Failure::NotConnected),
             Self::Origin(failure, _) => Some(*failure),
         }
     }
@@ -83,7 +84,7 @@ impl Broken {
             Self::Client(fault) => fault.rejection(),
             Self::NoConnection(error) if error.kind() == io::ErrorKind::TimedOut => Rejection::BackendTimeout,
             Self::Origin(Failure::TimedOut, _) => Rejection::BackendTimeout,
-            Self::NoConnection(_) | Self::Origin(..) => Rejection::BackendFailed,
+            Self::NoConnection(_) | Self::NoTls(_) | Self::NoHttp1(_) | Self::Origin(..) => Rejection::BackendFailed,
         }
     }
 
@@ -91,8 +92,20 @@ impl Broken {
         match self {
             Self::Client(fault) => fault.to_string().into(),
             Self::NoConnection(error) => format!("no connection to the backend: {error}").into(),
+            Self::NoTls(why) | Self::NoHttp1(why) => why.into(),
             Self::Origin(_, error) => error,
         }
+    }
+}
+
+/// That the connection to the origin broke, in words for the log.
+fn broke(error: &io::Error) -> Cow<'static, str> {
+    if duplex::is_cut(error) {
+        return "the backend cut the connection, without the end that TLS has".into();
+    }
+    match tls::late_in_words(error) {
+        Some(words) => words.into(),
+        None => format!("the connection to the backend broke: {error}").into(),
     }
 }
 
@@ -113,7 +126,7 @@ pub enum Ending {
 pub enum Outcome {
     /// It has been answered, or there is nobody to answer.
     Ended(Ending),
-    /// Nothing has been answered, and where it can be sent again takes more than this forwarder can do.
+    /// Nothing has been answered, and where it can be sent takes more than this forwarder can do.
     Moves(Moved),
 }
 
@@ -127,25 +140,31 @@ pub struct Moved {
     pub body: BytesMut,
 }
 
+/// The connection that a try takes.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// None that was kept.
+    new: bool,
+    /// The origin may not choose HTTP/2.
+    http1_only: bool,
+}
+
 /// The direct forwarder.
 pub struct Direct {
     budget: Arc<RetryBudget>,
     lifecycle: Arc<Lifecycle>,
     metrics: Arc<Metrics>,
-    /// The addresses of this machine that connections may come from; any, if there are none.
-    from: Vec<IpAddr>,
+    connector: Connector,
 }
 
 impl Direct {
     /// A forwarder with Pingora's settings about connections.
     pub fn new(budget: Arc<RetryBudget>, lifecycle: Arc<Lifecycle>, metrics: Arc<Metrics>, conf: &ServerConf) -> Self {
-        let from = conf.client_bind_to_ipv4.iter().chain(&conf.client_bind_to_ipv6);
         Self {
             budget,
             lifecycle,
             metrics,
-            // Each was parsed as an address when the configuration was read.
-            from: from.filter_map(|address| address.parse().ok()).collect(),
+            connector: Connector::new(conf),
         }
     }
 
@@ -167,13 +186,27 @@ impl Direct {
         let mut endpoint = request.endpoint.clone();
         let mut tried: Vec<Endpoint> = Vec::new();
         let mut on_new_connection = false;
+        let upgrade = request.upgrade.is_some();
         loop {
             record.backend = Some(Arc::clone(&endpoint.upstream));
             // Its series is there before its answer is, while the backend is surely known.
             endpoint.upstream.duration(&self.metrics);
-            let one_try = self.try_once(request, &endpoint, on_new_connection, client, &mut upload, record);
+            let wanted = Wanted {
+                new: on_new_connection,
+                // What can't move gets HTTP/1.1 or nothing.
+                http1_only: endpoint.is_tls() && (upgrade || !may_move()),
+            };
+            let one_try = self.try_once(request, &endpoint, wanted, client, &mut upload, record);
             let (broken, last) = match one_try.await {
-                Ok(ending) => return Outcome::Ended(ending),
+                Ok(Some(ending)) => return Outcome::Ended(ending),
+                Ok(None) => match upload.take_body() {
+                    Some(body) => return Outcome::Moves(Moved { endpoint, tried, body }),
+                    // Another try is made only while all is held.
+                    None => (
+                        origin(Failure::Malformed, "the backend has chosen HTTP/2 too late"),
+                        None,
+                    ),
+                },
                 Err(failed) => failed,
             };
             match last.map_or(Next::Fail, retry::next) {
@@ -181,8 +214,8 @@ impl Direct {
                 next => {
                     self.blame(&broken, &endpoint, client, request);
                     tried.push(endpoint.clone());
-                    let connected = !matches!(broken, Broken::NoConnection(_));
-                    let fits = |upstream: &Upstream| upstream.is_plain(limits, request.upgrade.is_some());
+                    let connected = broken.failure() != Some(Failure::NotConnected);
+                    let fits = |upstream: &Upstream| upstream.may_speak_http1(limits, upgrade);
                     let may_retry = next == Next::Retry && tried.len() <= limits.retries;
                     let pick = || {
                         let (pool, affinity) = (&request.route.pool, &request.affinity);
@@ -198,44 +231,42 @@ impl Direct {
                     endpoint = other.endpoint;
                     record.place = other.place;
                     on_new_connection = false;
-                    if !fits(&endpoint.upstream)
-                        && let Some(body) = upload.take_body()
-                    {
-                        return Outcome::Moves(Moved { endpoint, tried, body });
-                    }
                 }
             }
             self.metrics.upstream_retries.inc();
+            if !endpoint.speaks_http1(limits, upgrade)
+                && may_move()
+                && let Some(body) = upload.take_body()
+            {
+                return Outcome::Moves(Moved { endpoint, tried, body });
+            }
             upload.rewind();
         }
     }
 
-    /// Sends `request` to `endpoint` once and its answer to the client. When that fails, what is known for deciding over another
-    /// try; nothing if the client has failed.
+    /// Sends `request` to `endpoint` once and its answer to the client. Returns nothing if the endpoint has chosen HTTP/2 and was sent
+    /// nothing. When that fails, what is known for deciding over another try; nothing if the client has failed.
     async fn try_once(
         &self,
         request: &Request,
         endpoint: &Endpoint,
-        on_new_connection: bool,
+        wanted: Wanted,
         client: &mut impl ClientSide,
         upload: &mut Upload,
         record: &mut Record,
-    ) -> Result<Ending, (Broken, Option<Try>)> {
+    ) -> Result<Option<Ending>, (Broken, Option<Try>)> {
         let Endpoint { upstream, address } = endpoint;
         let limits = &request.route.upstream;
         // A connection that the origin closes at this moment costs a request that can't be sent again a 502. One that was used a
         // moment ago is unlikely to be closed now.
         let longest = (!upload.is_repeatable(client)).then_some(limits.reuse_idle);
-        let kept = if on_new_connection {
+        let kept = if wanted.new {
             None
         } else {
-            upstream.kept.take(*address, longest, Instant::now())
+            let fits = |stream: &OriginStream| stream.is_made_with(&limits.tls);
+            upstream.kept.take(*address, fits, longest, Instant::now())
         };
         let reused = kept.is_some();
-        let stream = match kept {
-            Some(stream) => Ok(stream),
-            None => self.connect(*address, limits.connect_timeout).await,
-        };
         let failed = |broken: Broken, upload: &Upload, heard, answering| {
             let last = broken.failure().map(|failure| Try {
                 failure,
@@ -248,7 +279,14 @@ impl Direct {
             });
             (broken, last)
         };
-        let stream = stream.map_err(|error| failed(Broken::NoConnection(error), upload, false, false))?;
+        let stream = match kept {
+            Some(stream) => stream,
+            None => match self.connector.connect(endpoint, limits, wanted.http1_only).await {
+                Ok(Connected::Http1(stream)) => stream,
+                Ok(Connected::Http2) => return Ok(None),
+                Err(broken) => return Err(failed(broken, upload, false, false)),
+            },
+        };
         let mut duplex = Duplex::new(request, stream, &self.lifecycle, client, upload, record);
         let done = poll_fn(|context| duplex.poll(context)).await;
         let (heard, answering) = (duplex.heard(), duplex.is_answering());
@@ -257,7 +295,7 @@ impl Direct {
                 if let Some(stream) = duplex.into_reusable() {
                     upstream.kept.keep(*address, stream, Instant::now());
                 }
-                Ok(ending)
+                Ok(Some(ending))
             }
             Err(broken) => {
                 drop(duplex);
@@ -266,41 +304,15 @@ impl Direct {
         }
     }
 
-    async fn connect(&self, address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
-        let connect = async {
-            let of_family: Vec<_> = self
-                .from
-                .iter()
-                .filter(|from| from.is_ipv4() == address.is_ipv4())
-                .collect();
-            if of_family.is_empty() {
-                return TcpStream::connect(address).await;
-            }
-            let from = of_family[fastrand::usize(..of_family.len())];
-            let socket = if address.is_ipv4() {
-                TcpSocket::new_v4()?
-            } else {
-                TcpSocket::new_v6()?
-            };
-            socket.bind(SocketAddr::new(*from, 0))?;
-            socket.connect(address).await
-        };
-        let stream = timeout(limit, connect)
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "not within upstream.connect_timeout"))??;
-        stream.set_nodelay(true)?;
-        // As towards clients, so that an origin that takes nothing makes the kernel hold no more.
-        SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT)?;
-        Ok(stream)
-    }
-
     /// Records that a try has failed, unless that says nothing about the backend.
     fn blame(&self, broken: &Broken, endpoint: &Endpoint, client: &impl ClientSide, request: &Request) {
         let limits = &request.route.upstream.ejection;
         match broken {
             Broken::Client(_) => {}
             Broken::NoConnection(error) if is_shortage(error) => {}
-            Broken::NoConnection(_) => request.route.pool.unreachable(endpoint, limits),
+            Broken::NoConnection(_) | Broken::NoTls(_) => request.route.pool.unreachable(endpoint, limits),
+            // A client has asked for what it does not offer.
+            Broken::NoHttp1(_) => {}
             // Both wait for the client, and the backend's patience has ended first.
             Broken::Origin(Failure::Closed | Failure::TimedOut, _) if client.sending().is_some() => {}
             Broken::Origin(..) => request.route.pool.failed(&endpoint.upstream, limits),

@@ -10,7 +10,7 @@ use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use super::duplex::Duplex;
-use super::{Broken, Ending};
+use super::{Broken, Ending, broke};
 use crate::forward::client::ClientSide;
 use crate::http1::scratch::Scratch;
 use crate::rejection::Rejection;
@@ -60,9 +60,11 @@ impl<C: ClientSide> Duplex<'_, C> {
             moved |= self.upload.unsent() < before;
             match sent {
                 Poll::Ready(Ok(())) if self.client.body_ended() => {
-                    // Nothing waits here: the kernel sends what it has, and then the end. If it can't, reading will tell why.
-                    let _ = Pin::new(&mut self.origin).poll_shutdown(context);
-                    self.up = Half::Over;
+                    // The kernel sends what it has, and then the end; TLS has an end of its own before that. If it can't be sent,
+                    // reading will tell why.
+                    if Pin::new(&mut self.origin).poll_shutdown(context).is_ready() {
+                        self.up = Half::Over;
+                    }
                     break;
                 }
                 Poll::Ready(Ok(())) => {}
@@ -103,8 +105,7 @@ impl<C: ClientSide> Duplex<'_, C> {
             match pin!(self.origin.read_buf(&mut *read)).poll(context) {
                 Poll::Ready(Ok(0)) => self.down = Half::Ending,
                 Poll::Ready(Err(error)) => {
-                    let words = format!("the connection to the backend broke: {error}");
-                    self.record.failed(Rejection::BackendFailed, Some(words.into()));
+                    self.record.failed(Rejection::BackendFailed, Some(broke(&error)));
                     return Ok((true, moved));
                 }
                 Poll::Ready(Ok(count)) => {

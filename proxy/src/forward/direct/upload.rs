@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::net::TcpStream;
+use tokio::io::AsyncWrite;
 
 use crate::exchange::request::Request;
 use crate::forward::client::ClientSide;
@@ -13,6 +13,7 @@ use crate::http1::chunked::{CHUNK_OVERHEAD, Decoder, write_data, write_last};
 use crate::http1::downstream::ClientFault;
 use crate::http1::scratch::Scratch;
 use crate::http1::write::poll_write_both;
+use crate::pool::stream::OriginStream;
 
 /// The sending half of an exchange. It outlives a try that fails, so that the next can begin where the client's request began.
 #[derive(Debug)]
@@ -189,7 +190,7 @@ impl Upload {
     }
 
     /// Sends what there is. Ready when the origin has taken all of it.
-    pub fn poll_send(&mut self, context: &mut Context<'_>, origin: &mut TcpStream) -> Poll<io::Result<()>> {
+    pub fn poll_send(&mut self, context: &mut Context<'_>, origin: &mut OriginStream) -> Poll<io::Result<()>> {
         while self.has_unsent() {
             let head = &self.head[self.head_sent..];
             let body = &self.body[self.body_sent..];
@@ -201,6 +202,6 @@ impl Upload {
                 self.forget_sent();
             }
         }
-        Poll::Ready(Ok(()))
+        Pin::new(origin).poll_flush(context)
     }
 }

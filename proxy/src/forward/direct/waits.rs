@@ -34,13 +34,14 @@ impl<C: ClientSide> Duplex<'_, C> {
         held += self.pending_size + self.upload.held();
         // Where one end stalls, the kernel's buffers fill up at both.
         if !self.pending.is_empty() {
-            let receiving = SockRef::from(&self.origin).recv_buffer_size().unwrap_or_default();
+            let receiving = SockRef::from(self.origin.tcp()).recv_buffer_size().unwrap_or_default();
             let left = self.response.as_ref().and_then(|response| response.coming.left());
             held += stalled(self.record.bytes, left, receiving);
         }
         if self.upload.unsent() > 0 {
             held += self.client.stalled();
         }
+        held += self.origin.unsent();
         held
     }
 
@@ -52,7 +53,7 @@ impl<C: ClientSide> Duplex<'_, C> {
         let waits_for_word = self.request.expects && !self.continues && !self.client.body_ended();
         // While the client doesn't read, the origin may have nowhere to put what it would say.
         let says = !stalls && (self.upload.is_done() || waits_for_word || self.send_error.is_some());
-        let takes = !stalls && self.upload.unsent() > 0;
+        let takes = !stalls && self.upload.unsent() + self.origin.unsent() > 0;
         let since = |wait: &mut Option<Instant>| *wait.get_or_insert_with(Instant::now);
         let says = says.then(|| (since(&mut self.says_since), limits.read_timeout));
         let takes = takes.then(|| (since(&mut self.takes_since), limits.write_timeout));

@@ -6,7 +6,7 @@ use std::process::Command;
 const VARIABLE: &str = "FORWARDER";
 
 /// What Pingora's own proxying can't do: the tests that are skipped over it, and why.
-const SKIPPED: [(&str, &str); 25] = [
+const SKIPPED: [(&str, &str); 27] = [
     (
         "connection_reuse::posts_on_connections_that_the_origin_closes_when_idle_all_arrive_once",
         "its pool does not say how long a connection was idle",
@@ -79,6 +79,14 @@ const SKIPPED: [(&str, &str); 25] = [
     (
         "origin_answers::trailers_of_an_answer_pass_to_whom_they_can_be_sent",
         "it has no trailers over HTTP/1.1",
+    ),
+    (
+        "origin_tls_http1::a_session_is_resumed_by_the_next_connection",
+        "it makes what it connects with anew for each connection",
+    ),
+    (
+        "origin_tls_http1::an_origin_that_chooses_http_2_is_asked_once_until_it_chooses_otherwise",
+        "it needs not ask",
     ),
     (
         "records::the_log_says_which_rule_a_response_breaks",

@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{HeaderMap, Method, Request, Response};
+use rustls::HandshakeKind;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -32,6 +33,8 @@ struct Log {
     connections: Mutex<usize>,
     /// How many there were that sent something.
     attempts: Mutex<usize>,
+    /// How many handshakes resumed a session.
+    resumed: Mutex<usize>,
     /// How many requests a connection may have at a time.
     max_streams: Option<u32>,
 }
@@ -40,6 +43,7 @@ struct Log {
 pub struct Http2Origin {
     pub address: SocketAddr,
     log: Arc<Log>,
+    acceptor: Arc<Mutex<Option<TlsAcceptor>>>,
     accepting: JoinHandle<()>,
 }
 
@@ -70,19 +74,32 @@ impl Http2Origin {
             max_streams,
             ..Log::default()
         });
-        let (shared, serving) = (Arc::clone(&log), Arc::new(acceptor));
+        let acceptor = Arc::new(Mutex::new(acceptor));
+        let (shared, serving) = (Arc::clone(&log), Arc::clone(&acceptor));
         let accepting = tokio::spawn(async move {
             let mut under_way = tokio::task::JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let (log, acceptor, answer) = (Arc::clone(&shared), Arc::clone(&serving), answer.clone());
-                under_way.spawn(async move { serve(stream, acceptor.as_ref().as_ref(), answer, &log).await });
+                let acceptor = serving.lock().expect("no test panics with it").clone();
+                let (log, answer) = (Arc::clone(&shared), answer.clone());
+                under_way.spawn(async move { serve(stream, acceptor, answer, &log).await });
             }
         });
         Self {
             address,
             log,
+            acceptor,
             accepting,
         }
+    }
+
+    /// Accepts connections in another way from now on.
+    pub fn change(&self, acceptor: TlsAcceptor) {
+        *self.acceptor.lock().expect("no test panics with it") = Some(acceptor);
+    }
+
+    /// How many handshakes resumed a session.
+    pub fn resumed(&self) -> usize {
+        *self.log.resumed.lock().expect("no test panics with it")
     }
 
     /// Every request that came whole.
@@ -107,7 +124,7 @@ impl Drop for Http2Origin {
     }
 }
 
-async fn serve(stream: TcpStream, acceptor: Option<&TlsAcceptor>, answer: Option<Answer>, log: &Arc<Log>) {
+async fn serve(stream: TcpStream, acceptor: Option<TlsAcceptor>, answer: Option<Answer>, log: &Arc<Log>) {
     // Health checks send nothing.
     if !stream.peek(&mut [0]).await.is_ok_and(|read| read > 0) {
         return;
@@ -121,6 +138,9 @@ async fn serve(stream: TcpStream, acceptor: Option<&TlsAcceptor>, answer: Option
         return;
     };
     *log.connections.lock().expect("no test panics with it") += 1;
+    if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) {
+        *log.resumed.lock().expect("no test panics with it") += 1;
+    }
     if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
         http2(stream, answer, log).await;
     } else {

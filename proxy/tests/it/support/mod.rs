@@ -8,6 +8,7 @@ pub mod http;
 pub mod http2;
 pub mod http2_origin;
 pub mod load;
+pub mod origin_listener;
 pub mod pebble;
 pub mod process;
 pub mod raw_origin;
@@ -26,6 +27,7 @@ use origin::Origin;
 pub use child::Started;
 pub use http::{Connection, get};
 pub use load::Load;
+pub use origin_listener::OriginListener;
 pub use process::Process;
 pub use raw_origin::RawOrigin;
 pub use redis::{Forwarder, Redis};
@@ -105,7 +107,7 @@ pub async fn proxy_to(origin: &RawOrigin, more: &str) -> Process {
 
 /// A configuration for a proxy with the sentinel inside it, so quick that a test need not wait, and without a limit.
 pub fn embedded(targets: &[SocketAddr]) -> String {
-    let targets: Vec<String> = targets.iter().map(ToString::to_string).collect();
+    let targets: Vec<String> = targets.iter().copied().map(origin_listener::target).collect();
     embedded_targets(&targets)
 }
 

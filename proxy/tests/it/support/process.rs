@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{LIMIT, Started, child, eventually, forwarder, get};
+use super::{LIMIT, Started, child, eventually, forwarder, get, origin_listener};
 
 /// The name of a process's configuration in its directory.
 const CONFIGURATION: &str = "gopherproxy.yaml";
@@ -116,6 +116,7 @@ impl Process {
         command
             .env_clear()
             .envs(forwarder::variable())
+            .envs(origin_listener::variable(files.path()))
             .envs(variables.iter().copied());
         command.stdin(Stdio::null());
         let (out, stdout) = std::io::pipe().expect("a pipe");

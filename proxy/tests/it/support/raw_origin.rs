@@ -1,11 +1,13 @@
 //! An origin that does on the wire exactly what a test says, however wrong.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+
+use super::OriginListener;
 
 /// One connection to the origin.
 pub struct Peer {
@@ -79,13 +81,13 @@ impl RawOrigin {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-        let address = listener.local_addr().expect("it is bound");
+        let mut listener = OriginListener::bind().await;
+        let address = listener.address;
         let requests = Arc::new(Mutex::new(Vec::new()));
         let connections = Arc::new(Mutex::new(0));
         let (noted, counted, serve) = (Arc::clone(&requests), Arc::clone(&connections), Arc::new(serve));
         let accepting = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
+            while let Some(stream) = listener.accept().await {
                 let (requests, counted, serve) = (Arc::clone(&noted), Arc::clone(&counted), Arc::clone(&serve));
                 tokio::spawn(async move {
                     if stream.peek(&mut [0]).await.is_ok_and(|read| read > 0) {

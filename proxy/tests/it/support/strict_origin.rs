@@ -3,12 +3,14 @@
 //! Whatever the proxy sends that has a second reading (a bare line feed, a length with a sign, a chunk with an extension) is a
 //! violation, which a test looks for after everything that it does.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+
+use super::OriginListener;
 
 /// A request as it came, whole.
 #[derive(Debug, Clone)]
@@ -200,12 +202,12 @@ pub struct StrictOrigin {
 
 impl StrictOrigin {
     pub async fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-        let address = listener.local_addr().expect("it is bound");
+        let mut listener = OriginListener::bind().await;
+        let address = listener.address;
         let record = Arc::new(Mutex::new(Record::default()));
         let shared = Arc::clone(&record);
         let accepting = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
+            while let Some(stream) = listener.accept().await {
                 let reader = Reader {
                     stream,
                     received: Vec::new(),
