@@ -132,6 +132,7 @@ fn pool_of(backends: u16) -> Arc<Pool> {
 }
 
 const ASKED: Asked<'static> = Asked {
+    bodiless: true,
     client: IpAddr::V4(Ipv4Addr::LOCALHOST),
     path: b"/some/path?with=a-query",
     fields: &[],

@@ -186,6 +186,7 @@ impl Admission {
         };
         record.pool = route.pool_name.clone();
         let asked = Asked {
+            bodiless: head.body == Body::Length(0),
             client: client.address,
             path: head.path,
             fields: head.fields,

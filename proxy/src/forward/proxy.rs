@@ -336,6 +336,7 @@ impl ProxyHttp for EdgeProxy {
         }
         if switches || !response.status.is_informational() {
             exchange.record.answered = true;
+            exchange.record.place.answered();
             if let Some(upstream) = &exchange.record.backend {
                 upstream.answered();
                 Handover::keep_cookie(exchange.request.affinity.set_cookie(upstream));

@@ -17,6 +17,7 @@ use registry::{Host, Member};
 use crate::config::{Protocol, UpstreamLimits};
 use crate::observe::metrics::Metrics;
 use crate::pool::balance::hash;
+use crate::pool::balance::pace::Pace;
 use crate::pool::ejection::EjectionState;
 use crate::pool::kept::{Kept, Room};
 
@@ -45,6 +46,8 @@ pub struct Upstream {
     pub ejection: EjectionState,
     /// How many requests are in flight to it, where its pool counts them.
     pub in_flight: AtomicU32,
+    /// How long it takes to answer, in a pool that wants to know.
+    pub pace: Pace,
     /// What identifies it where keys are hashed.
     pub seed: u64,
     /// Its connections that wait for their next request.
@@ -84,6 +87,7 @@ impl Upstream {
             name,
             ejection: EjectionState::default(),
             in_flight: AtomicU32::new(0),
+            pace: Pace::default(),
             kept: Kept::new(room),
             addresses: ArcSwap::from_pointee(addresses),
             turn: AtomicUsize::new(0),

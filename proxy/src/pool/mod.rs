@@ -225,7 +225,7 @@ impl Pool {
         self.ejected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Closes the connections that no backend needs any more.
+    /// What is done every second: closes the connections that no backend needs any more, and lets old response times count less.
     fn sweep(&self, now: Instant) {
         let longest = self.intervals.borrow().idle;
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -233,6 +233,7 @@ impl Pool {
         drop(known);
         for upstream in backends {
             upstream.kept.sweep(longest, now);
+            upstream.pace.rest();
         }
     }
 }

@@ -53,6 +53,7 @@ fn unchecked(members: &[&[u8]]) -> Pool {
 }
 
 const ASKED: Asked<'static> = Asked {
+    bodiless: true,
     client: IpAddr::V4(Ipv4Addr::LOCALHOST),
     path: b"/",
     fields: &[],

@@ -371,6 +371,7 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
     fn answered(&mut self, status: u16) {
         self.record.status = status;
         self.record.answered = true;
+        self.record.place.answered();
         if let Some(upstream) = &self.record.backend {
             upstream.answered();
         }

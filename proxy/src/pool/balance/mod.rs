@@ -5,12 +5,14 @@
 //! while the list changes, and a pool without weights, limits and cookies pays for none of them.
 //!
 //! - [`hash`]: the same backend for the same key.
+//! - [`pace`]: how long they take to answer.
 //! - [`place`]: counts the requests in flight.
 //! - [`ramp`]: slow start.
 //! - [`sticky`]: the cookie that keeps a client at its backend.
 //! - [`turns`]: the order of turns where weights differ.
 
 pub mod hash;
+pub mod pace;
 pub mod place;
 pub mod ramp;
 pub mod sticky;
@@ -25,6 +27,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::config::{self, Algorithm};
+use crate::pool::balance::pace::{faster, slowness};
 use crate::pool::balance::place::Place;
 use crate::pool::balance::sticky::{Named, Sticking, Sticky, cookie};
 use crate::pool::endpoint::{Endpoint, Upstream};
@@ -64,6 +67,8 @@ pub struct Asked<'h> {
     pub client: IpAddr,
     /// The path and the query.
     pub path: &'h [u8],
+    /// The request has no body.
+    pub bodiless: bool,
     /// The fields.
     pub fields: &'h [httparse::Header<'h>],
 }
@@ -209,7 +214,13 @@ impl List {
                 return Ok((Picked { endpoint, place }, affinity));
             }
         }
-        let chosen = self.choose(&affinity, turn, |_| true);
+        let mut chosen = self.choose(&affinity, turn, |_| true);
+        if let Some(picked) = &mut chosen
+            && asked.bodiless
+            && self.rules.algorithm == Algorithm::LeastRequests
+        {
+            picked.place.time();
+        }
         // All may have been ejected a moment ago: then any is better than none.
         match chosen.or_else(|| self.any(|_| true)) {
             Some(picked) => Ok((picked, affinity)),
@@ -273,7 +284,7 @@ impl List {
         fitting.find_map(|upstream| fits(upstream).then(|| self.picked(upstream))?)
     }
 
-    /// Whoever has the fewest requests in flight for its weight.
+    /// Whoever has the fewest requests in flight for its weight and its pace.
     fn least(&self, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<Picked> {
         let backends = &self.backends;
         let count = backends.len();
@@ -285,7 +296,8 @@ impl List {
             let two = [one, other]
                 .into_iter()
                 .filter(|index| fits(&backends[*index].upstream));
-            least = two.min_by(|one, other| compare(&backends[*one], &backends[*other]));
+            let fastest = faster(backends[one].mean(), backends[other].mean());
+            least = two.min_by(|one, other| compare(&backends[*one], &backends[*other], fastest));
         }
         let index = least.or_else(|| self.least_of_all(fits))?;
         // Other threads may have taken its last place.
@@ -294,13 +306,15 @@ impl List {
 
     /// Of those with the same number any, each as likely as the others.
     fn least_of_all(&self, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<usize> {
+        let means = self.backends.iter().map(Weighted::mean);
+        let fastest = means.reduce(faster).unwrap_or_default();
         let mut least = None;
         let mut ties = 0_usize;
         for (index, backend) in self.backends.iter().enumerate() {
             if !fits(&backend.upstream) {
                 continue;
             }
-            let (load, weight) = (backend.load(), u64::from(backend.weight));
+            let (load, weight) = (backend.load(fastest), u64::from(backend.weight));
             match least {
                 Some((_, least_load, its_weight)) if load * its_weight > least_load * weight => continue,
                 Some((_, least_load, its_weight)) if load * its_weight == least_load * weight => {
@@ -366,12 +380,17 @@ impl List {
 }
 
 impl Weighted {
-    /// How many requests would be in flight to it with one more.
-    fn load(&self) -> u64 {
-        u64::from(self.upstream.in_flight.load(Ordering::Relaxed)) + 1
+    fn mean(&self) -> u32 {
+        self.upstream.pace.mean()
+    }
+
+    /// How many requests would be in flight to it with one more, or as many as that means where the fastest takes so long to answer.
+    fn load(&self, fastest: u32) -> u64 {
+        let in_flight = u64::from(self.upstream.in_flight.load(Ordering::Relaxed));
+        (in_flight + 1) * slowness(self.mean(), fastest)
     }
 }
 
-fn compare(one: &Weighted, other: &Weighted) -> std::cmp::Ordering {
-    (one.load() * u64::from(other.weight)).cmp(&(other.load() * u64::from(one.weight)))
+fn compare(one: &Weighted, other: &Weighted, fastest: u32) -> std::cmp::Ordering {
+    (one.load(fastest) * u64::from(other.weight)).cmp(&(other.load(fastest) * u64::from(one.weight)))
 }

@@ -2,12 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use crate::pool::endpoint::Upstream;
 
 /// A place among the requests in flight to a backend, given back when it is dropped; or none, where nobody counts them.
 #[derive(Debug, Default)]
-pub struct Place(Option<Arc<Upstream>>);
+pub struct Place {
+    at: Option<Arc<Upstream>>,
+    /// Since when an answer is waited for, if that is timed.
+    since: Option<Instant>,
+}
 
 impl Place {
     /// A place at `upstream`; `None` if `most` are in flight to it.
@@ -25,13 +30,28 @@ impl Place {
                     .ok()?;
             }
         }
-        Some(Self(Some(Arc::clone(upstream))))
+        Some(Self {
+            at: Some(Arc::clone(upstream)),
+            since: None,
+        })
+    }
+
+    /// How long the backend takes from now to its answer is noted.
+    pub(super) fn time(&mut self) {
+        self.since = Some(Instant::now());
+    }
+
+    /// The backend has answered.
+    pub fn answered(&mut self) {
+        if let (Some(upstream), Some(since)) = (&self.at, self.since.take()) {
+            upstream.pace.answered(since.elapsed());
+        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(upstream) = &self.0 {
+        if let Some(upstream) = &self.at {
             upstream.in_flight.fetch_sub(1, Ordering::Relaxed);
         }
     }

@@ -40,6 +40,7 @@ fn list(algorithm: Algorithm, weights: &[u32]) -> List {
 
 fn from(client: u32) -> Asked<'static> {
     Asked {
+        bodiless: true,
         client: IpAddr::V4(Ipv4Addr::from_bits(client)),
         path: b"/",
         fields: &[],
@@ -145,6 +146,44 @@ fn the_fewest_requests_for_the_weight_and_any_of_those_that_tie() {
 }
 
 #[test]
+fn a_slow_backend_counts_as_busier_and_is_tried_again_some_time() {
+    let turn = AtomicUsize::new(0);
+    for count in [4, 40] {
+        let list = list(Algorithm::LeastRequests, &vec![1; count]);
+        for (number, backend) in list.backends.iter().enumerate() {
+            let milliseconds = if number == 0 { 50 } else { 5 };
+            backend.upstream.pace.answered(Duration::from_millis(milliseconds));
+        }
+        let slow = |places: usize| {
+            let places: Vec<_> = (0..places).map(|_| pick(&list, &turn, from(1)).unwrap()).collect();
+            places.iter().filter(|one| number(one) == 0).count()
+        };
+        assert_eq!(slow(3 * (count - 1)), 0, "the others have fewer than ten each");
+        assert!(slow(30 * (count - 1)) > 0, "all are busy");
+        (0..60).for_each(|_| list.backends[0].upstream.pace.rest());
+        assert!(slow(3 * (count - 1)) > 0);
+    }
+}
+
+#[test]
+fn what_is_timed_is_the_answer_to_a_request_without_a_body() {
+    let turn = AtomicUsize::new(0);
+    for (algorithm, bodiless, timed) in [
+        (Algorithm::LeastRequests, true, true),
+        (Algorithm::LeastRequests, false, false),
+        (Algorithm::Hash(HashBy::Client), true, false),
+    ] {
+        let list = list(algorithm, &[1]);
+        let asked = Asked { bodiless, ..from(1) };
+        let mut picked = pick(&list, &turn, asked).unwrap();
+        let mean = || picked.endpoint.upstream.pace.mean();
+        assert_eq!(mean(), 0);
+        picked.place.answered();
+        assert_eq!(picked.endpoint.upstream.pace.mean() > 0, timed);
+    }
+}
+
+#[test]
 fn of_many_backends_a_slow_one_gets_no_more_either() {
     let turn = AtomicUsize::new(0);
     let list = list(Algorithm::LeastRequests, &[1; 40]);
@@ -154,7 +193,7 @@ fn of_many_backends_a_slow_one_gets_no_more_either() {
     let places: Vec<_> = (0..400).map(|_| pick(&list, &turn, from(1)).unwrap()).collect();
     assert!(places.iter().all(|one| number(one) != 7));
     for backend in &list.backends {
-        let load = backend.load();
+        let load = backend.load(0);
         assert!((6..20).contains(&load) || load == 51, "{load}");
     }
 }
@@ -216,6 +255,7 @@ fn a_request_without_the_key_takes_turns() {
     ] {
         let (list, turn) = (list(Algorithm::Hash(by.clone()), &[1; 8]), AtomicUsize::new(0));
         let ask = |fields, path| Asked {
+            bodiless: true,
             fields,
             path,
             ..from(1)
@@ -237,6 +277,7 @@ fn a_request_without_the_key_takes_turns() {
     let list = list(Algorithm::Hash(HashBy::Client), &[1; 64]);
     let of = |client: &str| {
         let asked = Asked {
+            bodiless: true,
             client: client.parse().unwrap(),
             ..from(1)
         };
@@ -335,6 +376,7 @@ fn a_client_stays_where_its_cookie_says_until_that_takes_no_more_of_it() {
             value: cookie.as_bytes(),
         }];
         let asked = Asked {
+            bodiless: true,
             fields: &fields,
             ..from(1)
         };
