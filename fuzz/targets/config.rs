@@ -62,7 +62,8 @@ fn sound(config: &Config) {
     ];
     assert!(waits.iter().all(|wait| !wait.is_zero()));
     let (sentinel, ejection) = (&config.sentinel, &config.upstream.ejection);
-    assert!(!sentinel.targets.is_empty() && sentinel.concurrency > 0);
+    assert!(sentinel.targets().next().is_some() && sentinel.pools.values().all(|targets| !targets.is_empty()));
+    assert!(sentinel.concurrency > 0);
     assert!(sentinel.rise > 0 && sentinel.fall > 0);
     assert!(ejection.failures > 0 && (0.0..=1.0).contains(&ejection.max_share));
     assert!((0.0..=1.0).contains(&config.upstream.retry_budget));

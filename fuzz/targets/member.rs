@@ -1,4 +1,4 @@
-//! How a member of the registry is written.
+//! How a member of the registry is written, and what stands in the hash beside the set.
 //!
 //! The input is a set with a member a line. Each is read by a second description of what a member is, and has to come
 //! out the same; what parses has to survive its own encoding, and the store; what does not has to be quoted harmlessly.
@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 
 use futures::FutureExt;
 use libfuzzer_sys::fuzz_target;
-use registry::{Host, InProcess, Malformed, Member, Registry, Snapshot};
+use registry::{Host, InProcess, MAX_WEIGHT, Malformed, Member, Meta, PoolName, Registry, Snapshot};
 
 fuzz_target!(|set: &[u8]| {
     let mut members = BTreeSet::new();
@@ -24,6 +24,10 @@ fuzz_target!(|set: &[u8]| {
                 members.insert(member);
             }
             Err(malformed) => harmless(&malformed),
+        }
+        if let Some(meta) = str::from_utf8(text).ok().and_then(|text| text.parse::<Meta>().ok()) {
+            assert!(meta.weight <= MAX_WEIGHT);
+            assert_eq!(meta.to_string().parse(), Ok(meta));
         }
     }
     store(members);
@@ -87,11 +91,14 @@ fn store(members: BTreeSet<Member>) {
     let store = InProcess::default();
     let present: Vec<_> = members.iter().cloned().collect();
     let absent = &present[..present.len() / 2];
-    let publish = |present, absent| store.publish("fuzz", present, absent).now_or_never();
+    let pool = PoolName::default();
+    let publish = |present, absent| store.publish(&pool, "fuzz", present, absent).now_or_never();
     let holds = |members| {
-        let malformed = Vec::new();
-        let expected = Snapshot { members, malformed };
-        assert_eq!(store.members().now_or_never(), Some(Ok(expected)));
+        let expected = Snapshot {
+            members,
+            ..Snapshot::default()
+        };
+        assert_eq!(store.members(&pool).now_or_never(), Some(Ok(expected)));
     };
     assert_eq!(publish(&present, &[]), Some(Ok(())));
     holds(members.clone());

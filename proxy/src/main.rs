@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, Once};
 use std::time::{Instant, SystemTime};
@@ -31,6 +31,7 @@ use gopherproxy::observe::metrics::Metrics;
 use gopherproxy::observe::routes::RouteMetrics;
 use gopherproxy::pool::retry_budget::RetryBudget;
 use gopherproxy::pool::{Intervals, Pool, PoolService};
+use gopherproxy::process::backend_command::BackendCommand;
 use gopherproxy::process::certificates::Watch;
 use gopherproxy::process::explain::explain;
 use gopherproxy::process::reload::Reload;
@@ -107,23 +108,20 @@ enum Command {
         #[arg(value_name = "HOST", default_values = ["localhost", "127.0.0.1", "::1"])]
         hosts: Vec<String>,
     },
+
+    /// List a pool's backends, drain one, or change its weight, in the Redis that all proxies read.
+    #[command(subcommand)]
+    Backend(BackendCommand),
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    if let Some(Command::Certificate { directory, hosts }) = &arguments.command {
-        return process::answer(LOG_FILTER, "no certificate", || {
-            let made = self_made::make(directory, hosts, SystemTime::now())?;
-            let what = if made.found { "is there already" } else { "is made" };
-            let (cert, ca, until) = (
-                made.cert.display(),
-                made.authority.display(),
-                fmt_http_date(made.not_after),
-            );
-            Ok(format!(
-                "{cert} {what}, valid until {until}; clients trust it with {ca}"
-            ))
-        });
+    let mut arguments = Arguments::parse();
+    match arguments.command.take() {
+        Some(Command::Certificate { directory, hosts }) => return make_certificate(&directory, &hosts),
+        Some(Command::Backend(command)) => {
+            return process::answer(LOG_FILTER, "nothing done", || command.run());
+        }
+        None => {}
     }
     let load = || Config::load(arguments.conf.as_deref());
     if arguments.test {
@@ -145,6 +143,21 @@ fn main() -> ExitCode {
     }
     let signals = Early::new();
     process::run(LOG_FILTER, "can't start", || run(&arguments, signals?, load()?))
+}
+
+fn make_certificate(directory: &Path, hosts: &[String]) -> ExitCode {
+    process::answer(LOG_FILTER, "no certificate", || {
+        let made = self_made::make(directory, hosts, SystemTime::now())?;
+        let what = if made.found { "is there already" } else { "is made" };
+        let (cert, ca, until) = (
+            made.cert.display(),
+            made.authority.display(),
+            fmt_http_date(made.not_after),
+        );
+        Ok(format!(
+            "{cert} {what}, valid until {until}; clients trust it with {ca}"
+        ))
+    })
 }
 
 fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Box<dyn Error>> {

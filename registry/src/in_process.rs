@@ -47,6 +47,10 @@ impl Registry for InProcess {
         })
     }
 
+    async fn pools_of(&self, _id: &str) -> Result<BTreeSet<PoolName>, Error> {
+        Ok(self.sets().keys().filter(|pool| !pool.is_default()).cloned().collect())
+    }
+
     async fn publish(&self, pool: &PoolName, _id: &str, present: &[Member], absent: &[Member]) -> Result<(), Error> {
         let mut sets = self.sets();
         let members = &mut sets.entry(pool.clone()).or_default().members;

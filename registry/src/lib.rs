@@ -80,6 +80,9 @@ pub trait Registry: Send + Sync + 'static {
     /// All members of the pool's set, and those that the writer `id` has registered.
     async fn holdings(&self, pool: &PoolName, id: &str) -> Result<Holdings, Error>;
 
+    /// The pools, but for the default one, in whose sets the writer `id` may have registered members.
+    async fn pools_of(&self, id: &str) -> Result<BTreeSet<PoolName>, Error>;
+
     /// Makes every one of `present` a member of the pool's set and none of `absent`, leaves all others as they are, and records both as
     /// the doing of the writer `id`. Idempotent.
     async fn publish(&self, pool: &PoolName, id: &str, present: &[Member], absent: &[Member]) -> Result<(), Error>;

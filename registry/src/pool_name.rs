@@ -53,6 +53,11 @@ impl PoolName {
     }
 }
 
+/// The Redis set of the pools, but for the default one, in whose sets the writer `id` may have registered members.
+pub(crate) fn pools_key(id: &str) -> String {
+    format!("{{{KEY}}}:pools:{id}")
+}
+
 impl Default for PoolName {
     fn default() -> Self {
         Self(DEFAULT.into())

@@ -1,10 +1,11 @@
 //! The registry in Redis: for each pool a set of members, a hash that says more of them, and a record of what each writer has
 //! registered.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use crate::link::Link;
+use crate::pool_name::pools_key;
 use crate::{Error, Holdings, Member, Meta, MetaChange, PoolName, RedisUrl, Registry, Snapshot, meta, parse_members};
 
 /// How long the record of what a writer has registered outlives its last write, in seconds: 30 days, so that the records
@@ -80,10 +81,31 @@ impl Registry for RedisStore {
         Ok(Holdings { members, registered })
     }
 
+    async fn pools_of(&self, id: &str) -> Result<BTreeSet<PoolName>, Error> {
+        let pool = PoolName::default();
+        let mut commands = redis::pipe();
+        // A user of version 1 may read the first alone, and has no other pools.
+        commands.smembers(pool.record_key(id)).smembers(pools_key(id));
+        let (_, names): (redis::Value, _) = self.0.call_with_optional::<_, Vec<String>>(&pool, commands).await?;
+        Ok(names
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect())
+    }
+
     async fn publish(&self, pool: &PoolName, id: &str, present: &[Member], absent: &[Member]) -> Result<(), Error> {
         let encode = |members: &[Member]| members.iter().map(Member::encode).collect::<Vec<_>>();
         let (key, record) = (pool.key(), pool.record_key(id));
         let mut commands = redis::pipe();
+        if !pool.is_default() {
+            let pools = pools_key(id);
+            commands
+                .sadd(&pools, pool.as_str())
+                .ignore()
+                .expire(&pools, RECORD_LIFE)
+                .ignore();
+        }
         // By hand, because the client library's own transaction panics in a debug build when MULTI is refused.
         commands.cmd("MULTI").ignore();
         // SADD and SREM without a member are errors.

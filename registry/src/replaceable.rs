@@ -1,5 +1,6 @@
 //! A registry that can be replaced while it is in use, as when a reload brings a new password.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -31,6 +32,11 @@ impl Registry for Replaceable {
     async fn holdings(&self, pool: &PoolName, id: &str) -> Result<Holdings, Error> {
         let registry = self.0.load_full();
         registry.holdings(pool, id).await
+    }
+
+    async fn pools_of(&self, id: &str) -> Result<BTreeSet<PoolName>, Error> {
+        let registry = self.0.load_full();
+        registry.pools_of(id).await
     }
 
     async fn publish(&self, pool: &PoolName, id: &str, present: &[Member], absent: &[Member]) -> Result<(), Error> {

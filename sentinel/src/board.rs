@@ -1,7 +1,7 @@
-//! The state of every target: written by the probing loops, read by the publisher.
+//! The state of every target of a pool: written by the probing loops, read by the publisher.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use registry::Member;
 use tokio::sync::Notify;
@@ -9,11 +9,11 @@ use tokio::sync::Notify;
 use crate::target::State;
 
 /// The targets and their states.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Board {
     /// A lock of the standard library, because it is never held across an `await`.
     entries: Mutex<BTreeMap<Member, Entry>>,
-    news: Notify,
+    news: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -26,6 +26,14 @@ struct Entry {
 }
 
 impl Board {
+    /// A board without targets, which notifies `news` of each report.
+    pub(crate) fn new(news: Arc<Notify>) -> Self {
+        Self {
+            entries: Mutex::default(),
+            news,
+        }
+    }
+
     /// Makes `targets` those of the board. One that stays keeps its state.
     pub(crate) fn set_targets(&self, targets: &[Member]) {
         let mut entries = self.entries();
@@ -49,11 +57,6 @@ impl Board {
         self.news.notify_one();
     }
 
-    /// Waits for a report since the last call.
-    pub(crate) async fn news(&self) {
-        self.news.notified().await;
-    }
-
     /// The targets whose state has changed since the last call.
     pub(crate) fn take_changes(&self) -> Vec<(Member, State)> {
         let mut entries = self.entries();
@@ -69,6 +72,11 @@ impl Board {
         let entries = self.entries();
         let states = entries.iter().map(|(target, entry)| (target.clone(), entry.state));
         states.collect()
+    }
+
+    /// Whether there are no targets.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries().is_empty()
     }
 
     /// Whether every target has been probed at least once.

@@ -1,18 +1,18 @@
 //! The sentinel's configuration: what to probe, and how.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use chassis::settings::{Expected, Section, duration, whole};
-use registry::Member;
+use chassis::settings::{Expected, List, Section, duration, whole};
+use registry::{Member, PoolName};
 
 /// What to probe and how. Every key has an environment variable, because the sentinel's own process takes no file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// In whose name targets are registered; none: see [`Config::id_or_default`].
     pub id: Option<String>,
-    /// The origins to probe: at least one, none twice.
-    pub targets: Vec<Member>,
+    /// The origins to probe, for each pool that has any: at least one in all, none twice in a pool.
+    pub pools: BTreeMap<PoolName, Vec<Member>>,
     /// From the start of one probe of a target to the start of the next, and from one look at the registry to the next.
     pub interval: Duration,
     /// How long a connection may take, the lookup of the name included.
@@ -34,7 +34,7 @@ impl Default for Config {
         };
         Self {
             id: None,
-            targets: [8081, 8082, 8083].map(origin).into(),
+            pools: BTreeMap::from([(PoolName::default(), [8081, 8082, 8083].map(origin).into())]),
             interval: Duration::from_secs(2),
             timeout: Duration::from_secs(1),
             rise: 1,
@@ -48,18 +48,19 @@ impl Config {
     /// Reads the keys of `section` and their variables.
     pub fn read(section: &mut Section<'_>) -> Self {
         let default = Self::default();
-        let targets = section.list("targets", Some("SENTINEL_TARGETS"), default.targets, target);
-        let (settings, place) = (section.settings(), section.place("targets"));
-        if targets.is_empty() {
-            settings.mistake(&place, "expected at least one host:port, got none");
-        }
-        let mut seen = BTreeSet::new();
-        for twice in targets.iter().filter(|target| !seen.insert(*target)) {
-            settings.mistake(&place, format_args!("{twice} is there twice"));
-        }
+        let unnamed = &default.pools[&PoolName::default()];
+        let lists = section.lists(
+            "targets",
+            "pools",
+            "SENTINEL_TARGETS",
+            unnamed,
+            str::parse::<PoolName>,
+            target,
+        );
+        let pools = lists.map_or(default.pools, |lists| pools(section, lists));
         Self {
             id: section.value("id", Some("SENTINEL_ID"), default.id, id_or_none),
-            targets,
+            pools,
             interval: section.value("interval", Some("SENTINEL_INTERVAL"), default.interval, duration),
             timeout: section.value("timeout", Some("SENTINEL_TIMEOUT"), default.timeout, duration),
             rise: section.value("rise", Some("SENTINEL_RISE"), default.rise, whole(1..=100)),
@@ -74,12 +75,51 @@ impl Config {
     }
 }
 
+/// The lists of targets as pools.
+fn pools(section: &Section<'_>, lists: Vec<List<PoolName, Member>>) -> BTreeMap<PoolName, Vec<Member>> {
+    let settings = section.settings();
+    let mut pools = BTreeMap::new();
+    let only = lists.len() == 1;
+    for List { name, place, values } in lists {
+        // Where the place doesn't name the pool.
+        let label = match &name {
+            Some(name) if place == section.place("targets") => format!("{name}: "),
+            _ => String::new(),
+        };
+        if values.is_empty() && (name.is_some() || only) {
+            settings.mistake(&place, format_args!("{label}expected at least one host:port, got none"));
+            continue;
+        }
+        let mut seen = BTreeSet::new();
+        for twice in values.iter().filter(|target| !seen.insert(*target)) {
+            settings.mistake(&place, format_args!("{label}{twice} is there twice"));
+        }
+        let name = name.unwrap_or_default();
+        if pools.contains_key(&name) {
+            settings.mistake(
+                &place,
+                format_args!(
+                    "the targets of the pool {name} are there twice; a list without a name is that of the pool default"
+                ),
+            );
+        }
+        pools.insert(name, values);
+    }
+    pools.retain(|_, targets| !targets.is_empty());
+    pools
+}
+
 /// A target as people write it: `host:port`, or the `http://host:port/` that a browser shows. As in a URL, `http://host` is port 80 and
 /// `https://host` port 443.
 fn target(text: &str) -> Result<Member, Expected> {
     let expected = |why: &str| format!("a host and a port, such as 10.0.0.7:8081, origin:8081 or [::1]:8081 ({why})");
     if text.is_empty() {
         return Err(expected("an entry is empty"));
+    }
+    if text.contains([';', '=']) {
+        return Err(expected(
+            "those of other pools stand under sentinel.pools, or as in SENTINEL_TARGETS=a:1,b:2;NAME=c:3",
+        ));
     }
     let Some((scheme, rest)) = text.split_once("://") else {
         return text.parse().map_err(|why: String| match text.rsplit_once(':') {
@@ -104,6 +144,11 @@ fn target(text: &str) -> Result<Member, Expected> {
 }
 
 impl Config {
+    /// The targets of all pools.
+    pub fn targets(&self) -> impl Iterator<Item = &Member> {
+        self.pools.values().flatten()
+    }
+
     /// The id, or else the name of this host and `port`, the admin port: two processes of one host can't have the same,
     /// and one that is started again has the same again.
     pub fn id_or_default(&self, port: u16) -> String {
@@ -135,8 +180,12 @@ mod tests {
     use super::*;
 
     fn read(targets: &str) -> Result<Config, String> {
+        read_with("", targets)
+    }
+
+    fn read_with(file: &str, targets: &str) -> Result<Config, String> {
         let settings = Settings::new([("SENTINEL_TARGETS".to_owned(), targets.to_owned())]);
-        let mut section = settings.top(None);
+        let mut section = settings.top(chassis::yaml::parse(file).unwrap());
         let config = Config::read(&mut section);
         section.finish();
         let read = settings.finish(config).map(|(config, _)| config);
@@ -173,8 +222,9 @@ mod tests {
             ),
         ] {
             let config = read(text).unwrap();
-            let targets: Vec<String> = config.targets.iter().map(ToString::to_string).collect();
+            let targets: Vec<String> = config.targets().map(ToString::to_string).collect();
             assert_eq!(targets, expected);
+            assert!(config.pools.keys().all(PoolName::is_default));
         }
         assert_eq!(read(""), Ok(Config::default()), "an empty variable is unset");
     }
@@ -203,6 +253,111 @@ mod tests {
             assert!(mistakes.contains("has a mistake: SENTINEL_TARGETS: "), "{mistakes}");
             assert!(mistakes.contains(named), "{targets:?}: {mistakes}");
             assert!(!mistakes.contains("hunter2"), "{mistakes}");
+        }
+    }
+
+    /// The pools and their targets, as the variable would have them.
+    fn shown(config: &Config) -> String {
+        let pools = config.pools.iter().map(|(name, targets)| {
+            let targets: Vec<String> = targets.iter().map(ToString::to_string).collect();
+            format!("{name}={}", targets.join(","))
+        });
+        pools.collect::<Vec<_>>().join(";")
+    }
+
+    #[test]
+    fn other_pools_have_targets_of_their_own() {
+        for (file, variable, expected) in [
+            ("", "a:1,b:2;api=c:3,d:4", "api=c:3,d:4;default=a:1,b:2"),
+            ("", " api = a:1 ; web=http://a:1/ ", "api=a:1;web=a:1"),
+            ("", "default=a:1", "default=a:1"),
+            ("", "none;api=a:1", "api=a:1"),
+            (
+                "targets: [a:1]\npools: {api: [a:1, c:3]}",
+                "",
+                "api=a:1,c:3;default=a:1",
+            ),
+            ("pools: {api: 'c:3,d:4', default: b:1}", "", "api=c:3,d:4;default=b:1"),
+            ("targets: none\npools: {api: c:3}", "", "api=c:3"),
+            ("pools: {api: c:3}", "", "api=c:3"),
+            ("targets: [a:1]\npools: {api: c:3}", "b:2", "default=b:2"),
+        ] {
+            assert_eq!(
+                shown(&read_with(file, variable).unwrap()),
+                expected,
+                "{file:?} {variable:?}"
+            );
+        }
+        assert_eq!(read_with("pools: {}", ""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn a_wrong_pool_is_a_mistake_that_names_it() {
+        for (file, variable, named) in [
+            (
+                "",
+                "a:1;api=",
+                "SENTINEL_TARGETS: api: expected at least one host:port, got none",
+            ),
+            (
+                "",
+                "a:1;api=none",
+                "SENTINEL_TARGETS: api: expected at least one host:port, got none",
+            ),
+            (
+                "",
+                "a:1;",
+                "SENTINEL_TARGETS: expected a list before and behind each ;, got nothing",
+            ),
+            ("", "a:1;api=b:1,b:1", "SENTINEL_TARGETS: api: b:1 is there twice"),
+            (
+                "",
+                "a:1;api=b:1,b",
+                "SENTINEL_TARGETS: api: entry 2: expected a host and a port",
+            ),
+            (
+                "",
+                "a:1;Api=b:1",
+                "SENTINEL_TARGETS: expected a name of 1 to 63 of a-z, 0-9, _ and -, got \"Api\"",
+            ),
+            (
+                "",
+                "a:1;b:1",
+                "the targets of the pool default are there twice; a list without a name",
+            ),
+            ("", "a:1;default=b:1", "the targets of the pool default are there twice"),
+            ("", "api=a:1;api=b:1", "the targets of the pool api are there twice"),
+            ("", "a:1,api=b:1", "entry 2: expected a host and a port, such as"),
+            (
+                "targets: a:1\npools: {default: b:1}",
+                "",
+                "line 2: pools.default: the targets of the pool default are there twice",
+            ),
+            (
+                "pools: {api: []}",
+                "",
+                "line 1: pools.api: expected at least one host:port, got none",
+            ),
+            ("pools: {api: [a:1, a:1]}", "", "line 1: pools.api: a:1 is there twice"),
+            ("pools: {a.b: a:1}", "", "expected a name of 1 to 63"),
+            (
+                "pools: {api: {a: 1}}",
+                "",
+                "line 1: pools.api: entry 1: expected one value",
+            ),
+            (
+                "targets: 'a:1;api=b:1'",
+                "",
+                "those of other pools stand under sentinel.pools",
+            ),
+            (
+                "targets: none",
+                "",
+                "line 1: targets: expected at least one host:port, got none",
+            ),
+        ] {
+            let mistakes = read_with(file, variable).unwrap_err();
+            assert!(mistakes.contains(named), "{file:?} {variable:?}: {mistakes}");
         }
     }
 }

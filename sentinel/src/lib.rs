@@ -1,4 +1,4 @@
-//! The sentinel: probes the listed origins over TCP and keeps the registry up to date.
+//! The sentinel: probes the listed origins over TCP and keeps the registry up to date, with a set for each pool.
 //!
 //! The same [`Sentinel`] runs in a process of its own (`main.rs`) and as a background service inside the proxy. In
 //! reading order: [`Config`] says what to probe and how, `target` decides from a row of probes whether a target is up,
@@ -14,6 +14,7 @@ mod prober;
 mod publisher;
 mod target;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +22,8 @@ use async_trait::async_trait;
 use log::info;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
-use registry::Registry;
-use tokio::sync::watch;
+use registry::{PoolName, Registry};
+use tokio::sync::{Notify, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use board::Board;
@@ -56,6 +57,8 @@ impl Sentinel {
         metrics: Metrics,
         id: String,
     ) -> Self {
+        // So that they are there from the start.
+        metrics.set_pools(config.borrow().pools.keys());
         Self {
             config,
             registry,
@@ -73,11 +76,12 @@ impl Sentinel {
     /// Probes and publishes until a loop fails.
     async fn run(mut self) {
         let mut config = Arc::clone(&self.config.borrow_and_update());
-        let board = Arc::new(Board::default());
-        let mut prober = Prober::new(&config, Arc::clone(&board), self.metrics.clone());
-        let mut publisher = Publisher::new(self.registry, self.id, Arc::clone(&board), self.metrics);
+        let news = Arc::new(Notify::new());
+        let mut prober = Prober::new(&config, self.metrics.clone());
+        let mut pools = BTreeMap::new();
+        self.change(&config, &mut pools, &mut prober, &news);
         let mut ticks = every(config.interval);
-        let mut complete = false;
+        let (mut complete, mut recalled) = (false, false);
         loop {
             let changed = async {
                 // A sender that is gone sends nothing new.
@@ -86,29 +90,79 @@ impl Sentinel {
                 }
             };
             tokio::select! {
-                _ = ticks.tick() => publisher.reconcile(config.interval).await,
-                () = board.news() => {
+                _ = ticks.tick() => {
+                    if !recalled && let Ok(names) = self.registry.pools_of(&self.id).await {
+                        recalled = true;
+                        names.into_iter().for_each(|name| self.add(name, &mut pools, &news));
+                    }
+                    reconcile(&mut pools, config.interval).await;
+                }
+                () = news.notified() => {
                     sleep(TOGETHER).await;
-                    publisher.publish_changes().await;
+                    for pool in pools.values_mut() {
+                        pool.publisher.publish_changes().await;
+                    }
                     // The first cycle ends with the first probe of the last target.
-                    if !complete && board.all_probed() {
-                        publisher.reconcile(config.interval).await;
+                    if !complete && all_probed(&pools) {
+                        reconcile(&mut pools, config.interval).await;
                     }
                 }
                 () = changed => {
                     config = Arc::clone(&self.config.borrow_and_update());
-                    prober.change(&config);
+                    self.change(&config, &mut pools, &mut prober, &news);
                     ticks = every(config.interval);
-                    info!(targets = config.targets.len(); "targets changed");
+                    info!(targets = config.targets().count(); "targets changed");
                 }
                 () = prober.failed() => return,
             }
-            if !complete && board.all_probed() {
+            if !complete && all_probed(&pools) {
                 complete = true;
                 self.first_cycle.send_replace(true);
             }
         }
     }
+
+    /// Makes `pools` those of `config`. One that is no longer there stays, without targets, until its set has nothing of this sentinel. The
+    /// default one is always among them at first: an earlier process may have had targets there.
+    fn change(&self, config: &Config, pools: &mut BTreeMap<PoolName, Pool>, prober: &mut Prober, news: &Arc<Notify>) {
+        self.metrics.set_pools(config.pools.keys());
+        for name in config.pools.keys().cloned().chain([PoolName::default()]) {
+            self.add(name, pools, news);
+        }
+        for (name, pool) in pools.iter() {
+            pool.board
+                .set_targets(config.pools.get(name).map_or(&[], Vec::as_slice));
+        }
+        prober.change(config, pools);
+    }
+
+    /// Adds the pool `name` to `pools`, unless it is there, without targets.
+    fn add(&self, name: PoolName, pools: &mut BTreeMap<PoolName, Pool>, news: &Arc<Notify>) {
+        pools.entry(name).or_insert_with_key(|name| {
+            let board = Arc::new(Board::new(Arc::clone(news)));
+            let (registry, metrics) = (Arc::clone(&self.registry), self.metrics.clone());
+            let publisher = Publisher::new(registry, name.clone(), self.id.clone(), Arc::clone(&board), metrics);
+            Pool { board, publisher }
+        });
+    }
+}
+
+/// A pool while the sentinel runs.
+struct Pool {
+    board: Arc<Board>,
+    publisher: Publisher,
+}
+
+fn all_probed(pools: &BTreeMap<PoolName, Pool>) -> bool {
+    pools.values().all(|pool| pool.board.all_probed())
+}
+
+/// One cycle of each pool, and the end of those that have left.
+async fn reconcile(pools: &mut BTreeMap<PoolName, Pool>, interval: Duration) {
+    for pool in pools.values_mut() {
+        pool.publisher.reconcile(interval).await;
+    }
+    pools.retain(|_, pool| !pool.publisher.has_left());
 }
 
 fn every(period: Duration) -> Interval {
@@ -120,7 +174,7 @@ fn every(period: Duration) -> Interval {
 #[async_trait]
 impl BackgroundService for Sentinel {
     async fn start(&self, shutdown: ShutdownWatch) {
-        info!(targets = self.config.borrow().targets.len(), id = self.id.as_str(); "sentinel started");
+        info!(targets = self.config.borrow().targets().count(), id = self.id.as_str(); "sentinel started");
         chassis::supervisor::supervise("sentinel", shutdown, || self.clone().run()).await;
     }
 }

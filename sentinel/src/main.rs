@@ -26,7 +26,7 @@ const LOG_FILTER: &str = "info,pingora=warn,pingora_core=warn";
 /// After the time of this many cycles without a good one the sentinel calls itself not ready.
 const READY_CYCLES: u32 = 5;
 
-/// Probes origins over TCP and keeps the Redis set gopher_backends up to date.
+/// Probes origins over TCP and keeps the Redis set gopher_backends up to date, and gopher_backends:NAME for each other pool.
 ///
 /// It is configured by the environment: SENTINEL_TARGETS, SENTINEL_ID, SENTINEL_INTERVAL, SENTINEL_TIMEOUT, SENTINEL_RISE,
 /// SENTINEL_FALL, SENTINEL_CONCURRENCY, SENTINEL_METRICS_PORT, REDIS_URL and RUST_LOG. Each can have the prefix GOPHERPROXY_.
@@ -130,9 +130,10 @@ struct Recently {
 impl Probed for Recently {
     fn ready(&self) -> Result<String, String> {
         match self.metrics.since_last_success() {
-            None => Err("no cycle has reached the registry yet".into()),
-            Some(age) if age > self.limit => Err(format!("the last good cycle ended {} s ago", age.as_secs())),
-            Some(_) => Ok("ready".into()),
+            Err(None) => Err("no cycle has reached the registry yet".into()),
+            Err(Some(pool)) => Err(format!("no cycle of the pool {pool} has reached the registry yet")),
+            Ok(age) if age > self.limit => Err(format!("the last good cycle ended {} s ago", age.as_secs())),
+            Ok(_) => Ok("ready".into()),
         }
     }
 }

@@ -1,16 +1,27 @@
-//! The metrics of the sentinel.
+//! The metrics of the sentinel, for each pool.
+//!
+//! Where there is one pool they have the names and labels that they had when there could be no other, so that existing queries keep
+//! working. Where there are several each series has the label `pool` too. The label is put on when the series are collected, because
+//! a reload can bring a second pool, and a registry of Prometheus takes no other labels for a name once it is registered.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chassis::clock;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{LabelPair, MetricFamily};
 use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
+use registry::PoolName;
 
 use crate::target::State;
 
-/// The sentinel's metrics; clones share the same series.
+/// The label that tells pools apart.
+const POOL: &str = "pool";
+
+/// The metrics of one pool; clones share the same series.
 #[derive(Clone)]
-pub struct Metrics {
+pub(crate) struct PoolMetrics {
     pub(crate) registry_errors: IntCounter,
     targets: IntGaugeVec,
     probes: IntCounterVec,
@@ -20,12 +31,9 @@ pub struct Metrics {
     last_success_at: Arc<Mutex<Option<Instant>>>,
 }
 
-impl Metrics {
-    /// Makes the metrics and registers them.
-    ///
-    /// # Errors
-    /// When one of the names is taken.
-    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+impl PoolMetrics {
+    /// Series that nobody collects yet.
+    fn new() -> prometheus::Result<Self> {
         let metrics = Self {
             registry_errors: IntCounter::new(
                 "gopherproxy_sentinel_registry_errors_total",
@@ -54,11 +62,6 @@ impl Metrics {
             )?,
             last_success_at: Arc::default(),
         };
-        registry.register(Box::new(metrics.registry_errors.clone()))?;
-        registry.register(Box::new(metrics.targets.clone()))?;
-        registry.register(Box::new(metrics.probes.clone()))?;
-        registry.register(Box::new(metrics.probe_duration.clone()))?;
-        registry.register(Box::new(metrics.last_success.clone()))?;
         metrics.count([]);
         for result in ["success", "failure"] {
             metrics.probes.with_label_values(&[result]);
@@ -66,10 +69,15 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// How long ago the last good cycle ended; `None` before the first.
-    pub fn since_last_success(&self) -> Option<Duration> {
-        let at = *self.last_success_at.lock().unwrap_or_else(PoisonError::into_inner);
-        at.map(|at| at.elapsed())
+    /// Each of them.
+    fn all(&self) -> [&dyn Collector; 5] {
+        [
+            &self.registry_errors,
+            &self.targets,
+            &self.probes,
+            &self.probe_duration,
+            &self.last_success,
+        ]
     }
 
     pub(crate) fn probed(&self, took: Duration, success: bool) {
@@ -95,5 +103,149 @@ impl Metrics {
     pub(crate) fn cycle_succeeded(&self) {
         self.last_success.set(clock::since_1970().as_secs_f64());
         *self.last_success_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+}
+
+/// The sentinel's metrics, as one collector; clones share the same series.
+#[derive(Clone)]
+pub struct Metrics(Arc<Shared>);
+
+struct Shared {
+    /// Tells the registry of Prometheus which names there are. It is collected for no pool.
+    names: PoolMetrics,
+    /// A lock of the standard library, because it is never held across an `await`.
+    pools: Mutex<BTreeMap<PoolName, PoolMetrics>>,
+}
+
+impl Metrics {
+    /// Makes the metrics and registers them.
+    ///
+    /// # Errors
+    /// When one of the names is taken.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self(Arc::new(Shared {
+            names: PoolMetrics::new()?,
+            pools: Mutex::default(),
+        }));
+        registry.register(Box::new(metrics.clone()))?;
+        Ok(metrics)
+    }
+
+    /// How long ago the last good cycle ended: of the pool that has waited longest for one.
+    ///
+    /// # Errors
+    /// The name of a pool that has had none, where there are several pools.
+    pub fn since_last_success(&self) -> Result<Duration, Option<PoolName>> {
+        let pools = self.pools();
+        let mut longest: Result<Duration, _> = Err(None);
+        for (name, metrics) in pools.iter() {
+            let at = *metrics.last_success_at.lock().unwrap_or_else(PoisonError::into_inner);
+            match at {
+                Some(at) => longest = Ok(longest.unwrap_or_default().max(at.elapsed())),
+                None => return Err((pools.len() > 1).then(|| name.clone())),
+            }
+        }
+        longest
+    }
+
+    /// Makes `names` the pools. One that stays keeps its series.
+    pub(crate) fn set_pools<'n>(&self, names: impl IntoIterator<Item = &'n PoolName>) {
+        let mut pools = self.pools();
+        let mut old = std::mem::take(&mut *pools);
+        for name in names {
+            // What could go wrong would have gone wrong before, with the same names.
+            let new = || PoolMetrics::new().unwrap_or_else(|_| self.0.names.clone());
+            pools.insert(name.clone(), old.remove(name).unwrap_or_else(new));
+        }
+    }
+
+    /// The metrics of a pool. What is counted there for one that is not among the pools is not collected.
+    pub(crate) fn of(&self, name: &PoolName) -> PoolMetrics {
+        self.pools().get(name).unwrap_or(&self.0.names).clone()
+    }
+
+    /// How log lines name a pool: not at all where there is only one.
+    pub(crate) fn in_log<'n>(&self, name: &'n PoolName) -> Option<&'n str> {
+        (self.pools().len() > 1).then(|| name.as_str())
+    }
+
+    fn pools(&self) -> MutexGuard<'_, BTreeMap<PoolName, PoolMetrics>> {
+        self.0.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Collector for Metrics {
+    fn desc(&self) -> Vec<&Desc> {
+        self.0.names.all().into_iter().flat_map(Collector::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let pools = self.pools().clone();
+        let mut families = Vec::new();
+        for (name, metrics) in &pools {
+            for mut family in metrics.all().into_iter().flat_map(Collector::collect) {
+                for metric in family.mut_metric().iter_mut().filter(|_| pools.len() > 1) {
+                    let mut label = LabelPair::default();
+                    label.set_name(POOL.into());
+                    label.set_value(name.to_string());
+                    let mut labels = metric.take_label();
+                    labels.push(label);
+                    // Prometheus has them in the order of their names.
+                    labels.sort();
+                    metric.set_label(labels);
+                }
+                families.push(family);
+            }
+        }
+        families
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::TextEncoder;
+
+    use super::*;
+
+    #[test]
+    fn the_pool_is_a_label_only_while_there_are_several() {
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry).unwrap();
+        let samples = || {
+            let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+            let wanted = |line: &&str| line.contains("_total") && !line.starts_with('#') && !line.ends_with(" 0");
+            text.lines().filter(wanted).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let [default, api] = ["default", "api"].map(|name| name.parse::<PoolName>().unwrap());
+        assert_eq!(metrics.since_last_success(), Err(None));
+        metrics.set_pools([&default]);
+        assert_eq!(metrics.since_last_success(), Err(None));
+        metrics.of(&default).registry_errors.inc();
+        metrics.of(&default).probed(Duration::ZERO, true);
+        metrics.of(&api).probed(Duration::ZERO, true);
+        let alone = [
+            r#"gopherproxy_sentinel_probes_total{result="success"} 1"#,
+            "gopherproxy_sentinel_registry_errors_total 1",
+        ];
+        assert_eq!(samples(), alone);
+        assert_eq!(metrics.in_log(&default), None);
+        metrics.of(&default).cycle_succeeded();
+        assert!(metrics.since_last_success().is_ok());
+
+        metrics.set_pools([&default, &api]);
+        metrics.of(&api).probed(Duration::ZERO, false);
+        let both = [
+            r#"gopherproxy_sentinel_probes_total{pool="api",result="failure"} 1"#,
+            r#"gopherproxy_sentinel_probes_total{pool="default",result="success"} 1"#,
+            r#"gopherproxy_sentinel_registry_errors_total{pool="default"} 1"#,
+        ];
+        assert_eq!(samples(), both);
+        assert_eq!(metrics.in_log(&default), Some("default"));
+        assert_eq!(metrics.since_last_success(), Err(Some(api.clone())));
+
+        metrics.set_pools([&default]);
+        assert_eq!(samples(), alone);
+        metrics.set_pools([&api, &default]);
+        assert_eq!(samples().len(), 2, "the other pool of that name was another");
     }
 }

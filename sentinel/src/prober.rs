@@ -1,31 +1,33 @@
-//! The probing loops, one for each target, so that a slow target delays no other.
+//! The probing loops, one for each target of each pool, so that a slow target delays no other.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use log::{info, warn};
-use registry::{Member, Resolver};
+use registry::{Member, PoolName, Resolver};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use crate::Config;
 use crate::board::Board;
 use crate::metrics::Metrics;
 use crate::probe::{self, Finding};
 use crate::target::{State, Target, Thresholds};
+use crate::{Config, Pool};
 
-/// Probes the targets of a list, and reports to a board.
+/// Probes the targets of all pools, and reports to their boards.
 pub(crate) struct Prober {
-    context: Context,
+    metrics: Metrics,
+    resolver: Resolver,
     plan: watch::Sender<Arc<Plan>>,
     tasks: JoinSet<()>,
-    by_target: HashMap<Member, AbortHandle>,
+    by_target: HashMap<(PoolName, Member), AbortHandle>,
 }
 
-#[derive(Clone)]
+/// What a target's loop needs.
 struct Context {
+    pool: PoolName,
     board: Arc<Board>,
     metrics: Metrics,
     resolver: Resolver,
@@ -58,36 +60,36 @@ impl Plan {
 }
 
 impl Prober {
-    pub(crate) fn new(config: &Config, board: Arc<Board>, metrics: Metrics) -> Self {
-        let mut prober = Self {
-            context: Context {
-                board,
-                metrics,
-                resolver: Resolver::default(),
-            },
+    /// One that probes nothing yet.
+    pub(crate) fn new(config: &Config, metrics: Metrics) -> Self {
+        Self {
+            metrics,
+            resolver: Resolver::default(),
             plan: watch::Sender::new(Arc::new(Plan::new(config))),
             tasks: JoinSet::new(),
             by_target: HashMap::new(),
-        };
-        prober.set_targets(&config.targets);
-        prober
+        }
     }
 
-    /// Probes the targets of `config` from now on, in its way. One that stays keeps its state.
-    pub(crate) fn change(&mut self, config: &Config) {
+    /// Probes the targets of `config` from now on, in its way, and reports to the boards of `pools`, one for each. A target that stays
+    /// keeps its state.
+    pub(crate) fn change(&mut self, config: &Config, pools: &BTreeMap<PoolName, Pool>) {
         self.plan.send_replace(Arc::new(Plan::new(config)));
-        self.set_targets(&config.targets);
-    }
-
-    fn set_targets(&mut self, targets: &[Member]) {
-        self.context.board.set_targets(targets);
         let mut old = std::mem::take(&mut self.by_target);
-        for target in targets {
-            let task = old.remove(target).unwrap_or_else(|| {
-                let context = self.context.clone();
-                self.tasks.spawn(context.run(target.clone(), self.plan.subscribe()))
-            });
-            self.by_target.insert(target.clone(), task);
+        for (name, pool) in pools {
+            for target in config.pools.get(name).into_iter().flatten() {
+                let key = (name.clone(), target.clone());
+                let task = old.remove(&key).unwrap_or_else(|| {
+                    let context = Context {
+                        pool: name.clone(),
+                        board: Arc::clone(&pool.board),
+                        metrics: self.metrics.clone(),
+                        resolver: self.resolver.clone(),
+                    };
+                    self.tasks.spawn(context.run(target.clone(), self.plan.subscribe()))
+                });
+                self.by_target.insert(key, task);
+            }
         }
         old.into_values().for_each(|left| left.abort());
     }
@@ -159,18 +161,20 @@ impl Context {
             }
         };
         let up = matches!(finding, Finding::Up);
-        self.metrics.probed(took, up);
+        self.metrics.of(&self.pool).probed(took, up);
         let change = match finding {
             Finding::Nothing => None,
             _ => target.observe(up, plan.thresholds),
         };
-        let name = member.to_string();
-        match (change, finding) {
-            (Some(State::Up), _) => info!(target = name.as_str(); "target is up"),
-            (Some(State::Down), Finding::Down(why)) => {
-                warn!(target = name.as_str(), error = why.as_str(); "target is down");
+        if change.is_some() {
+            let (name, pool) = (member.to_string(), self.metrics.in_log(&self.pool));
+            match (change, finding) {
+                (Some(State::Up), _) => info!(target = name.as_str(), pool = pool; "target is up"),
+                (Some(State::Down), Finding::Down(why)) => {
+                    warn!(target = name.as_str(), pool = pool, error = why.as_str(); "target is down");
+                }
+                _ => {}
             }
-            _ => {}
         }
         if first || change.is_some() {
             self.board.report(member, change);

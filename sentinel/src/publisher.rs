@@ -1,4 +1,4 @@
-//! Publishes the board to the registry.
+//! Publishes a pool's board to its set in the registry.
 //!
 //! A target's change is written at once. Each interval the registry is read and what differs is written, so that a flushed
 //! set is complete again after one interval, and nothing is written while nothing changes. The registry records what this
@@ -19,7 +19,7 @@ use crate::target::State;
 /// How often the record in the registry is written even if nothing changes, because it expires.
 const RECORD: Duration = Duration::from_secs(24 * 3600);
 
-/// Writes to the registry in the name of one sentinel.
+/// Writes a pool's set in the name of one sentinel.
 pub(crate) struct Publisher {
     registry: Arc<dyn Registry>,
     pool: PoolName,
@@ -31,6 +31,8 @@ pub(crate) struct Publisher {
     disputes: Disputes,
     recorded: Option<Instant>,
     failing: Option<registry::Error>,
+    /// The registry may hold something that this sentinel has registered.
+    registered: bool,
 }
 
 /// What to write.
@@ -55,10 +57,16 @@ impl Change {
 }
 
 impl Publisher {
-    pub(crate) fn new(registry: Arc<dyn Registry>, id: String, board: Arc<Board>, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        registry: Arc<dyn Registry>,
+        pool: PoolName,
+        id: String,
+        board: Arc<Board>,
+        metrics: Metrics,
+    ) -> Self {
         Self {
             registry,
-            pool: PoolName::default(),
+            pool,
             id,
             board,
             metrics,
@@ -66,12 +74,18 @@ impl Publisher {
             disputes: Disputes::default(),
             recorded: None,
             failing: None,
+            registered: true,
         }
+    }
+
+    /// Whether the pool has no targets any more, and nothing in its set is this sentinel's.
+    pub(crate) fn has_left(&self) -> bool {
+        self.board.is_empty() && !self.registered
     }
 
     /// Writes the states that have changed. What can't be written is left to [`Publisher::reconcile`].
     pub(crate) async fn publish_changes(&mut self) {
-        self.metrics.count(self.board.states().into_values());
+        self.metrics.of(&self.pool).count(self.board.states().into_values());
         let now = Instant::now();
         let mut change = Change::default();
         for (member, state) in self.board.take_changes() {
@@ -91,7 +105,7 @@ impl Publisher {
             Ok(holdings) => {
                 let change = self.differences(&holdings, interval, Instant::now());
                 let recorded_lately = self.recorded.is_some_and(|when| when.elapsed() < RECORD);
-                if change.is_empty() && recorded_lately {
+                if change.is_empty() && (recorded_lately || self.board.is_empty()) {
                     Ok(())
                 } else {
                     self.write(&change).await
@@ -100,20 +114,25 @@ impl Publisher {
             Err(error) => Err(error),
         };
         self.note(&reconciled);
+        let metrics = self.metrics.of(&self.pool);
         match reconciled {
-            Ok(()) if self.board.all_probed() => self.metrics.cycle_succeeded(),
-            Ok(()) => {}
-            Err(_) => self.metrics.registry_errors.inc(),
+            Ok(()) => {
+                self.registered = !self.board.is_empty();
+                if self.board.all_probed() {
+                    metrics.cycle_succeeded();
+                }
+            }
+            Err(_) => metrics.registry_errors.inc(),
         }
     }
 
     /// What to write so that the registry is as the board says, but for what another writer insists on.
     fn differences(&mut self, holdings: &Holdings, interval: Duration, now: Instant) -> Change {
         let states = self.board.states();
-        self.metrics.count(states.values().copied());
+        self.metrics.of(&self.pool).count(states.values().copied());
         self.published.retain(|member, _| states.contains_key(member));
         for member in self.disputes.take_over(now) {
-            info!(target = member.to_string().as_str(); "the writers of the registry agree about this target again");
+            info!(target = member.to_string().as_str(), pool = self.in_log(); "the writers of the registry agree about this target again");
         }
         // When the record is gone too, the registry has lost what it held, and nobody has undone anything.
         let lost = holdings.registered.is_empty() && self.published.values().any(|state| *state == State::Up);
@@ -136,7 +155,7 @@ impl Publisher {
                 self.published.remove(member);
                 if self.disputes.undone(member, interval, now) {
                     let (name, state) = (member.to_string(), if is_up { "up" } else { "down" });
-                    warn!(target = name.as_str(), state = state; "another writer of the registry disagrees about this target; publishing it less often");
+                    warn!(target = name.as_str(), pool = self.in_log(), state = state; "another writer of the registry disagrees about this target; publishing it less often");
                 }
             }
             if !self.disputes.holds(member, now) {
@@ -163,24 +182,31 @@ impl Publisher {
         Ok(())
     }
 
-    /// Logs when the registry begins to fail, and when it is back.
+    /// Logs when the registry begins to fail, and when it is back. What becomes of a set without targets is worth no line.
     fn note(&mut self, result: &Result<(), registry::Error>) {
+        if self.board.is_empty() {
+            return;
+        }
+        let failing = std::mem::replace(&mut self.failing, result.as_ref().err().cloned());
+        let pool = self.in_log();
         match result {
-            Ok(()) => {
-                if self.failing.take().is_some() {
-                    info!("registry is back; the targets are published again");
-                }
+            Ok(()) if failing.is_some() => {
+                info!(pool = pool; "registry is back; the targets are published again");
             }
+            Ok(()) => {}
             Err(error) => {
                 let text = error.to_string();
                 // Another refusal has another remedy.
-                if error.is_refusal() && self.failing.as_ref() != Some(error) {
-                    error!(error = text.as_str(); "registry refuses what the sentinel publishes; probing goes on");
-                } else if self.failing.is_none() {
-                    warn!(error = text.as_str(); "registry unavailable; probing goes on");
+                if error.is_refusal() && failing.as_ref() != Some(error) {
+                    error!(pool = pool, error = text.as_str(); "registry refuses what the sentinel publishes; probing goes on");
+                } else if failing.is_none() {
+                    warn!(pool = pool, error = text.as_str(); "registry unavailable; probing goes on");
                 }
-                self.failing = Some(error.clone());
             }
         }
+    }
+
+    fn in_log(&self) -> Option<&str> {
+        self.metrics.in_log(&self.pool)
     }
 }

@@ -123,36 +123,42 @@ fn push(line: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     let _ = line.write_fmt(text);
 }
 
-/// Writes each field of a record as `,"key":value`.
+/// Writes each field of a record as `,"key":value`, but for those that are `None`.
 struct Fields<'l>(&'l mut Vec<u8>);
 
 impl<'kvs> VisitSource<'kvs> for Fields<'_> {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+        let field = self.0.len();
         self.0.push(b',');
         push_string(self.0, key.as_str());
         self.0.push(b':');
-        value.visit(JsonValue(self.0))
+        value.visit(JsonValue { line: self.0, field })
     }
 }
 
 /// Writes a value as JSON: numbers and truth values as such, all else as a string.
-struct JsonValue<'l>(&'l mut Vec<u8>);
+struct JsonValue<'l> {
+    line: &'l mut Vec<u8>,
+    /// Where its field begins in the line.
+    field: usize,
+}
 
 impl JsonValue<'_> {
     fn push(&mut self, text: std::fmt::Arguments<'_>) -> Result<(), kv::Error> {
-        push(self.0, text);
+        push(self.line, text);
         Ok(())
     }
 }
 
 impl<'v> VisitValue<'v> for JsonValue<'_> {
     fn visit_any(&mut self, value: Value<'_>) -> Result<(), kv::Error> {
-        push_string(self.0, &value.to_string());
+        push_string(self.line, &value.to_string());
         Ok(())
     }
 
     fn visit_null(&mut self) -> Result<(), kv::Error> {
-        self.push(format_args!("null"))
+        self.line.truncate(self.field);
+        Ok(())
     }
 
     fn visit_u64(&mut self, value: u64) -> Result<(), kv::Error> {
@@ -167,7 +173,7 @@ impl<'v> VisitValue<'v> for JsonValue<'_> {
         if value.is_finite() {
             self.push(format_args!("{value:?}"))
         } else {
-            self.visit_null()
+            self.push(format_args!("null"))
         }
     }
 
@@ -176,7 +182,7 @@ impl<'v> VisitValue<'v> for JsonValue<'_> {
     }
 
     fn visit_str(&mut self, value: &str) -> Result<(), kv::Error> {
-        push_string(self.0, value);
+        push_string(self.line, value);
         Ok(())
     }
 }
@@ -194,6 +200,7 @@ mod tests {
             ("duration_ms", 1.25.into()),
             ("huge", 1e300.into()),
             ("endless", f64::INFINITY.into()),
+            ("nothing", Value::null()),
             ("ok", true.into()),
         ];
         let line = of_record(
@@ -211,7 +218,8 @@ mod tests {
         assert_eq!(got["status"], 200);
         assert_eq!(got["duration_ms"], 1.25);
         assert_eq!(got["huge"], 1e300);
-        assert!(got["endless"].is_null());
+        assert_eq!(got.get("endless"), Some(&serde_json::Value::Null));
+        assert_eq!(got.get("nothing"), None);
         assert_eq!(got["ok"], true);
         assert_eq!(got["level"], "INFO");
         assert_eq!(got["time"], "2026-11-22T00:00:00.012Z");

@@ -19,7 +19,7 @@ use log::{info, warn};
 
 use crate::yaml::{Mapping, Node, Value, shown_key};
 pub use quote::quoted;
-pub use section::{Entry, Named, Section};
+pub use section::{Entry, List, Named, Section};
 pub use units::{duration, duration_or_zero, positive, size, truth, whole};
 
 /// Variables with this prefix win over those without. Kubernetes sets variables for every service of a namespace, and one of

@@ -1,8 +1,12 @@
 //! A group of keys in the file.
 
+mod lists;
+
 use std::collections::BTreeMap;
 
-use super::{Expected, Place, Settings, Unknown, Variable, entries, given, given_node, join, truth};
+pub use lists::List;
+
+use super::{Expected, Place, Settings, Unknown, Variable, entries, given_node, join, truth};
 use crate::yaml::{Mapping, Node, Value, shown_key};
 
 /// Stands for any name that the user chose, in the paths of the keys that are known.
@@ -168,97 +172,6 @@ impl<'s> Section<'s> {
         }
     }
 
-    /// A list: comma-separated in `variable`; in the file a YAML list or the same comma-separated text. Spaces around an
-    /// entry are ignored; `none` and an empty text in the file are an empty list, an empty entry is a mistake.
-    pub fn list<T: PartialEq>(
-        &mut self,
-        key: &'static str,
-        variable: Option<&'static str>,
-        default: Vec<T>,
-        parse: impl Fn(&str) -> Result<T, Expected>,
-    ) -> Vec<T> {
-        let split = |text: &str| match text.trim() {
-            "" | "none" => Vec::new(),
-            text => text.split(',').map(|entry| entry.trim().to_owned()).collect(),
-        };
-        let settings = self.settings;
-        // Each with the place that a mistake in it names, or what is there in place of a text.
-        let from_node = |place: &Place, node: &Node| -> Vec<(Place, Result<String, String>)> {
-            let at = |line| match place {
-                Place::Key { path, .. } => Place::Key {
-                    path: path.clone(),
-                    line,
-                },
-                other => other.clone(),
-            };
-            match &node.value {
-                Value::Scalar { .. } if node.is_null() => Vec::new(),
-                Value::Scalar { text, .. } => split(text)
-                    .into_iter()
-                    .map(|entry| (place.clone(), Ok(entry)))
-                    .collect(),
-                Value::List(nodes) => nodes
-                    .iter()
-                    .map(|node| match &node.value {
-                        Value::Scalar { text, .. } if !node.is_null() => (at(node.line), Ok(text.trim().to_owned())),
-                        _ => (at(node.line), Err(given_node(node, false))),
-                    })
-                    .collect(),
-                Value::Mapping(_) => vec![(place.clone(), Err(given_node(node, false)))],
-            }
-        };
-        let (entries, changes) = match self.find(key, variable) {
-            Found {
-                variable: Some(variable),
-                file,
-            } => {
-                let place = variable.place();
-                let texts = split(variable.text);
-                if let Some((in_file, node)) = file {
-                    let values =
-                        |entries: Vec<String>| entries.iter().map(|entry| parse(entry).ok()).collect::<Vec<_>>();
-                    let hidden = from_node(&in_file, &node);
-                    let hidden = hidden.into_iter().map(|(_, entry)| entry.unwrap_or_default()).collect();
-                    if values(hidden) != values(texts.clone()) {
-                        settings.overridden(&in_file, &variable);
-                    }
-                }
-                let entries = texts.into_iter().map(|entry| (place.clone(), Ok(entry)));
-                (entries.collect(), None)
-            }
-            Found {
-                variable: None,
-                file: Some((place, node)),
-            } => (from_node(&place, &node), Some(place)),
-            Found {
-                variable: None,
-                file: None,
-            } => return default,
-        };
-        let mut values = Vec::with_capacity(entries.len());
-        let mut wrong = false;
-        for (number, (place, entry)) in (1..).zip(entries) {
-            let parsed = match &entry {
-                Ok(text) => parse(text).map_err(|expected| (expected, given(text, false))),
-                Err(got) => Err(("one value".into(), got.clone())),
-            };
-            match parsed {
-                Ok(value) => values.push(value),
-                Err((expected, got)) => {
-                    settings.mistake(&place, format_args!("entry {number}: expected {expected}, got {got}"));
-                    wrong = true;
-                }
-            }
-        }
-        if wrong {
-            return default;
-        }
-        if let Some(place) = changes {
-            self.note_change(key, place, values != default);
-        }
-        values
-    }
-
     /// A list whose entries are groups of keys or single values. One value is a list of one, `none` and nothing are none.
     pub fn entries(&mut self, key: &'static str) -> Vec<Entry<'s>> {
         let Some((place, node)) = self.entry(key) else {
@@ -345,9 +258,9 @@ impl<'s> Section<'s> {
         let Some((place, node)) = self.entry(key) else {
             return Vec::new();
         };
-        self.note_change(key, place.clone(), !node.is_null());
-        self.places.insert(key, place);
+        self.places.insert(key, place.clone());
         let mut group = self.inner(key, Some(node));
+        self.note_change(key, place, !group.entries.is_empty());
         let mut all = Vec::with_capacity(group.entries.len());
         for (text, node) in std::mem::take(&mut group.entries) {
             match parse_name(&text) {

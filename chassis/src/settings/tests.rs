@@ -320,3 +320,92 @@ fn an_unknown_key_in_a_named_group_is_told_apart_once_for_all_groups() {
         ]
     );
 }
+
+type Shown = Vec<(Option<String>, Vec<u8>)>;
+
+/// The lists of `file` and of the variable, and the mistakes or remarks.
+fn lists(file: &str, variable: &str) -> (Option<Shown>, Vec<String>) {
+    let settings = settings(&[("LISTS", variable)]);
+    let mut section = settings.top(yaml(file));
+    let name = |text: &str| match text.len() {
+        1 => Ok(text.to_owned()),
+        _ => Err("a letter".to_owned()),
+    };
+    let lists = section.lists("a", "more", "LISTS", &[7], name, whole(1..=9u8));
+    section.has_no_effect("it is off");
+    section.finish();
+    let shown = lists.map(|lists| lists.into_iter().map(|list| (list.name, list.values)).collect());
+    (shown, said(settings))
+}
+
+#[test]
+fn several_lists_are_the_same_from_a_file_and_from_a_variable() {
+    let list = |name: Option<&str>, values: &[u8]| (name.map(str::to_owned), values.to_vec());
+    let both = vec![list(None, &[1, 2]), list(Some("b"), &[3])];
+    for (file, variable, expected) in [
+        ("", "", None),
+        ("more: {}", "", None),
+        ("more:", "", None),
+        ("", "1,2; b = 3", Some(both.clone())),
+        ("a: [1, 2]\nmore: {b: [3]}", " 1 , 2 ;b=3", Some(both.clone())),
+        ("", "b=3", Some(vec![list(Some("b"), &[3])])),
+        ("", "none;b=3", Some(vec![list(None, &[]), list(Some("b"), &[3])])),
+        ("a: 7", "", Some(vec![list(None, &[7])])),
+    ] {
+        assert_eq!(lists(file, variable), (expected, vec![]), "{file:?} {variable:?}");
+    }
+    let (found, mut remarks) = lists("a: [1, 2]\nmore: {b: 3}", "");
+    remarks.sort();
+    assert_eq!(found, Some(both));
+    assert_eq!(remarks, ["line 1: a: it is off", "line 2: more: it is off"]);
+    let (found, remarks) = lists("a: 1\nmore: {b: 3}", "b=3");
+    assert_eq!(found, Some(vec![list(Some("b"), &[3])]));
+    assert_eq!(remarks, ["line 1: a < LISTS", "line 2: more < LISTS"]);
+}
+
+#[test]
+fn a_mistake_in_one_of_several_lists_names_the_list() {
+    for (file, variable, said) in [
+        (
+            "",
+            "1;b=3,x",
+            "LISTS: b: entry 2: expected a whole number from 1 to 9, got \"x\"",
+        ),
+        ("", "1;bb=3", "LISTS: expected a letter, got \"bb\""),
+        (
+            "",
+            "1;b=3;",
+            "LISTS: expected a list before and behind each ;, got nothing",
+        ),
+        ("", "1;=3", "LISTS: expected a letter, got nothing"),
+        (
+            "",
+            "1;b,c=3",
+            "LISTS: entry 1: expected a whole number from 1 to 9, got \"b\"",
+        ),
+        (
+            "more: {b: [x]}",
+            "",
+            "line 1: more.b: entry 1: expected a whole number from 1 to 9, got \"x\"",
+        ),
+        (
+            "more: {bb: 3}",
+            "",
+            "line 1: more.bb: expected a letter, got the name bb",
+        ),
+        (
+            "more: 3",
+            "",
+            "line 1: more: expected keys and values (each in a line of its own, with a space after the colon), got \"3\"",
+        ),
+    ] {
+        let mistakes = lists(file, variable).1;
+        assert_eq!(
+            mistakes.first().map(String::as_str),
+            Some(said),
+            "{file:?} {variable:?}: {mistakes:#?}"
+        );
+    }
+    let secret = lists("", "1;http://user:hunter=2@host").1;
+    assert!(!format!("{secret:?}").contains("hunter"), "{secret:?}");
+}

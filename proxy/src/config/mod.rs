@@ -134,7 +134,7 @@ impl Config {
     /// Reads the files that it names.
     fn load_files(&mut self) -> Result<(), String> {
         server::check()?;
-        let probed = self.sentinel_enabled && self.sentinel.targets.iter().any(registry::Member::is_tls);
+        let probed = self.sentinel_enabled && self.sentinel.targets().any(registry::Member::is_tls);
         self.upstream.tls.load(probed)?;
         self.error_pages.load()
     }

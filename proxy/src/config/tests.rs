@@ -139,7 +139,7 @@ fn values_are_taken_as_other_proxies_write_them() {
         (config.client.max_head, config.client.transfer.max_body),
         (32_768, Some(10_000_000))
     );
-    assert_eq!(config.sentinel.targets, ["origin:8081".parse().unwrap()]);
+    assert!(config.sentinel.targets().eq(&["origin:8081".parse().unwrap()]));
     assert!(config.sentinel_enabled && !config.limit_enabled);
     assert!(!read("", &[("RATE_LIMIT", "off")]).unwrap().limit_enabled);
     assert!(
@@ -177,6 +177,11 @@ fn a_key_without_effect_is_remarked() {
             "gopherproxy: {sentinel: {targets: ['a:1']}}",
             &[][..],
             "1 gopherproxy.sentinel.targets: gopherproxy.sentinel.enabled is not true",
+        ),
+        (
+            "gopherproxy: {sentinel: {pools: {api: ['a:1']}}}",
+            &[],
+            "1 gopherproxy.sentinel.pools: gopherproxy.sentinel.enabled is not true",
         ),
         (
             "gopherproxy:\n  registry: {kind: in-process, redis: 'a:1'}\n  sentinel: {enabled: true}",

@@ -401,6 +401,10 @@ mod tests {
             std::future::pending().await
         }
 
+        async fn pools_of(&self, _: &str) -> Result<BTreeSet<PoolName>, registry::Error> {
+            std::future::pending().await
+        }
+
         async fn publish(&self, _: &PoolName, _: &str, _: &[Member], _: &[Member]) -> Result<(), registry::Error> {
             std::future::pending().await
         }

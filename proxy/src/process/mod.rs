@@ -6,7 +6,9 @@
 //! - [`explain`]: says what happens to a request by a configuration.
 //! - [`certificates`]: looks for renewed certificates.
 //! - [`status`]: what the admin port reports.
+//! - [`backend_command`]: drains and weighs backends from the command line.
 
+pub mod backend_command;
 pub mod certificates;
 pub mod explain;
 pub mod reload;

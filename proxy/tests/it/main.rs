@@ -4,6 +4,7 @@
 
 mod acme;
 mod admin;
+mod backend_command;
 mod bodies;
 mod both_forwarders;
 mod closing;
@@ -55,6 +56,7 @@ mod retries;
 mod routes;
 mod routes_reload;
 mod sentinel;
+mod sentinel_pools;
 mod slow_clients;
 mod smuggling;
 mod soak;

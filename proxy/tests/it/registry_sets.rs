@@ -57,6 +57,7 @@ async fn each_pool_has_its_own_set_and_meta_in_redis_as_in_process() {
             assert_eq!(holdings.registered, snapshot.members);
             assert!(holdings.contains(&present[0]));
         }
+        assert_eq!(registry.pools_of("me").await, Ok([pools[1].clone()].into()));
         let nothing = registry.members(&"other".parse().expect("a name")).await;
         assert_eq!(nothing, Ok(registry::Snapshot::default()));
     }
@@ -67,6 +68,7 @@ async fn each_pool_has_its_own_set_and_meta_in_redis_as_in_process() {
             "gopher_backends:api",
             "{gopher_backends:api}:registered:me",
             "{gopher_backends}:meta",
+            "{gopher_backends}:pools:me",
             "{gopher_backends}:registered:me",
         ]
     );

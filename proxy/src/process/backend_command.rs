@@ -1,0 +1,240 @@
+//! `gopherproxy backend …`: lists a pool's backends, and changes what the registry says of one beside its address.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+use registry::{MAX_WEIGHT, Member, Meta, MetaChange, PoolName, RedisStore, Registry, Snapshot};
+
+use crate::config::{Config, RegistryKind};
+
+/// What to do with a pool's backends.
+#[derive(Debug, Subcommand)]
+pub enum BackendCommand {
+    /// List the backends of a pool, with their weights and which of them are backups or drained.
+    List(Pool),
+    /// Send no new requests to a backend; those that it has go on. It stays drained when it restarts.
+    Drain(Backend),
+    /// Send requests to a drained backend again.
+    Undrain(Backend),
+    /// Give a backend its share of the requests beside that of the others, which is 1 unless it is set.
+    Weight {
+        /// 0 is none.
+        #[arg(value_name = "WEIGHT", value_parser = clap::value_parser!(u8).range(0..=i64::from(MAX_WEIGHT)))]
+        weight: u8,
+        /// Whose.
+        #[command(flatten)]
+        backend: Backend,
+    },
+    /// Send requests to a backend only when no other one of its pool can take them.
+    Backup(Backend),
+    /// Make a backup an ordinary backend again.
+    Primary(Backend),
+}
+
+/// Which pool, and where its registry is.
+#[derive(Debug, Args)]
+pub struct Pool {
+    /// The pool.
+    #[arg(short, long, value_name = "NAME", default_value = "default", value_parser = pool_name)]
+    pool: PoolName,
+
+    /// The configuration of the proxy, which says where Redis is; REDIS_URL wins.
+    #[arg(short, long, value_name = "FILE")]
+    conf: Option<PathBuf>,
+}
+
+/// Which backend.
+#[derive(Debug, Args)]
+pub struct Backend {
+    /// The backend as it is registered; https://HOST:PORT for one that speaks TLS.
+    #[arg(value_name = "HOST:PORT", value_parser = member)]
+    member: Member,
+
+    /// Do it for a backend that is not registered either, as before its first start.
+    #[arg(short, long)]
+    force: bool,
+
+    #[command(flatten)]
+    pool: Pool,
+}
+
+fn pool_name(text: &str) -> Result<PoolName, String> {
+    text.parse().map_err(|expected| format!("expected {expected}"))
+}
+
+fn member(text: &str) -> Result<Member, String> {
+    let text = text.strip_prefix("http://").unwrap_or(text);
+    text.strip_suffix('/').unwrap_or(text).parse()
+}
+
+impl BackendCommand {
+    /// Does it and returns what it did, in a line. A list is printed at once, for scripts too.
+    ///
+    /// # Errors
+    /// When there is no Redis to ask, or it does not answer, or the backend is not registered.
+    pub fn run(self) -> Result<String, Box<dyn Error>> {
+        let (backend, change) = match self {
+            Self::List(pool) => return pool.list(),
+            Self::Drain(backend) => (backend, MetaChange::Drain(true)),
+            Self::Undrain(backend) => (backend, MetaChange::Drain(false)),
+            Self::Weight { weight, backend } => (backend, MetaChange::Weight(weight)),
+            Self::Backup(backend) => (backend, MetaChange::Backup(true)),
+            Self::Primary(backend) => (backend, MetaChange::Backup(false)),
+        };
+        let Backend { member, force, pool } = backend;
+        pool.ask(async |registry| {
+            let snapshot = read(registry, &pool.pool).await?;
+            if !force {
+                is_known(&snapshot, &member, &pool.pool)?;
+            }
+            let before = snapshot.meta.get(&member).copied().unwrap_or_default();
+            let meta = registry.describe(&pool.pool, &member, change).await?;
+            Ok(done(&member, &pool.pool, change, before, meta))
+        })
+    }
+}
+
+impl Pool {
+    fn list(&self) -> Result<String, Box<dyn Error>> {
+        let lines = self.ask(async |registry| Ok(listed(&self.pool, &read(registry, &self.pool).await?)))?;
+        #[allow(clippy::print_stdout, reason = "scripts read it there")]
+        {
+            println!("{lines}");
+        }
+        Ok(String::new())
+    }
+
+    /// Asks the registry of the configuration.
+    fn ask(
+        &self,
+        question: impl AsyncFnOnce(&dyn Registry) -> Result<String, Box<dyn Error>>,
+    ) -> Result<String, Box<dyn Error>> {
+        let registry = open(self.conf.as_deref())?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(question(registry.as_ref()))
+    }
+}
+
+fn open(conf: Option<&Path>) -> Result<Arc<dyn Registry>, Box<dyn Error>> {
+    match Config::load(conf)?.registry {
+        RegistryKind::Redis(url) => Ok(Arc::new(RedisStore::new(&url)?)),
+        RegistryKind::InProcess => Err(
+            "registry.kind is in-process, so only the proxy itself knows its backends, and there is no Redis to \
+                                        write to; with registry.kind: redis this works"
+                .into(),
+        ),
+    }
+}
+
+/// The pool's backends and what is known of them, which is nothing to go on if the latter can't be read.
+async fn read(registry: &dyn Registry, pool: &PoolName) -> Result<Snapshot, Box<dyn Error>> {
+    let snapshot = registry.members(pool).await?;
+    match snapshot.meta_error {
+        Some(error) => Err(format!("{}: {error}", pool.meta_key()).into()),
+        None => Ok(snapshot),
+    }
+}
+
+/// Whether `member` is in the set, or was when something was last said of it.
+fn is_known(snapshot: &Snapshot, member: &Member, pool: &PoolName) -> Result<(), String> {
+    if snapshot.members.contains(member) || snapshot.meta.contains_key(member) {
+        return Ok(());
+    }
+    let over_tls = member.clone().over_tls();
+    let hint = if snapshot.members.is_empty() {
+        format!("{} is empty", pool.key())
+    } else if snapshot.members.contains(&over_tls) {
+        format!("{over_tls} is")
+    } else {
+        "see `gopherproxy backend list`".to_owned()
+    };
+    Err(format!(
+        "{member} is not registered in the pool {pool} ({hint}); with --force it need not be"
+    ))
+}
+
+/// What came of a change, in a line.
+fn done(member: &Member, pool: &PoolName, change: MetaChange, before: Meta, meta: Meta) -> String {
+    let is = match change {
+        MetaChange::Drain(true) => "is drained".to_owned(),
+        MetaChange::Drain(false) => "is not drained".to_owned(),
+        MetaChange::Backup(true) => "is a backup".to_owned(),
+        MetaChange::Backup(false) => "is no backup".to_owned(),
+        MetaChange::Weight(_) => format!("has the weight {}", meta.weight),
+    };
+    let when = if before == meta { "as before" } else { "now" };
+    format!("{member} in the pool {pool} {is} {when} ({})", shown(meta))
+}
+
+/// A meta with its weight, whatever that is.
+fn shown(meta: Meta) -> String {
+    match meta.to_string() {
+        words if words.starts_with("weight=") => words,
+        words => format!("weight={} {words}", meta.weight).trim_end().to_owned(),
+    }
+}
+
+/// All backends in lines.
+fn listed(pool: &PoolName, snapshot: &Snapshot) -> String {
+    let meta = |member| snapshot.meta.get(member).copied().unwrap_or_default();
+    let members = snapshot
+        .members
+        .iter()
+        .map(|member| format!("{member} {}", shown(meta(member))));
+    let gone = snapshot
+        .meta
+        .iter()
+        .filter(|(member, _)| !snapshot.members.contains(member));
+    let gone = gone.map(|(member, meta)| format!("{member} {} (not registered now)", shown(*meta)));
+    let malformed = snapshot.malformed.iter().map(|problem| format!("malformed: {problem}"));
+    let lines: Vec<String> = members.chain(gone).chain(malformed).collect();
+    if lines.is_empty() {
+        format!("{} is empty", pool.key())
+    } else {
+        lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_says_what_is_new_and_everything_that_is_so() {
+        let (member, pool): (Member, _) = ("a:1".parse().unwrap(), PoolName::default());
+        let usual = Meta::default();
+        let drained = usual.with(MetaChange::Drain(true));
+        let answer = |change, before| done(&member, &pool, change, before, before.with(change));
+        assert_eq!(
+            answer(MetaChange::Drain(true), usual),
+            "a:1 in the pool default is drained now (weight=1 drain)"
+        );
+        assert_eq!(
+            answer(MetaChange::Drain(true), drained),
+            "a:1 in the pool default is drained as before (weight=1 drain)"
+        );
+        assert_eq!(
+            answer(MetaChange::Weight(3), drained),
+            "a:1 in the pool default has the weight 3 now (weight=3 drain)"
+        );
+        assert_eq!(
+            answer(MetaChange::Backup(false), usual),
+            "a:1 in the pool default is no backup as before (weight=1)"
+        );
+    }
+
+    #[test]
+    fn a_backend_is_taken_as_a_browser_shows_it() {
+        for (text, shown) in [
+            ("a:1", "a:1"),
+            ("http://a:1/", "a:1"),
+            ("https://a:1", "https://a:1"),
+            ("[::1]:80", "[::1]:80"),
+        ] {
+            assert_eq!(member(text).unwrap().to_string(), shown);
+        }
+        assert!(member("a").unwrap_err().contains("the port is missing"));
+    }
+}
