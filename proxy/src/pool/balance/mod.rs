@@ -308,26 +308,28 @@ impl List {
     fn least_of_all(&self, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<usize> {
         let means = self.backends.iter().map(Weighted::mean);
         let fastest = means.reduce(faster).unwrap_or_default();
-        let mut least = None;
-        let mut ties = 0_usize;
+        let (mut least_load, mut its_weight) = (u64::MAX, 1);
+        // Of more than there is room for, the first ones.
+        let (mut ties, mut count) = ([0; COMPARED], 0);
         for (index, backend) in self.backends.iter().enumerate() {
             if !fits(&backend.upstream) {
                 continue;
             }
             let (load, weight) = (backend.load(fastest), u64::from(backend.weight));
-            match least {
-                Some((_, least_load, its_weight)) if load * its_weight > least_load * weight => continue,
-                Some((_, least_load, its_weight)) if load * its_weight == least_load * weight => {
-                    ties += 1;
-                    if fastrand::usize(..=ties) > 0 {
-                        continue;
-                    }
-                }
-                _ => ties = 0,
+            let (this, least) = (load * its_weight, least_load.saturating_mul(weight));
+            if this < least {
+                (least_load, its_weight, count) = (load, weight, 0);
             }
-            least = Some((index, load, weight));
+            if this <= least && count < COMPARED {
+                ties[count] = index;
+                count += 1;
+            }
         }
-        least.map(|(index, ..)| index)
+        match count {
+            0 => None,
+            1 => Some(ties[0]),
+            _ => Some(ties[fastrand::usize(..count)]),
+        }
     }
 
     fn is_full(&self, upstream: &Upstream) -> bool {
