@@ -21,7 +21,7 @@ FUZZ = RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 # The tests of what clients and origins see of HTTP. They pass over both forwarders; proxy/tests/it/support/forwarder.rs has the exceptions.
 HTTP_TESTS = bodies closing connection_limits connection_reuse connections error_pages failing_backends faulty_origins forwarding full_duplex hostile \
 	http2 http2_attacks http2_bodies http2_connections http2_heads http2_stalls limit log memory origin_answers pauses protocols records \
-	refusals retries routes routes_reload slow_clients smuggling targets websocket
+	refusals retries route_rules routes routes_reload slow_clients smuggling targets websocket
 # Those that run again over TLS to their origins.
 TLS_TESTS = bodies both_forwarders connection_reuse failing_backends faulty_origins full_duplex origin_answers records retries smuggling \
 	targets websocket

@@ -208,6 +208,7 @@ fn passed_on(head: &Head<'_>, version: &str) -> String {
         tls: None,
         backend: "backend:80",
         id: &RequestId::given(b"0123456789abcdef").expect("it is one"),
+        shape: None,
     };
     let (mut written, mut spans) = (Vec::new(), Vec::new());
     write_request(head, about, &mut written, &mut spans);

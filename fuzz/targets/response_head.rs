@@ -24,6 +24,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         trailers: bits & 8 != 0,
         hsts: None,
         cookie: None,
+        edits: None,
     };
     let straight = straighten(stream);
     assert_eq!(straight, lenient(stream));

@@ -17,6 +17,7 @@ use gopherproxy::config::{Config, RegistryKind};
 use gopherproxy::discovery::RegistryDiscovery;
 use gopherproxy::discovery::state_store::StateStore;
 use gopherproxy::exchange::admission::Admission;
+use gopherproxy::exchange::passwords::Passwords;
 use gopherproxy::forward::direct::Direct;
 use gopherproxy::forward::proxy::EdgeProxy;
 use gopherproxy::http1::held::Budget;
@@ -260,6 +261,7 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
             retries,
             certificates: certificates.clone(),
         },
+        passwords: Passwords::new().map_err(|_| "the system has no random numbers")?,
         live: Arc::clone(&live),
         held,
         by_client: Inflight::new(),

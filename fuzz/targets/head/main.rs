@@ -61,6 +61,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
         tls: None,
         backend: "backend:80",
         id: &given.and_then(RequestId::given).unwrap_or_else(RequestId::random),
+        shape: None,
     };
     let (mut written, mut spans) = (Vec::new(), Vec::new());
     write_request(&parsed, about, &mut written, &mut spans);

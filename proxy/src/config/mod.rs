@@ -16,6 +16,7 @@ mod networks;
 mod origin_tls;
 pub mod routes;
 mod server;
+mod shape;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -42,6 +43,7 @@ pub use limit::{Limit, Rate};
 pub use networks::Networks;
 pub use origin_tls::OriginTls;
 pub use routes::Route;
+pub use shape::{Edits, Part, Prefix, Shape, UserFile, Users};
 pub use tls::Tls;
 use upstream::MOST_RETRIES;
 pub use upstream::{Ejection, Protocol, UpstreamLimits};
@@ -136,7 +138,8 @@ impl Config {
         server::check()?;
         let probed = self.sentinel_enabled && self.sentinel.targets().any(registry::Member::is_tls);
         self.upstream.tls.load(probed)?;
-        self.error_pages.load()
+        self.error_pages.load()?;
+        self.routes.iter_mut().try_for_each(Route::load)
     }
 
     /// Reads `text` as the file, and the environment of `settings` over it.

@@ -5,13 +5,18 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net};
 
 /// A set of networks.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Networks(Vec<IpNet>);
 
 impl Networks {
     /// These networks. One of IPv4 addresses that are mapped into IPv6 is the IPv4 network.
     pub fn new(networks: Vec<IpNet>) -> Self {
         Self(networks.into_iter().map(unmapped).collect())
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Whether `address` is in one of them.

@@ -160,6 +160,10 @@ impl Admission {
         if matches!((head.body, max_body), (Body::Length(length), Some(max)) if length > max) {
             return Err(Violation::new(Rejection::BodyTooLarge, BODY_TOO_LARGE).into());
         }
+        let shape = rule.and_then(|rule| rule.shape.as_ref());
+        if shape.is_some_and(|shape| !shape.access.admits(client.address)) {
+            return Err(Rejection::Forbidden.into());
+        }
         let route = match choice {
             Choice::One(route) => route,
             Choice::None => return Err(Rejection::NoRoute.into()),

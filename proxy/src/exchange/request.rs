@@ -46,6 +46,10 @@ pub struct Request {
     pub expects: bool,
     /// The protocol that the client asks to switch to.
     pub upgrade: Option<Bytes>,
+    /// What the client says of itself (`Authorization`), where its route asks for a password.
+    pub authorization: Option<Bytes>,
+    /// The fields that its route adds to the response, each a line with its CRLF.
+    pub response_fields: Bytes,
     /// For so many seconds the client should use TLS and nothing else.
     pub hsts: Option<u64>,
 }

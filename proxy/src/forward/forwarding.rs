@@ -18,7 +18,7 @@ use crate::exchange::request::Request;
 use crate::forward::client::ClientSide;
 use crate::forward::direct::Ending;
 use crate::forward::handover::Handover;
-use crate::headers::origin_response::{Delivery, Framing, ResponseHead};
+use crate::headers::origin_response::{Delivery, Edited, Framing, ResponseHead};
 use crate::http1::chunked::{write_data, write_last};
 use crate::http1::downstream::ClientFault;
 use crate::http1::scratch::SCRATCH;
@@ -239,6 +239,7 @@ impl<C: ClientSide> Forwarding<C> {
             trailers: false,
             hsts: self.request.hsts,
             cookie: cookie.as_deref(),
+            edits: Edited::of(&self.request),
         };
         let framing = self.client.write_head(&head, &delivery, out);
         if informational {

@@ -12,6 +12,8 @@ use std::ops::Range;
 use bytes::{BufMut, BytesMut};
 use chassis::clock::HttpDate;
 
+use crate::config::Edits;
+use crate::exchange::request::Request;
 use crate::headers::origin_response::fields::{
     Coding, Connection, Indices, Kind, Length, drop_all, drop_nominated, holds,
 };
@@ -28,6 +30,9 @@ const MAX_NOMINATED: usize = 32;
 /// The most bytes that [`ResponseHead::write`] adds to the status line and the fields.
 const ADDED: usize = 192;
 
+/// The field that `Delivery::hsts` is for.
+const HSTS: &str = "strict-transport-security";
+
 /// How a body is delimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
@@ -43,7 +48,7 @@ pub enum Framing {
 
 /// How a response is delivered to the client.
 #[derive(Debug, Clone, Copy)]
-pub struct Delivery<'a> {
+pub struct Delivery<'r> {
     /// The connection to the client is kept, if the response can end without its end.
     pub keeps: bool,
     /// The client speaks HTTP/1.0: it knows no chunks. It must not get a 1xx response at all.
@@ -53,7 +58,36 @@ pub struct Delivery<'a> {
     /// For so many seconds the client should use TLS and nothing else (RFC 6797). What the origin says of that counts for more.
     pub hsts: Option<u64>,
     /// The value of a `Set-Cookie` of the proxy's own.
-    pub cookie: Option<&'a str>,
+    pub cookie: Option<&'r str>,
+    /// What the route changes in a final response.
+    pub edits: Option<Edited<'r>>,
+}
+
+/// What a route changes in the fields of a response.
+#[derive(Debug, Clone, Copy)]
+pub struct Edited<'r> {
+    /// Which of the origin's fields go.
+    pub edits: &'r Edits,
+    /// The fields that come, each a line with its CRLF.
+    pub lines: &'r [u8],
+}
+
+impl<'r> Edited<'r> {
+    /// What the route of `request` changes.
+    pub fn of(request: &'r Request) -> Option<Self> {
+        let shape = request.route.shape.as_deref()?;
+        Some(Self {
+            edits: &shape.response_headers,
+            lines: &request.response_fields,
+        })
+    }
+}
+
+impl Delivery<'_> {
+    /// What the route changes in a response of this `status`.
+    fn edits(&self, status: u16) -> Option<Edited<'_>> {
+        self.edits.filter(|_| status >= 200 || status == 101)
+    }
 }
 
 /// The head of an origin's response.
@@ -322,12 +356,23 @@ impl<'b> ResponseHead<'b> {
         if self.has_trailer && !trailers {
             drop_all(self.fields, &mut dropped, Kind::Trailer);
         }
+        let edited = delivery.edits(self.status);
+        if let Some(Edited { edits, .. }) = edited {
+            for (index, field) in self.fields.iter().enumerate() {
+                if edits.drop(field.name) {
+                    dropped.insert(index);
+                }
+            }
+        }
         let mut from = 0;
         for index in dropped.iter() {
             self.write_fields(from..index, out);
             from = index + 1;
         }
         self.write_fields(from..self.fields.len(), out);
+        if let Some(Edited { lines, .. }) = edited {
+            out.put_slice(lines);
+        }
 
         if let Some(length) = self.length {
             out.put_slice(b"Content-Length: ");
@@ -343,10 +388,8 @@ impl<'b> ResponseHead<'b> {
             out.put_slice(b"\r\n");
         }
         if let Some(seconds) = delivery.hsts
-            && !self
-                .fields
-                .iter()
-                .any(|field| is(field.name, "strict-transport-security"))
+            && !self.fields.iter().any(|field| is(field.name, HSTS))
+            && edited.is_none_or(|edited| !edited.edits.adds(HSTS))
         {
             out.put_slice(b"Strict-Transport-Security: max-age=");
             out.put_slice(itoa::Buffer::new().format(seconds).as_bytes());

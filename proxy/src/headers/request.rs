@@ -3,14 +3,20 @@
 //! It leaves out the fields that concern only the client's connection, and what an untrusted peer says about itself
 //! (X-Forwarded-*, Forwarded, X-Real-IP, X-Request-Id) and everybody about a client's certificate (X-Client-Cert-Subject), and adds the fields that identify the client and the request.
 
+use bytes::Bytes;
 use http::HeaderName;
 use http::header::InvalidHeaderName;
 
+use crate::config::{Part, Shape};
 use crate::exchange::client::FORWARDED_FOR;
 use crate::exchange::request::RequestId;
+use crate::headers::edits::Values;
 use crate::http1::head::{Body, Head, Version};
 use crate::http1::names::{CLIENT_CERT_SUBJECT, is, is_alike, is_claim, is_hop_by_hop};
 use crate::tls::Agreed;
+
+/// What was taken away from the beginning of the path.
+const FORWARDED_PREFIX: &str = "x-forwarded-prefix";
 
 /// The most bytes that [`write_request`] adds, apart from the values of fields.
 const ADDED: usize = 256;
@@ -28,6 +34,19 @@ pub struct Origination<'r> {
     pub backend: &'r str,
     /// Identifies the request.
     pub id: &'r RequestId,
+    /// What its route does to it.
+    pub shape: Option<Shaping<'r>>,
+}
+
+/// What a route does to a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Shaping<'r> {
+    /// What.
+    pub shape: &'r Shape,
+    /// The client, as an address.
+    pub client: &'r str,
+    /// The name of the route.
+    pub route: &'r str,
 }
 
 /// Fields that the proxy writes itself. A name that is made once costs nothing to use.
@@ -67,6 +86,22 @@ pub struct Span {
     name: usize,
     value: usize,
     own: Option<Own>,
+}
+
+impl Shaping<'_> {
+    /// The fields that the route adds to the response, each a line with its CRLF.
+    pub fn response_fields(&self, head: &Head<'_>, about: &Origination<'_>) -> Bytes {
+        self.values(head, about).lines(&self.shape.response_headers)
+    }
+
+    fn values<'v>(&'v self, head: &Head<'v>, about: &Origination<'v>) -> Values<'v> {
+        Values {
+            client: self.client,
+            host: head.host.unwrap_or(about.backend.as_bytes()),
+            id: about.id.as_bytes(),
+            route: self.route,
+        }
+    }
 }
 
 impl Span {
@@ -121,6 +156,19 @@ impl Writer<'_> {
         self.to.extend_from_slice(name.as_bytes());
         self.to.extend_from_slice(b": ");
         value.iter().for_each(|part| self.to.extend_from_slice(part));
+        self.end(start, name, own);
+    }
+
+    fn made(&mut self, name: &str, parts: &[Part], values: &Values<'_>) {
+        let start = self.to.len();
+        self.to.extend_from_slice(name.as_bytes());
+        self.to.extend_from_slice(b": ");
+        values.write(parts, self.to);
+        self.end(start, name, None);
+    }
+
+    /// Ends the line of the field that began at `start`.
+    fn end(&mut self, start: usize, name: &str, own: Option<Own>) {
         let value = self.to.len() - start - name.len() - 2;
         self.to.extend_from_slice(b"\r\n");
         self.spans.push(Span {
@@ -138,13 +186,24 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut Vec<u8>, 
     let fields = head.fields.iter().map(|field| field.name.len() + field.value.len() + 4);
     to.reserve(head.method.len() + head.path.len() + ADDED + fields.sum::<usize>());
     to.extend_from_slice(head.method.as_bytes());
-    // The path is empty, or only a query, where an absolute target has none (RFC 9112, section 3.2.1).
-    to.extend_from_slice(if matches!(head.path.first(), Some(b'/' | b'*')) {
-        b" "
-    } else {
-        b" /"
-    });
-    to.extend_from_slice(head.path);
+    let stripped = match about.shape.map(|shaping| shaping.shape.prefix.apply(head.path)) {
+        Some(([first, rest], stripped)) => {
+            to.extend_from_slice(b" ");
+            to.extend_from_slice(first);
+            to.extend_from_slice(rest);
+            stripped
+        }
+        None => {
+            // The path is empty, or only a query, where an absolute target has none (RFC 9112, section 3.2.1).
+            to.extend_from_slice(if matches!(head.path.first(), Some(b'/' | b'*')) {
+                b" "
+            } else {
+                b" /"
+            });
+            to.extend_from_slice(head.path);
+            None
+        }
+    };
     // The response will be one of HTTP/1.1, and is translated for a client of HTTP/1.0.
     to.extend_from_slice(b" HTTP/1.1\r\n");
     let mut writer = Writer { to, spans };
@@ -160,11 +219,14 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut Vec<u8>, 
         }
         if is_claim(name) {
             let own = is(name, FORWARDED_FOR) || is(name, "x-request-id") || is_alike(name, CLIENT_CERT_SUBJECT);
-            if !about.trusted_peer || own {
+            if !about.trusted_peer || own || (stripped.is_some() && is_alike(name, FORWARDED_PREFIX)) {
                 continue;
             }
             proto |= is(name, "x-forwarded-proto");
             forwarded_host |= is(name, "x-forwarded-host");
+        }
+        if about.shape.is_some_and(|shaping| shaping.shape.drops(name)) {
+            continue;
         }
         if is(name, "host") {
             has_host = true;
@@ -192,6 +254,17 @@ pub fn write_request(head: &Head<'_>, about: Origination<'_>, to: &mut Vec<u8>, 
     }
     if head.host.is_some() && !forwarded_host {
         writer.own(Own::ForwardedHost, &[host]);
+    }
+    if let Some(stripped) = stripped {
+        // A proxy in front has taken away what comes before that.
+        let before = head.values(FORWARDED_PREFIX).next().filter(|_| about.trusted_peer);
+        writer.field("X-Forwarded-Prefix", &[before.unwrap_or_default(), stripped.as_bytes()]);
+    }
+    if let Some(shaping) = about.shape {
+        let values = shaping.values(head, &about);
+        for (name, parts) in shaping.shape.request_headers.added() {
+            writer.made(name, parts, &values);
+        }
     }
     // The version is the one that was received (RFC 9110, section 7.6.3).
     writer.field(
@@ -250,6 +323,17 @@ mod tests {
 
     /// The same for a request with this target.
     fn passed_on_to(target: &str, trusted_peer: bool, fields: &[(&str, &str)]) -> Vec<(String, String)> {
+        shaped(None, target, trusted_peer, fields).1
+    }
+
+    /// The target and the fields that the backend gets over a route that does this.
+    fn shaped(
+        keys: Option<&str>,
+        target: &str,
+        trusted_peer: bool,
+        fields: &[(&str, &str)],
+    ) -> (String, Vec<(String, String)>) {
+        let shape = keys.map(|keys| Shape::of(keys).unwrap());
         let fields: String = fields
             .iter()
             .map(|(name, value)| format!("{name}: {value}\r\n"))
@@ -264,6 +348,11 @@ mod tests {
             tls: None,
             backend: "backend:80",
             id: &given.and_then(RequestId::given).unwrap_or_else(RequestId::random),
+            shape: shape.as_ref().map(|shape| Shaping {
+                shape,
+                client: "192.0.2.1",
+                route: "shop",
+            }),
         };
         let (mut written, mut spans) = (Vec::new(), Vec::new());
         write_request(&head, about, &mut written, &mut spans);
@@ -279,7 +368,8 @@ mod tests {
             .collect();
         assert_eq!(text.split_once("\r\n").unwrap().1, lines + "\r\n");
         let owned = |(name, value): &(&str, &str)| (name.to_lowercase(), (*value).to_owned());
-        fields.iter().map(owned).collect()
+        let target = text.split(' ').nth(1).unwrap_or_default().to_owned();
+        (target, fields.iter().map(owned).collect())
     }
 
     fn all<'f>(fields: &'f [(String, String)], name: &str) -> Vec<&'f str> {
@@ -318,6 +408,42 @@ mod tests {
         assert_eq!(all(&request, "x-forwarded-host"), ["www.shop.example"]);
         assert_eq!(all(&request, "x-real-ip"), ["1.1.1.1"]);
         assert_eq!(all(&request, "x-request-id"), ["abc-123"]);
+    }
+
+    #[test]
+    fn a_route_sets_adds_and_removes_fields_whichever_way_they_are_spelt() {
+        let keys = "request_headers: {set: {X-User: '{client} {host} {request_id} {route}', New: a}, add: {Accept: b/c}, remove: [Cookie]}";
+        let fields = [
+            ("Host", "a"),
+            ("x_user", "admin"),
+            ("X-User", "admin"),
+            ("Accept", "*/*"),
+            ("cookie", "a=b"),
+            ("X-Users", "kept"),
+        ];
+        let (_, passed) = shaped(Some(keys), "/", false, &fields);
+        let id = all(&passed, "x-request-id")[0];
+        assert_eq!(all(&passed, "x-user"), [format!("192.0.2.1 a {id} shop")]);
+        assert_eq!(all(&passed, "x_user"), [""; 0]);
+        assert_eq!(all(&passed, "cookie"), [""; 0]);
+        assert_eq!(all(&passed, "new"), ["a"]);
+        assert_eq!(all(&passed, "accept"), ["*/*", "b/c"]);
+        assert_eq!(all(&passed, "x-users"), ["kept"]);
+    }
+
+    #[test]
+    fn a_stripped_prefix_is_named_behind_what_a_trusted_proxy_has_stripped() {
+        let keys = Some("{strip_prefix: /shop, add_prefix: /v1}");
+        for (trusted, prefix) in [(false, "/shop"), (true, "/admin/shop")] {
+            let (target, passed) = shaped(keys, "/shop/a?b", trusted, &CLAIMS);
+            assert_eq!(target, "/v1/a?b");
+            assert_eq!(all(&passed, "x-forwarded-prefix"), [prefix]);
+        }
+        let (target, passed) = shaped(keys, "/other", true, &CLAIMS);
+        assert_eq!(
+            (target.as_str(), all(&passed, "x-forwarded-prefix")),
+            ("/v1/other", vec!["/admin"])
+        );
     }
 
     #[test]

@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use crate::config::ClientLimits;
 use crate::exchange::admission::{Admission, Rejected};
 use crate::exchange::connection::Connection;
+use crate::exchange::passwords::Passwords;
 use crate::exchange::record::Record;
 use crate::exchange::request::Request;
 use crate::forward::client::{Client, ClientSide};
@@ -60,6 +61,8 @@ pub struct Edge {
     pub proxy: Arc<HttpProxy<EdgeProxy>>,
     /// What decides whether a request may pass.
     pub admission: Admission,
+    /// What verifies passwords.
+    pub passwords: Passwords,
     /// The rules, which a reload can change.
     pub live: Arc<Live>,
     /// What all clients make the proxy hold.

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -13,19 +14,20 @@ use pingora::server::ShutdownWatch;
 use pingora_limits::inflight;
 
 use super::connection::Edge;
-use crate::config::Forwarder;
+use crate::config::{Forwarder, UserFile};
 use crate::exchange::admission::{Admitted, Rejected};
 use crate::exchange::connection::Connection;
+use crate::exchange::passwords::Verdict;
 use crate::exchange::record::Record;
 use crate::exchange::request::{Request, is_idempotent};
-use crate::forward::client::Client;
+use crate::forward::client::{Client, ClientSide};
 use crate::forward::direct::Ending;
 use crate::forward::handover::{Exchange, HANDOVER, Handover};
 use crate::forward::session;
-use crate::headers::request::{Origination, Span, write_request};
+use crate::headers::request::{Origination, Shaping, Span, write_request};
 use crate::http1::head::{Body, Head, Version};
 use crate::lifecycle::Connected;
-use crate::rejection::Rejection;
+use crate::rejection::{Delivery, Rejection};
 use crate::snapshot::Policy;
 
 /// What a field of a request takes beside its bytes, in the head that Pingora has.
@@ -78,13 +80,23 @@ impl Edge {
         if !self.held.has_room(self.lifecycle.in_flight(), policy.held) {
             return Err(Rejection::HeldTooMuch.into());
         }
+        let client = connection.text_of(record.client.unwrap_or(connection.peer));
+        let shaping = route.shape.as_deref().map(|shape| Shaping {
+            shape,
+            client: &client,
+            route: route.name.as_deref().unwrap_or_default(),
+        });
         let about = Origination {
             peer: &connection.peer_text,
             trusted_peer,
             tls: connection.tls.as_ref(),
             backend: endpoint.upstream.authority(),
             id: &record.id,
+            shape: shaping,
         };
+        let authorization = route.shape.as_ref().filter(|shape| shape.users.is_some());
+        let authorization = authorization.and_then(|_| head.values("authorization").next().map(Bytes::copy_from_slice));
+        let response_fields = shaping.map_or(Bytes::new(), |shaping| shaping.response_fields(head, &about));
         let upgrade = head.upgrade.is_some();
         let mut forwarder = if endpoint.speaks_http1(&route.upstream, upgrade) {
             policy.forwarder
@@ -124,6 +136,8 @@ impl Edge {
             last: false,
             expects: head.expects,
             upgrade: head.upgrade.map(Bytes::copy_from_slice),
+            authorization,
+            response_fields,
             hsts: policy.hsts.filter(|_| connection.tls.is_some()),
         };
         Ok((header, request))
@@ -136,6 +150,19 @@ impl Edge {
         exchange: Exchange,
         shutdown: &ShutdownWatch,
     ) -> Option<(Client, Ending)> {
+        if let Some(users) = exchange
+            .request
+            .route
+            .shape
+            .as_ref()
+            .and_then(|shape| shape.users.as_ref())
+        {
+            // Boxed, so that no other request has room for it.
+            let asked = Box::pin(self.authenticate(users, exchange.request.authorization.as_deref()));
+            if let Some(rejection) = asked.await {
+                return Box::pin(self.deny(exchange, rejection)).await;
+            }
+        }
         let (session, handover) = session::open(header, exchange, &self.lifecycle);
         // Boxed by Pingora, and begun outside of the block, which would hold the session too.
         let serving = self.proxy.process_new_http(session, shutdown);
@@ -147,6 +174,43 @@ impl Edge {
         HANDOVER.scope(handover, served).await
     }
 
+    /// Why a client that says this of itself is none of `users`.
+    async fn authenticate(&self, users: &UserFile, authorization: Option<&[u8]>) -> Option<Rejection> {
+        let Some(authorization) = authorization else {
+            return Some(Rejection::Unauthorized);
+        };
+        let now = Instant::now();
+        let Some(users) = self.passwords.users(users, now).await else {
+            return Some(Rejection::Internal);
+        };
+        match self.passwords.check(&users, authorization, now).await {
+            Verdict::Good => None,
+            Verdict::Wrong => Some(Rejection::Unauthorized),
+            Verdict::Busy => Some(Rejection::AuthBusy),
+        }
+    }
+
+    /// Answers an admitted request with a rejection. Nothing of it has gone to a backend.
+    async fn deny(&self, exchange: Exchange, rejection: Rejection) -> Option<(Client, Ending)> {
+        let Exchange {
+            request,
+            mut record,
+            client,
+            ..
+        } = exchange;
+        let may_keep = request.keeps && !self.lifecycle.is_draining();
+        match client? {
+            Client::Http1(mut client) => {
+                let ending = deny(&mut *client, &request, &mut record, rejection, may_keep).await;
+                Some((Client::Http1(client), ending))
+            }
+            Client::Http2(mut client) => {
+                let ending = deny(&mut *client, &request, &mut record, rejection, may_keep).await;
+                Some((Client::Http2(client), ending))
+            }
+        }
+    }
+
     /// Notes in `record` why a request was refused, and explains the limit once.
     pub(super) fn refused(&self, why: &Rejected, record: &mut Record, policy: &Policy) {
         record.failed(why.rejection, why.rule.map(Into::into));
@@ -156,4 +220,27 @@ impl Edge {
                 .call_once(|| policy.explain_limit(&address.to_string(), rule));
         }
     }
+}
+
+async fn deny(
+    client: &mut impl ClientSide,
+    request: &Request,
+    record: &mut Record,
+    rejection: Rejection,
+    may_keep: bool,
+) -> Ending {
+    record.failed(rejection, None);
+    let delivery = Delivery {
+        keeps: may_keep && !client.leaves_doubt(request, false),
+        head_only: request.to_head,
+        form: request.form(),
+    };
+    let pages = &request.policy.error_pages;
+    let body = pages.body(rejection, delivery.form, record.id.as_str());
+    let length = body.length();
+    if client.reject(rejection, &body, delivery).await.is_err() {
+        return Ending::Cut;
+    }
+    record.answered_here(rejection, delivery, length);
+    if delivery.keeps { Ending::Keep } else { Ending::Close }
 }

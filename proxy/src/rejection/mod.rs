@@ -40,6 +40,12 @@ pub enum Rejection {
     PlainHttp,
     /// An authority asks for a proof that a host is this proxy's, which is the body.
     AcmeChallenge,
+    /// The route is not for this client (`allow`, `deny`).
+    Forbidden,
+    /// The route is for users with a password, and this is none of them.
+    Unauthorized,
+    /// So many passwords are being verified that this one would wait too long.
+    AuthBusy,
     /// CONNECT and TRACE are not proxied.
     MethodNotAllowed,
     /// The client took too long to send its request.
@@ -66,7 +72,7 @@ pub enum Rejection {
 
 impl Rejection {
     /// All of them, so that each has its series from the start.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 25] = [
         Self::Limited,
         Self::NoBackend,
         Self::NoRoute,
@@ -78,6 +84,9 @@ impl Rejection {
         Self::Redirected,
         Self::PlainHttp,
         Self::AcmeChallenge,
+        Self::Forbidden,
+        Self::Unauthorized,
+        Self::AuthBusy,
         Self::MethodNotAllowed,
         Self::RequestTimeout,
         Self::BodyTooLarge,
@@ -136,6 +145,19 @@ impl Rejection {
                 "plain HTTP on a port for TLS; use https",
             ),
             Self::AcmeChallenge => (200, "OK", "acme_challenge", "this is the proof"),
+            Self::Forbidden => (403, "Forbidden", "forbidden", "this address may not use this URL"),
+            Self::Unauthorized => (
+                401,
+                "Unauthorized",
+                "unauthorized",
+                "this URL needs a user and a password",
+            ),
+            Self::AuthBusy => (
+                503,
+                "Service Unavailable",
+                "auth_busy",
+                "too many passwords are being verified; try again later",
+            ),
             Self::MethodNotAllowed => (
                 405,
                 "Method Not Allowed",
@@ -231,6 +253,10 @@ impl Rejection {
             Self::ClientGone => 1,
             // DEADLINE_EXCEEDED
             Self::BackendTimeout | Self::RequestTimeout => 4,
+            // UNAUTHENTICATED
+            Self::Unauthorized => 16,
+            // PERMISSION_DENIED
+            Self::Forbidden => 7,
             // RESOURCE_EXHAUSTED
             Self::Limited | Self::BodyTooLarge | Self::HeadTooLarge | Self::UriTooLong => 8,
             // FAILED_PRECONDITION: the same call can't pass here, but over TLS.
@@ -244,7 +270,8 @@ impl Rejection {
             | Self::BackendsBusy
             | Self::BackendFailed
             | Self::TooManyConnections
-            | Self::HeldTooMuch => 14,
+            | Self::HeldTooMuch
+            | Self::AuthBusy => 14,
         }
     }
 
@@ -310,6 +337,7 @@ impl Rejection {
     /// Its own fields, each a line with its CRLF.
     const fn own_fields(self) -> &'static str {
         match self {
+            Self::Unauthorized => "WWW-Authenticate: Basic realm=\"Restricted\", charset=\"UTF-8\"\r\n",
             Self::MethodNotAllowed => "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n",
             _ => "",
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::config::UpstreamLimits;
+use crate::config::{Shape, UpstreamLimits};
 use crate::pool::Pool;
 
 /// A route to one pool. A request keeps the one that it was admitted by.
@@ -17,4 +17,6 @@ pub struct Route {
     pub upstream: UpstreamLimits,
     /// The longest request body in bytes, if it is not `client.max_body`.
     pub max_body: Option<Option<u64>>,
+    /// What it does to requests and responses, if it does anything.
+    pub shape: Option<Arc<Shape>>,
 }

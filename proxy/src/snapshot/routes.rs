@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::config::{Config, Limit, UpstreamLimits, routes};
+use crate::config::{Config, Limit, Shape, UpstreamLimits, routes};
 use crate::http1::head::Head;
 use crate::http1::path;
 use crate::http1::violation::Violation;
@@ -37,6 +37,8 @@ pub struct Rule {
     pub limit: RuleLimit,
     /// The longest request body in bytes, if it is not `client.max_body`.
     pub max_body: Option<Option<u64>>,
+    /// What it does to requests and responses, if it does anything.
+    pub shape: Option<Arc<Shape>>,
     /// Where its requests are counted.
     pub series: RouteSeries,
 }
@@ -117,6 +119,7 @@ impl Routes {
                 pool,
                 upstream,
                 max_body: None,
+                shape: None,
             }));
         }
         let rules = config
@@ -161,6 +164,7 @@ impl Routes {
 impl Rule {
     fn new(route: &routes::Route, config: &Config, parts: &Parts<'_>) -> Self {
         let name: Arc<str> = route.name.as_str().into();
+        let shape = (route.shape != Shape::default()).then(|| Arc::new(route.shape.clone()));
         let to_pool = |pool: &String| {
             let (pool, upstream, pool_name) = (parts.pools)(pool);
             Arc::new(Route {
@@ -169,6 +173,7 @@ impl Rule {
                 pool,
                 upstream: route.overrides.over(&upstream),
                 max_body: route.overrides.max_body,
+                shape: shape.clone(),
             })
         };
         let action = match &route.action {
@@ -195,6 +200,7 @@ impl Rule {
             action,
             limit,
             max_body: route.overrides.max_body,
+            shape,
         }
     }
 }

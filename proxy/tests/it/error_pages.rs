@@ -6,7 +6,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::http2::{Http2, request as request2};
-use crate::support::{Connection, Process, RawOrigin, UNLIMITED, embedded, free_port};
+use crate::support::{Connection, Process, RawOrigin, UNLIMITED, embedded, eventually, free_port};
 
 const CLEARTEXT: &str = "  http2: {cleartext: true}\n";
 
@@ -135,9 +135,8 @@ async fn a_page_that_is_not_there_is_a_mistake() {
     let target = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let checked = Process::check(&(embedded(&[target]) + "  error_pages: {502: /nowhere/502.html}\n"));
     assert!(!checked.ended().await.0.success());
-    let said = checked.text();
     let problem = "gopherproxy.error_pages.502: /nowhere/502.html: No such file";
-    assert!(said.contains(problem), "{said}");
+    eventually("it says why", async || checked.text().contains(problem)).await;
 }
 
 #[tokio::test]

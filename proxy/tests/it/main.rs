@@ -53,6 +53,7 @@ mod registry_faults;
 mod registry_sets;
 mod reload;
 mod retries;
+mod route_rules;
 mod routes;
 mod routes_reload;
 mod sentinel;

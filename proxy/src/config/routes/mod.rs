@@ -11,6 +11,7 @@ use std::time::Duration;
 use chassis::settings::{Section, duration, whole};
 
 use super::limit::{Limit, Rate};
+use super::shape::Shape;
 use super::size_or_none;
 use super::upstream::{MOST_RETRIES, UpstreamLimits};
 pub use action::{Action, DEFAULT_POOL, Redirect, RedirectPart, Split};
@@ -32,6 +33,16 @@ pub struct Route {
     pub limit: RouteLimit,
     /// What stands for it in place of the pool's.
     pub overrides: Overrides,
+    /// What is done to its requests and their responses.
+    pub shape: Shape,
+}
+
+impl Route {
+    /// Reads the files that it names.
+    pub(super) fn load(&mut self) -> Result<(), String> {
+        let named = |problem| format!("gopherproxy.routes.{}.{problem}", self.name);
+        self.shape.load().map_err(named)
+    }
 }
 
 /// What the clients of a route may send.
@@ -110,8 +121,10 @@ pub(super) fn read(section: &mut Section<'_>, pools: &BTreeSet<&str>, global: &L
         let action = Action::read(&mut section, pools);
         let limit = RouteLimit::read(&mut section, global);
         let overrides = Overrides::read(&mut section);
+        let shape = Shape::read(&mut section);
         if !action.is_forward() {
-            for key in OF_BACKENDS {
+            shape.check_without_backends(&section);
+            for key in OF_BACKENDS.into_iter().chain(Shape::OF_BACKENDS) {
                 section.key_has_no_effect(key, "the proxy answers the requests of this route itself");
             }
         }
@@ -134,6 +147,7 @@ pub(super) fn read(section: &mut Section<'_>, pools: &BTreeSet<&str>, global: &L
             action,
             limit,
             overrides,
+            shape,
         });
     }
     routes

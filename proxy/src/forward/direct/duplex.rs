@@ -21,7 +21,7 @@ use crate::exchange::record::Record;
 use crate::exchange::request::Request;
 use crate::exchange::retry::Failure;
 use crate::forward::client::ClientSide;
-use crate::headers::origin_response::{self, Delivery, Framing, ResponseHead};
+use crate::headers::origin_response::{self, Delivery, Edited, Framing, ResponseHead};
 use crate::headers::straighten::{may_straighten, straighten};
 use crate::http1::chunked::{BadFraming, Decoder, write_chunk, write_data, write_last};
 use crate::http1::downstream::ClientFault;
@@ -357,13 +357,17 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
         self.request.affinity.set_cookie(upstream)
     }
 
-    fn delivery<'c>(&self, keeps: bool, cookie: Option<&'c str>) -> Delivery<'c> {
+    fn delivery<'c>(&self, keeps: bool, cookie: Option<&'c str>) -> Delivery<'c>
+    where
+        't: 'c,
+    {
         Delivery {
             keeps,
             old: self.request.old,
             trailers: !self.request.old,
             hsts: self.request.hsts,
             cookie,
+            edits: Edited::of(self.request),
         }
     }
 

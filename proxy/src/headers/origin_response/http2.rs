@@ -5,7 +5,7 @@ use http::header::{CONTENT_LENGTH, DATE, SET_COOKIE, STRICT_TRANSPORT_SECURITY};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use super::fields::Kind;
-use super::{Delivery, ResponseHead};
+use super::{Delivery, Edited, ResponseHead};
 use crate::http1::names::is;
 
 impl ResponseHead<'_> {
@@ -14,15 +14,30 @@ impl ResponseHead<'_> {
     pub fn to_http2(&self, delivery: &Delivery<'_>) -> Response<()> {
         let switches = self.status == 101;
         let mut fields = HeaderMap::with_capacity(self.fields.len() + 2);
+        let edited = delivery.edits(self.status);
         for (index, field) in self.fields.iter().enumerate() {
             let is_handshake =
                 Kind::of(field.name) == Kind::Upgrade || (switches && is(field.name, "sec-websocket-accept"));
-            if self.dropped.contains(index) || is_handshake {
+            let is_dropped = edited.is_some_and(|edited| edited.edits.drop(field.name));
+            if self.dropped.contains(index) || is_handshake || is_dropped {
                 continue;
             }
             // The parser has let nothing through that is no name or no value.
             if let Ok(name) = HeaderName::from_bytes(field.name.as_bytes())
                 && let Ok(value) = HeaderValue::from_bytes(field.value)
+            {
+                fields.append(name, value);
+            }
+        }
+        let lines = edited
+            .map_or(&b""[..], |Edited { lines, .. }| lines)
+            .split(|byte| *byte == b'\n');
+        for line in lines.filter_map(|line| line.strip_suffix(b"\r")) {
+            let Some(end) = memchr::memchr(b':', line) else {
+                continue;
+            };
+            if let Ok(name) = HeaderName::from_bytes(&line[..end])
+                && let Ok(value) = HeaderValue::from_bytes(&line[end + 2..])
             {
                 fields.append(name, value);
             }

@@ -1,6 +1,7 @@
 mod refused;
 
 use super::*;
+use crate::config::Shape;
 
 use Framing::{Chunked, Close, Length, None as Bodiless};
 
@@ -14,6 +15,7 @@ const MODERN: Delivery<'static> = Delivery {
     trailers: true,
     hsts: None,
     cookie: None,
+    edits: None,
 };
 
 const OLD: Delivery<'static> = Delivery {
@@ -22,6 +24,7 @@ const OLD: Delivery<'static> = Delivery {
     trailers: false,
     hsts: None,
     cookie: None,
+    edits: None,
 };
 
 /// A response head with these lines after the status line, without their last CRLF.
@@ -486,5 +489,49 @@ fn strict_transport_security_is_added_unless_the_origin_has_its_own() {
         };
         assert_eq!(written(&secure).contains(field), added, "{lines}");
         assert!(!written(&MODERN).contains(field));
+    }
+}
+
+#[test]
+fn a_route_sets_adds_and_removes_fields_of_final_responses_over_both_protocols() {
+    let keys = "response_headers: {set: {X-Frame-Options: DENY, Strict-Transport-Security: max-age=1}, add: {Set-Cookie: 'c=1'}, remove: [server]}";
+    let shape = Shape::of(keys).unwrap();
+    let edits = &shape.response_headers;
+    let lines = b"X-Frame-Options: DENY\r\nStrict-Transport-Security: max-age=1\r\nSet-Cookie: c=1\r\n";
+    let delivery = Delivery {
+        hsts: Some(2),
+        edits: Some(Edited { edits, lines }),
+        ..MODERN
+    };
+    let origin = "Server: x\r\nX-FRAME-OPTIONS: ALLOWALL\r\nContent-Length: 0\r\nSet-Cookie: a=b\r\nServers: y";
+    for (status, edited) in [("200 OK", true), ("404 Not Found", true), ("103 Early Hints", false)] {
+        let text = head_of(status, origin);
+        let mut room = head::room();
+        let (head, _) = parse(text.as_bytes(), &mut room, GET).unwrap().unwrap();
+        let mut out = BytesMut::new();
+        head.write(&delivery, &mut out);
+        let http1 = String::from_utf8(out.to_vec()).unwrap().to_lowercase();
+        let http1: Vec<_> = http1.lines().filter_map(|line| line.split_once(": ")).collect();
+        let http2 = head.to_http2(&delivery);
+        for (name, expected) in [
+            ("server", if edited { &[][..] } else { &["x"] }),
+            ("x-frame-options", if edited { &["deny"] } else { &["allowall"] }),
+            ("set-cookie", if edited { &["a=b", "c=1"] } else { &["a=b"] }),
+            (
+                "strict-transport-security",
+                if edited { &["max-age=1"] } else { &["max-age=2"] },
+            ),
+            ("servers", &["y"]),
+        ] {
+            let named = http1.iter().filter(|(key, _)| *key == name);
+            assert_eq!(
+                named.map(|(_, value)| *value).collect::<Vec<_>>(),
+                expected,
+                "{status} {name}"
+            );
+            let values = http2.headers().get_all(name).iter();
+            let values: Vec<_> = values.map(|value| value.to_str().unwrap().to_lowercase()).collect();
+            assert_eq!(values, expected, "{status} {name}");
+        }
     }
 }
