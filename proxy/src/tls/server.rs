@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use log::warn;
-use ring::digest;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ServerConfig, SupportedProtocolVersion, version};
@@ -43,13 +42,8 @@ impl Server {
     /// The first file that can't be used, and why.
     pub fn load(settings: &Settings, secret: &[u8]) -> Result<Self, LoadError> {
         let certificates = Arc::new(Certificates::load(&settings.certificates)?);
-        let (verifier, authorities) = verifier(settings)?;
+        let verifier = verifier(settings)?;
         let from_file = settings.ticket_secret.as_deref().map(ticket_secret).transpose()?;
-        // Whom a client is verified by: tickets of other clients don't count.
-        let mut context = digest::Context::new(&digest::SHA256);
-        context.update(&[settings.client_auth as u8]);
-        context.update(&authorities);
-        let tickets = Tickets::new(from_file.as_deref().unwrap_or(secret), context.finish().as_ref());
 
         let versions: &[&SupportedProtocolVersion] = match settings.min_version {
             Version::Tls12 => &[&version::TLS13, &version::TLS12],
@@ -58,17 +52,21 @@ impl Server {
         let builder = ServerConfig::builder_with_provider(Arc::new(provider()))
             .with_protocol_versions(versions)
             .map_err(|error| LoadError::new(Path::new("rustls"), error))?;
+        // Whoever resumes a session is not verified again, however long ago its certificate has expired: each resumption gives a
+        // ticket for the next. So where clients show certificates there are no tickets.
+        let resumes = verifier.is_none();
         let builder = match verifier {
             Some(verifier) => builder.with_client_cert_verifier(verifier),
             None => builder.with_no_client_auth(),
         };
         let mut config = builder.with_cert_resolver(Arc::clone(&certificates) as _);
         config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
-        config.ticketer = Arc::new(tickets);
         // A ticket has the whole session in it.
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        // Each resumption gives the next one.
-        config.send_tls13_tickets = 1;
+        config.send_tls13_tickets = usize::from(resumes);
+        if resumes {
+            config.ticketer = Arc::new(Tickets::new(from_file.as_deref().unwrap_or(secret)));
+        }
         Ok(Self {
             config: Arc::new(config),
             certificates,
@@ -91,10 +89,10 @@ impl Server {
 /// What verifies the certificates of clients.
 type Verifier = Arc<dyn ClientCertVerifier>;
 
-/// What verifies clients' certificates, and the authorities' own, for which another verifier is another one.
-fn verifier(settings: &Settings) -> Result<(Option<Verifier>, Vec<u8>), LoadError> {
+/// What verifies clients' certificates, if they show any.
+fn verifier(settings: &Settings) -> Result<Option<Verifier>, LoadError> {
     let (Some(path), true) = (&settings.client_ca, settings.client_auth != ClientAuth::None) else {
-        return Ok((None, Vec::new()));
+        return Ok(None);
     };
     let pem = read(path).map_err(|why| LoadError::new(path, why))?;
     let roots = roots(path, &pem)?;
@@ -104,7 +102,7 @@ fn verifier(settings: &Settings) -> Result<(Option<Verifier>, Vec<u8>), LoadErro
         ClientAuth::Optional | ClientAuth::None => builder.allow_unauthenticated(),
     };
     let verifier = builder.build().map_err(|error| LoadError::new(path, error))?;
-    Ok((Some(verifier), pem))
+    Ok(Some(verifier))
 }
 
 /// The secret in a file.

@@ -1,8 +1,10 @@
 //! The subject of a certificate as text (RFC 4514).
 //!
 //! It goes into a field and into decisions of origins, so nothing in a value can look like another attribute, and every byte of it
-//! is printable ASCII: what RFC 4514 would leave as UTF-8 is written in its hexadecimal form, as other proxies do.
+//! is printable ASCII: what RFC 4514 would leave as UTF-8 is written in its hexadecimal form, as other proxies do. A value in an encoding
+//! that is out of use, such as BMPString, is written as its DER (section 2.4).
 
+use x509_parser::der_parser::asn1_rs::ToDer;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 /// The attributes that have short names in RFC 4514, and the one for addresses of mail.
@@ -41,7 +43,14 @@ fn text(name: &X509Name<'_>) -> Option<String> {
             let short = SHORT.iter().find(|(long, _)| *long == identifier);
             text.push_str(short.map_or(identifier.as_str(), |(_, short)| short));
             text.push('=');
-            escape(attribute.as_str().ok()?, &mut text);
+            match attribute.as_str() {
+                Ok(value) => escape(value, &mut text),
+                Err(_) => {
+                    let der = attribute.attr_value().to_der_vec().ok()?;
+                    text.push('#');
+                    text.extend(der.iter().map(|byte| format!("{byte:02X}")));
+                }
+            }
         }
     }
     Some(text)
@@ -65,15 +74,16 @@ fn escape(value: &str, text: &mut String) {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+    use rcgen::string::{BmpString, TeletexString};
+    use rcgen::{CertificateParams, DistinguishedName, DnType, DnValue, KeyPair};
 
     use super::*;
 
-    fn subject(attributes: &[(DnType, &str)]) -> String {
+    fn subject(attributes: &[(DnType, impl Into<DnValue> + Clone)]) -> String {
         let mut params = CertificateParams::new([]).unwrap();
         params.distinguished_name = DistinguishedName::new();
         for (kind, value) in attributes {
-            params.distinguished_name.push(kind.clone(), *value);
+            params.distinguished_name.push(kind.clone(), value.clone());
         }
         let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
         of(certificate.der()).unwrap()
@@ -104,6 +114,18 @@ mod tests {
         ] {
             assert_eq!(subject(&[(DnType::CommonName, value)]), format!("CN={escaped}"));
         }
+    }
+
+    #[test]
+    fn a_value_in_an_old_encoding_is_its_der() {
+        let bmp = DnValue::BmpString(BmpString::try_from("a,").unwrap());
+        let teletex = DnValue::TeletexString(TeletexString::try_from("b").unwrap());
+        let attributes = [
+            (DnType::OrganizationName, teletex),
+            (DnType::CommonName, bmp),
+            (DnType::CountryName, "DE".into()),
+        ];
+        assert_eq!(subject(&attributes), "C=DE,CN=#1E040061002C,O=#140162");
     }
 
     #[test]

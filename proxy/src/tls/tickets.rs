@@ -5,8 +5,8 @@
 //! an hour and opens for three: the one before, for tickets that were made late in it, and the one after, for those from a
 //! machine whose clock is ahead.
 //!
-//! A ticket carries the client's identity past the verifier. So the keys depend on who may verify it, too: after a change of
-//! `client_ca` or `client_auth` no old ticket can be opened.
+//! A ticket carries the client's identity past the verifier, so clients that show certificates get none
+//! ([`Server::load`](super::server::Server::load)).
 //!
 //! The form of a ticket: 16 bytes that name the key, a random nonce of 12, then AES-256-GCM.
 
@@ -57,9 +57,9 @@ impl KeyType for Length {
 }
 
 impl Tickets {
-    /// With keys that come from `secret`, for sessions whose clients are verified as `context` says.
-    pub fn new(secret: &[u8], context: &[u8]) -> Self {
-        let salt = Salt::new(HKDF_SHA256, context);
+    /// With keys that come from `secret`.
+    pub fn new(secret: &[u8]) -> Self {
+        let salt = Salt::new(HKDF_SHA256, b"");
         Self {
             root: salt.extract(secret),
             random: SystemRandom::new(),
@@ -163,8 +163,8 @@ mod tests {
 
     #[test]
     fn whoever_has_the_secret_opens_a_ticket_in_its_hour_and_the_hours_beside_it() {
-        let ticket = Tickets::new(SECRET, b"").seal(b"session", NOW).unwrap();
-        let other = Tickets::new(SECRET, b"");
+        let ticket = Tickets::new(SECRET).seal(b"session", NOW).unwrap();
+        let other = Tickets::new(SECRET);
         for (when, opens) in [
             (NOW, true),
             (NOW + HOUR, true),
@@ -180,10 +180,9 @@ mod tests {
 
     #[test]
     fn nobody_else_does_and_no_changed_ticket_is_opened() {
-        let tickets = Tickets::new(SECRET, b"one CA");
+        let tickets = Tickets::new(SECRET);
         let ticket = tickets.seal(b"session", NOW).unwrap();
-        assert!(Tickets::new(&[8; 32], b"one CA").open(&ticket, NOW).is_none());
-        assert!(Tickets::new(SECRET, b"another CA").open(&ticket, NOW).is_none());
+        assert!(Tickets::new(&[8; 32]).open(&ticket, NOW).is_none());
         for place in 0..ticket.len() {
             let mut changed = ticket.clone();
             changed[place] ^= 1;
