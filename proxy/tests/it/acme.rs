@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::support::pebble::{self, Pebble, Rule};
-use crate::support::tls::{Client, shown};
+use crate::support::tls::{Authority, Client, shown};
 use crate::support::{Connection, Process, embedded, eventually, get, origin};
 
 const FAILED: &str = "no certificate";
@@ -363,4 +363,93 @@ async fn what_can_not_be_used_is_named_before_anything_starts() {
         let line = checked.said("the configuration is bad", |_| true).await;
         assert!(line["error"].as_str().unwrap().contains(why), "{line}");
     }
+}
+
+#[tokio::test]
+async fn an_authority_whose_certificates_are_over_at_once_is_not_asked_in_a_loop() {
+    let Some(pebble) = Pebble::start(1).await else { return };
+    let origin = origin();
+    let proxy = Process::proxy(&pebble.proxy(&embedded(&[origin.address()]), "a.example", "")).await;
+    proxy.said(ISSUED, |_| true).await;
+    let line = proxy.said(FAILED, |_| true).await;
+    assert!(
+        line["error"].as_str().unwrap().contains("due for renewal already"),
+        "{line}"
+    );
+    assert!(line["next_attempt_in_seconds"].as_u64().unwrap() > 250, "{line}");
+    proxy.reaches(&failures("a.example"), 1.0).await;
+    assert_eq!(pebble.count("/order-plz"), 1);
+    // It waits longer each time.
+    forgive(&proxy, &pebble, "a.example").await;
+    let line = proxy.said(FAILED, |line| line["failures"] == 2).await;
+    assert!(line["next_attempt_in_seconds"].as_u64().unwrap() > 550, "{line}");
+}
+
+#[tokio::test]
+async fn a_certificate_that_could_not_be_kept_is_not_ordered_again() {
+    let Some(pebble) = Pebble::start(3600).await else {
+        return;
+    };
+    let taken = pebble.storage().join("a.example.pem");
+    std::fs::create_dir_all(&taken).unwrap();
+    let origin = origin();
+    let proxy = Process::proxy(&pebble.proxy(&embedded(&[origin.address()]), "a.example", "")).await;
+    let line = proxy.said(FAILED, |_| true).await;
+    assert!(line["error"].as_str().unwrap().contains("acme.storage: "), "{line}");
+    proxy.reaches(&orders("storage"), 1.0).await;
+    std::fs::remove_dir(&taken).unwrap();
+    forgive(&proxy, &pebble, "a.example").await;
+    proxy.said(ISSUED, |_| true).await;
+    assert_eq!(pebble.count("/order-plz"), 1);
+    let order = pebble.storage().join("a.example.order");
+    eventually("the order is over", async || !order.exists()).await;
+}
+
+#[tokio::test]
+async fn a_storage_that_does_not_answer_keeps_nobody_else_waiting() {
+    let origin = origin();
+    let storage = tempfile::tempdir().unwrap();
+    let challenges = storage.path().join("challenges");
+    std::fs::create_dir(&challenges).unwrap();
+    // Nothing is due. Whoever opens the proof waits until somebody writes it.
+    let soon = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() + 24 * 3600;
+    let state = serde_json::json!({"a.example": {"failures": 1, "next_attempt": soon}});
+    std::fs::write(storage.path().join("state.json"), state.to_string()).unwrap();
+    let proof = challenges.join("token");
+    let (fifo, mode) = (
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+    );
+    rustix::fs::mknodat(rustix::fs::CWD, &proof, fifo, mode, 0).unwrap();
+    let ca = storage.path().join("ca.pem");
+    std::fs::write(&ca, Authority::new().pem()).unwrap();
+    let acme = format!(
+        "  tls: {{listen: '127.0.0.1:0'}}\n  acme:\n    hosts: [a.example]\n    directory: https://localhost:1/dir\n    \
+         terms_agreed: true\n    ca_file: {}\n    storage: {}\n",
+        ca.display(),
+        storage.path().display()
+    );
+    let proxy = Process::proxy(&(embedded(&[origin.address()]) + &acme)).await;
+    proxy.active_backends(1).await;
+    // More than there are threads for requests.
+    let mut asking = Vec::new();
+    for _ in 0..8 {
+        let mut client = Connection::open(proxy.address()).await;
+        client
+            .send("GET /.well-known/acme-challenge/token HTTP/1.1\r\nHost: a.example\r\n\r\n")
+            .await;
+        asking.push(client);
+    }
+    proxy.reaches("gopherproxy_connections", 8.0).await;
+    for _ in 0..8 {
+        assert_eq!(get(proxy.address(), "/").await.status, 200);
+    }
+    let answered = proxy
+        .metric("gopherproxy_rejections_total{reason=\"acme_challenge\"}")
+        .await;
+    assert_eq!(answered, 0.0, "they still wait");
+    // Whoever is at the other end gets it, and the others its end.
+    std::fs::write(&proof, "proof").unwrap();
+    let first = asking.first_mut().unwrap().response().await;
+    assert_eq!(first.status, 200);
 }

@@ -221,32 +221,46 @@ impl Issuer {
         let result = obtained.and_then(|both| replace(&acme.certificate(host), &both).map_err(Failure::of_storage));
         match result {
             Ok(()) => {
-                *state = HostState {
-                    directory: acme.directory.clone(),
-                    ..HostState::default()
-                };
+                store.forget_order(host);
+                let before = std::mem::replace(
+                    state,
+                    HostState {
+                        directory: acme.directory.clone(),
+                        ..HostState::default()
+                    },
+                );
                 self.metrics.ordered(Counted::Issued);
                 let installed = Arc::clone(&self.installed);
                 // A panic has been logged.
                 let _ = tokio::task::spawn_blocking(move || installed()).await;
                 info!(host = host; "the certificate is there");
+                // The next order would be made at once, and the next.
+                if Look::of(acme, state.clone(), host).is_due(now()) {
+                    state.failures = before.failures;
+                    self.failed(host, state, &Failure::of_life());
+                }
             }
             Err(failure) => {
                 if failure.no_account {
                     store.forget_account();
                 }
-                state.failures = state.failures.saturating_add(1);
-                let reached = failure.counted != Counted::Directory && !failure.no_account;
-                state.next_attempt = schedule::next_attempt(host, state.failures, reached, now(), failure.retry_after);
-                state.error = Some(failure.why.clone());
-                self.metrics.ordered(failure.counted);
-                let wait = state.next_attempt.saturating_sub(now());
-                warn!(
-                    host = host, error = failure.why.as_str(), failures = state.failures, next_attempt_in_seconds = wait;
-                    "no certificate"
-                );
+                self.failed(host, state, &failure);
             }
         }
+    }
+
+    /// Notes in `state` that an order for `host` has failed, and when there is another.
+    fn failed(&self, host: &str, state: &mut HostState, failure: &Failure) {
+        state.failures = state.failures.saturating_add(1);
+        let reached = failure.counted != Counted::Directory && !failure.no_account;
+        state.next_attempt = schedule::next_attempt(host, state.failures, reached, now(), failure.retry_after);
+        state.error = Some(failure.why.clone());
+        self.metrics.ordered(failure.counted);
+        let wait = state.next_attempt.saturating_sub(now());
+        warn!(
+            host = host, error = failure.why.as_str(), failures = state.failures, next_attempt_in_seconds = wait;
+            "no certificate"
+        );
     }
 
     /// Says which hosts fail, in the metrics and on the page of `/readyz`.
@@ -294,7 +308,12 @@ struct Look<'a> {
 
 impl<'a> Look<'a> {
     fn at(acme: &Acme, state: &State, host: &'a str) -> Self {
-        let state = state.get(host).cloned().unwrap_or_default();
+        Self::of(acme, state.get(host).cloned().unwrap_or_default(), host)
+    }
+
+    fn of(acme: &Acme, mut state: HostState, host: &'a str) -> Self {
+        state.next_attempt = schedule::noted(state.next_attempt, now(), schedule::LONGEST_ASKED);
+        state.ask_again = schedule::noted(state.ask_again, now(), 4 * ASK_AGAIN);
         // One that can't be used, or is another authority's, is as good as none. Where the state was lost, it is taken for ours.
         let certificate = Certificate::load_issued(&acme.certificate(host)).ok().flatten();
         let is_ours = |certificate: &Certificate| {

@@ -64,6 +64,13 @@ impl Failure {
         Self::new(Counted::Directory, error)
     }
 
+    /// The certificate is there, and would have to be renewed at once.
+    pub fn of_life() -> Self {
+        let why = "the certificate that has come is due for renewal already: is this machine's clock right, and does the authority give \
+                   certificates that are valid for longer than a moment?";
+        Self::new(Counted::Refused, why)
+    }
+
     fn of_problem(problem: &Problem) -> Self {
         let kind = problem.r#type.as_deref().unwrap_or_default();
         let kind = kind.strip_prefix("urn:ietf:params:acme:error:").unwrap_or(kind);
@@ -161,7 +168,7 @@ pub async fn account(acme: &Acme, client: &Client, store: &Store) -> Result<Acco
 }
 
 /// A certificate for `host` and its key, both PEM: from an order that an earlier process has begun, or from a new one, which may replace the
-/// certificate of this name.
+/// certificate of this name. Whoever has kept it then forgets the order.
 pub async fn obtain(
     acme: &Acme,
     account: &Account,
@@ -174,8 +181,11 @@ pub async fn obtain(
         None => begin(acme, account, store, host, replaces).await?,
     };
     let result = finish(acme, store, host, &mut order, &key).await;
-    // One that takes its time, or whose authority can't be reached, is finished later. Any other will not change any more.
-    if !matches!(&result, Err(failure) if matches!(failure.counted, Counted::Directory | Counted::RateLimited)) {
+    // One that takes its time, or whose authority can't be reached, is finished later. Any other that failed will not change any more.
+    if result
+        .as_ref()
+        .is_err_and(|failure| !matches!(failure.counted, Counted::Directory | Counted::RateLimited))
+    {
         store.forget_order(host);
     }
     result

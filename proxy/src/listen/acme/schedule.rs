@@ -12,7 +12,19 @@ const FIRST_UNREACHED: u64 = 30;
 /// The longest wait that is not asked for.
 const LONGEST: u64 = 12 * 3600;
 /// No wait that an authority asks for is longer.
-const LONGEST_ASKED: u64 = 7 * 24 * 3600;
+pub const LONGEST_ASKED: u64 = 7 * 24 * 3600;
+/// By how much clocks differ.
+const SKEW: u64 = 3600;
+
+/// When that is, which was noted when it was at most so far away: at once, if it is further. The clock was ahead then.
+pub fn noted(time: u64, now: u64, most: u64) -> u64 {
+    // The clocks of processes that share a storage differ.
+    if time > now.saturating_add(most + SKEW) {
+        0
+    } else {
+        time
+    }
+}
 
 /// When the certificate of `host` with this life is renewed: after two thirds of it, or when the authority `suggested` if that is earlier. An
 /// authority whose suggestions are always in the past gets no more orders for that than ten in the life of a certificate.
@@ -71,6 +83,19 @@ mod tests {
         assert!((30..=40).contains(&renewal("a", 10, 40, None)));
         // What makes no sense is renewed at once.
         assert_eq!(renewal("a", 50, 40, None), 50);
+    }
+
+    #[test]
+    fn a_time_that_was_noted_while_the_clock_was_ahead_does_not_count() {
+        for (time, expected) in [
+            (0, 0),
+            (1500, 1500),
+            (1100 + SKEW, 1100 + SKEW),
+            (1101 + SKEW, 0),
+            (u64::MAX, 0),
+        ] {
+            assert_eq!(noted(time, 1000, 100), expected);
+        }
     }
 
     #[test]
