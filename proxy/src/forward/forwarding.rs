@@ -78,6 +78,8 @@ pub(super) struct Forwarding<C> {
     /// The head has just gone to an origin.
     pub(super) head_sent: bool,
     pub(super) silent_since: Option<Instant>,
+    /// Since when the origin sends nothing but interim responses, and how much of the body had been read then.
+    interim_since: Option<(Instant, usize)>,
     pub(super) written: Option<Box<ResponseHeader>>,
     /// How the body of the response is framed to the client, and whether its end was sent.
     pub(super) framing: Option<Framing>,
@@ -104,6 +106,7 @@ impl<C: ClientSide> Forwarding<C> {
             first,
             client,
             silent_since: None,
+            interim_since: None,
             written: None,
             framing: None,
             ended: false,
@@ -192,6 +195,17 @@ impl<C: ClientSide> Forwarding<C> {
         silent.map(|()| Fault::SilentBackend.into_error(ErrorType::ReadTimedout))
     }
 
+    /// An error when the origin has sent interim responses for longer than it may take for the final one. While it takes the body, that
+    /// time has not begun.
+    fn judge_interim(&mut self) -> Result<()> {
+        let since = self.interim_since.filter(|(_, read)| *read == self.read);
+        let (since, _) = *self.interim_since.insert(since.unwrap_or((Instant::now(), self.read)));
+        if since.elapsed() < self.request.route.upstream.read_timeout {
+            return Ok(());
+        }
+        Err(Fault::SilentBackend.into_error(ErrorType::ReadTimedout).into_up())
+    }
+
     /// Writes the head of a response to `out`. `ends`: nothing follows it.
     pub(super) fn head(&mut self, response: Box<ResponseHeader>, ends: bool, out: &mut BytesMut) -> Result<()> {
         // The iterator over names as they came has none for a response of HTTP/2.
@@ -226,6 +240,9 @@ impl<C: ClientSide> Forwarding<C> {
         if status == 100 && !self.continues {
             self.continues = true;
             self.client.excuse_sending();
+        }
+        if informational {
+            self.judge_interim()?;
         }
         if informational && self.request.old {
             return Ok(());

@@ -15,13 +15,20 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response};
 
 use crate::http1::downstream::ClientFault;
 use crate::http1::held::{Hold, stalled};
-use crate::http1::names::is_forbidden_in_trailers;
+use crate::http1::names::{is_forbidden_in_trailers, is_in_token};
 use crate::http1::progress::{Limits, Progress};
 use crate::http1::timer::Timer;
 use crate::rejection::Body as Answer;
 
+/// How much of interim responses a client may have to take before the final one, in bytes. No window holds them up, so they would pile
+/// up for a client that reads nothing. Those behind that are left out.
+const MAX_INTERIM: usize = 64 << 10;
+
 /// Longer trailers of a request are left out, as the origin would get no such head.
 const MAX_TRAILERS: usize = 8 << 10;
+
+/// What a field takes beside its name and its value, in bytes (RFC 9113, section 10.5.1).
+const PER_FIELD: usize = 32;
 
 /// The body of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +60,8 @@ pub struct Stream {
     unreleased: usize,
     body_bytes: u64,
     trailers: Vec<u8>,
+    /// How much interim responses have taken.
+    interim: usize,
     /// The end of the response was sent.
     finished: bool,
     /// How much of the body of the response was sent.
@@ -96,6 +105,7 @@ impl Stream {
             unreleased: 0,
             body_bytes: 0,
             trailers: Vec::new(),
+            interim: 0,
             finished: false,
             sent: 0,
             gone: false,
@@ -209,6 +219,11 @@ impl Stream {
 
     /// Sends the head of an interim response.
     pub fn inform(&mut self, response: Response<()>) {
+        let size = |(name, value): (&HeaderName, &HeaderValue)| PER_FIELD + name.as_str().len() + value.len();
+        self.interim += PER_FIELD + response.headers().iter().map(size).sum::<usize>();
+        if self.interim > MAX_INTERIM {
+            return;
+        }
         // If the client is gone, the next read or write says so.
         let _ = self.respond.send_informational(response);
     }
@@ -355,7 +370,8 @@ pub fn respond(
 pub fn to_lines(trailers: &HeaderMap) -> Vec<u8> {
     let mut lines = Vec::new();
     for (name, value) in trailers {
-        if !is_forbidden_in_trailers(name.as_str()) {
+        // The library takes a quotation mark for a part of a name.
+        if name.as_str().bytes().all(is_in_token) && !is_forbidden_in_trailers(name.as_str()) {
             for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
                 lines.extend_from_slice(part);
             }
@@ -397,8 +413,12 @@ mod tests {
         ] {
             trailers.append(name, HeaderValue::from_static(value));
         }
+        // One that the library takes from the wire.
+        let odd = HeaderName::from_lowercase(b"x\"a").unwrap();
+        trailers.append(odd.clone(), HeaderValue::from_static("no token"));
         let text = to_lines(&trailers);
         assert_eq!(text, b"grpc-status: 0\r\nx-sum: a: b\r\n");
+        trailers.remove(odd);
         trailers.remove("host");
         trailers.remove("x-forwarded-for");
         assert_eq!(fields(&text), trailers);

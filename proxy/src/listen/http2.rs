@@ -137,6 +137,10 @@ impl Edge {
                 }
                 Event::Ended(reset) => {
                     idle_since = Instant::now();
+                    // A reload may have changed it. During a drain it is another.
+                    if !down.is_terminated() {
+                        idle_limit = self.live.idle_timeout();
+                    }
                     streams.resets += u64::from(reset);
                     (streams.abuse() && !closing).then_some((GoAway::Resets, Reason::ENHANCE_YOUR_CALM))
                 }

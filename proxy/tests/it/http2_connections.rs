@@ -299,6 +299,45 @@ async fn a_connection_that_has_had_its_requests_is_ended_and_every_one_is_answer
     );
 }
 
+#[tokio::test]
+async fn a_reload_applies_to_connections_that_are_open() {
+    let origin = origin();
+    let with = |limits: &str| format!("{CLEARTEXT}  client: {{{limits}}}\n");
+    let proxy = http2_proxy_with(origin.address(), &with("idle_timeout: 1h")).await;
+    let reload = async |limits: &str| {
+        proxy.reconfigure(&(embedded(&[origin.address()]) + &with(limits)));
+        let reloads = proxy.lines("configuration reloaded").len();
+        proxy.signal("HUP");
+        eventually("reloaded", async || {
+            proxy.lines("configuration reloaded").len() > reloads
+        })
+        .await;
+    };
+    let goaways = async |reason: &str| {
+        let name = format!("gopherproxy_http2_goaways_total{{reason=\"{reason}\"}}");
+        proxy.metric(&name).await
+    };
+    let mut clients = [Http2::open(proxy.address()).await, Http2::open(proxy.address()).await];
+    for client in &mut clients {
+        for _ in 0..3 {
+            assert_eq!(client.get("/").await.status, 200);
+        }
+    }
+    let [mut used, mut idle] = clients;
+    // It has had more than that. The next is served all the same, and is the last.
+    reload("idle_timeout: 1h, max_requests: 2").await;
+    assert_eq!(used.get("/").await.status, 200);
+    let ended = timeout(LIMIT, used.connection).await.expect("in time");
+    assert!(ended.expect("no panic").is_ok());
+    assert_eq!(goaways("max_requests").await, 1.0);
+    // The next request is the last that the old time follows.
+    reload("idle_timeout: 300ms").await;
+    assert_eq!(idle.get("/").await.status, 200);
+    let ended = timeout(LIMIT, idle.connection).await.expect("in time");
+    assert!(ended.expect("no panic").is_ok());
+    assert_eq!(goaways("idle").await, 1.0);
+}
+
 /// A client that sends requests until it is told to stop; how many were answered.
 async fn busy(mut client: Http2, path: &'static str) -> (u64, h2::Error) {
     let mut answered = 0;

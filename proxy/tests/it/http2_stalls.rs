@@ -1,13 +1,17 @@
 //! Clients of HTTP/2 that stall: they open no window or a tiny one, send no body, or read nothing. They are cut, and hold little memory until then.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
 
 use crate::support::attack::{silent_origin, withstands};
 use crate::support::http2::{
     CLEARTEXT, DATA, END_STREAM, Frames, HEADERS, Outcome, RST_STREAM, WINDOW, WINDOW_UPDATE, frame, head, headers,
     http2_proxy_with, is_well,
 };
-use crate::support::{eventually, forwarder, origin, resident_kib};
+use crate::support::{RawOrigin, eventually, forwarder, origin, resident_kib};
 
 #[tokio::test]
 async fn a_response_whose_window_never_opens_is_cut_and_logged_once() {
@@ -194,4 +198,43 @@ async fn clients_over_the_budget_for_memory_lose_their_oldest_streams() {
     assert!(proxy.metric("gopherproxy_held_bytes").await <= 8_388_608.0);
     drop(client);
     is_well(&proxy).await;
+}
+
+#[tokio::test]
+async fn interim_responses_do_not_pile_up_for_a_client_that_reads_nothing() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&sent);
+    let origin = RawOrigin::start(move |mut peer| {
+        let sent = Arc::clone(&counted);
+        async move {
+            let Some(head) = peer.head().await else { return };
+            let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: </{}>\r\n\r\n", "a".repeat(1000));
+            if head.starts_with("GET /some ") {
+                peer.send(hint.repeat(3)).await;
+                return peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+            }
+            let hints = hint.repeat(64);
+            while peer.stream.write_all(hints.as_bytes()).await.is_ok() {
+                sent.fetch_add(hints.len(), Ordering::Relaxed);
+            }
+        }
+    })
+    .await;
+    let proxy = http2_proxy_with(origin.address, CLEARTEXT).await;
+    let mut client = Frames::open(proxy.address(), &[]).await;
+    client.send(headers(1, END_STREAM, &head("GET", "/some"))).await;
+    let mut heads = 0;
+    while client.next().await.is_some_and(|frame| {
+        heads += usize::from(frame.kind == HEADERS);
+        frame.flags & END_STREAM == 0 || frame.kind != DATA
+    }) {}
+    assert_eq!(heads, 4, "three interim responses and the final one");
+    let before = resident_kib(&proxy);
+    client.send(headers(3, END_STREAM, &head("GET", "/endless"))).await;
+    eventually("48 MiB for nobody", async || sent.load(Ordering::Relaxed) > 48 << 20).await;
+    let grown = resident_kib(&proxy).saturating_sub(before);
+    assert!(grown < 12 << 10, "{grown} KiB more");
+    drop(client);
+    let line = proxy.request_line("/endless").await;
+    assert_eq!(line["reason"], "client_gone", "{line}");
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 
 use crate::support::{Connection, RawOrigin, forwarder, get, proxy_to};
@@ -353,4 +353,27 @@ async fn an_origin_that_is_silent_to_a_handshake_has_the_time_of_a_request() {
             "{line}"
         );
     }
+}
+
+#[tokio::test]
+async fn interim_responses_do_not_keep_a_client_waiting_for_longer_than_silence() {
+    let origin = RawOrigin::start(|mut peer| async move {
+        peer.request().await;
+        while peer.stream.write_all(b"HTTP/1.1 102 Processing\r\n\r\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    let proxy = proxy_to(&origin, "  upstream: {read_timeout: 1s}\n").await;
+    let mut client = Connection::open(proxy.address()).await;
+    client
+        .send("POST /for-ever HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+        .await;
+    let mut statuses = vec![client.response().await.status];
+    while statuses.last() == Some(&102) {
+        statuses.push(client.response().await.status);
+    }
+    assert_eq!((statuses.first(), statuses.last()), (Some(&102), Some(&504)));
+    let line = proxy.request_line("/for-ever").await;
+    assert_eq!(line["reason"], "backend_timeout", "{line}");
 }
