@@ -25,7 +25,7 @@ use gopherproxy::lifecycle::Lifecycle;
 use gopherproxy::limit::refusals::Refusals;
 use gopherproxy::listen::accept::Accept;
 use gopherproxy::listen::acme::{self, Failing, Issuer};
-use gopherproxy::listen::connection::{Edge, MAX_TURNED_AWAY};
+use gopherproxy::listen::connection::Edge;
 use gopherproxy::listen::port::Port;
 use gopherproxy::observe::acme::AcmeMetrics;
 use gopherproxy::observe::metrics::Metrics;
@@ -204,8 +204,9 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
         config.kept_connections(),
         metrics.clone(),
     ));
+    let machine = machine();
     let route_metrics = RouteMetrics::register(&prometheus)?;
-    let live = Arc::new(Live::new(&config, Arc::clone(&pool), route_metrics, machine()));
+    let live = Arc::new(Live::new(&config, Arc::clone(&pool), route_metrics, machine));
     let sentinel = watch::Sender::new(Arc::new(config.sentinel.clone()));
 
     let upgrade_socket = PathBuf::from(&config.server.upgrade_sock);
@@ -265,7 +266,7 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
         live: Arc::clone(&live),
         held,
         by_client: Inflight::new(),
-        turned_away: Semaphore::new(MAX_TURNED_AWAY),
+        turned_away: Semaphore::new(machine.turned_away),
         lifecycle: Arc::clone(&lifecycle),
         metrics: shared_metrics,
         refusals: Arc::new(Refusals::new(metrics.access_log_suppressed.clone(), Instant::now())),
@@ -343,9 +344,5 @@ fn certificates(config: &Config) -> Result<Option<tls::server::Live>, Box<dyn Er
 
 /// What this process may have.
 fn machine() -> Machine {
-    Machine {
-        // Each may need one more to a backend, and a quarter of the descriptors is for everything else.
-        connections: (descriptors::raise_limit() / 8).saturating_mul(3),
-        memory: memory::limit(),
-    }
+    Machine::new(descriptors::raise_limit(), memory::limit())
 }

@@ -46,9 +46,6 @@ use crate::rejection::{Delivery, Form, Rejection};
 use crate::snapshot::{Live, Policy};
 use crate::tls::stream::Stream;
 
-/// How many connections over a limit get the time to read their 503. More are closed at once.
-pub const MAX_TURNED_AWAY: usize = 64;
-
 /// What a client of HTTP/2 begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 

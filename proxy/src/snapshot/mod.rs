@@ -129,13 +129,38 @@ impl Policy {
     }
 }
 
+/// How many connections over a limit get the time to read their 503, at most. More are closed at once.
+const MAX_TURNED_AWAY: usize = 64;
+
+/// How many descriptors the process needs beside those for clients and what they ask for: for its ports, its threads, the admin port, the
+/// registry and the checks.
+const OWN_DESCRIPTORS: usize = 80;
+
 /// What there is of everything, for the rules to keep to.
 #[derive(Debug, Clone, Copy)]
 pub struct Machine {
     /// For how many connections there are descriptors.
     pub connections: usize,
+    /// For how many more that are turned away and get the time to read why.
+    pub turned_away: usize,
     /// How much memory the process may have, in bytes.
     pub memory: usize,
+}
+
+impl Machine {
+    /// One that gives the process so many descriptors and bytes of `memory`.
+    pub fn new(descriptors: usize, memory: usize) -> Self {
+        let turned_away = (descriptors / 16).min(MAX_TURNED_AWAY);
+        // Each may need one more to a backend.
+        let left = descriptors.saturating_sub(OWN_DESCRIPTORS + turned_away) / 2;
+        // A quarter is for everything else, where there are enough of them.
+        let connections = (descriptors / 8).saturating_mul(3).min(left).max(1);
+        Self {
+            connections,
+            turned_away,
+            memory,
+        }
+    }
 }
 
 /// The rules now.
@@ -204,4 +229,29 @@ fn routes(config: &Config, pool: &Arc<Pool>, metrics: &RouteMetrics, before: Opt
         before,
     };
     Routes::new(config, &parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_leave_descriptors_for_everything_else_however_few_there_are() {
+        for (descriptors, connections, turned_away) in [
+            (0, 1, 0),
+            (64, 1, 4),
+            (160, 35, 10),
+            (256, 80, 16),
+            (1024, 384, 64),
+            (20_000, 7_500, 64),
+            (usize::MAX, usize::MAX / 8 * 3, 64),
+        ] {
+            let machine = Machine::new(descriptors, 0);
+            assert_eq!(
+                (machine.connections, machine.turned_away),
+                (connections, turned_away),
+                "{descriptors}"
+            );
+        }
+    }
 }
