@@ -1,15 +1,16 @@
 //! A connection to a backend, encrypted or not.
 
 use std::io::{self, ErrorKind, IoSlice};
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 
 use rustls::ClientConnection;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use crate::config::OriginTls;
+use crate::http1::scratch::{SCRATCH, Scratch};
 
 /// How much may be encrypted and not sent, in bytes: what a backend that takes nothing makes the proxy hold beside the kernel's
 /// buffers.
@@ -24,17 +25,93 @@ pub enum OriginStream {
     Tls(Box<Secure>),
 }
 
+/// A connection below TLS. It reads more at a time than rustls asks for, which is 4 KiB.
+#[derive(Debug)]
+pub struct ReadAhead {
+    tcp: TcpStream,
+    /// What was read and rustls has not taken, from `taken` on. Seldom there is any while the connection waits.
+    ahead: Option<Scratch>,
+    taken: usize,
+}
+
+impl ReadAhead {
+    /// Nothing has been read of `tcp`.
+    pub fn new(tcp: TcpStream) -> Self {
+        Self {
+            tcp,
+            ahead: None,
+            taken: 0,
+        }
+    }
+
+    /// What was read ahead. Some or all of it is taken by `advance`.
+    fn ahead(&self) -> &[u8] {
+        self.ahead.as_ref().map_or(b"", |ahead| &ahead[self.taken..])
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.taken += count;
+        if self.ahead().is_empty() {
+            self.ahead = None;
+            self.taken = 0;
+        }
+    }
+}
+
+impl AsyncRead for ReadAhead {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.ahead.is_none() {
+            let mut read = Scratch::take();
+            ready!(pin!(this.tcp.read_buf(&mut *read)).poll(context))?;
+            this.ahead = Some(read);
+        }
+        let ahead = this.ahead();
+        let count = ahead.len().min(buffer.remaining());
+        buffer.put_slice(&ahead[..count]);
+        this.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ReadAhead {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The kernel has all of it.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(context)
+    }
+}
+
 /// A connection with TLS, after its handshake.
 #[derive(Debug)]
 pub struct Secure {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<ReadAhead>,
     /// What it was made with ([`OriginTls::group`]).
     group: u64,
 }
 
 impl Secure {
     /// The connection after a handshake with what `tls` has.
-    pub fn new(mut stream: TlsStream<TcpStream>, tls: &OriginTls) -> Self {
+    pub fn new(mut stream: TlsStream<ReadAhead>, tls: &OriginTls) -> Self {
         stream.get_mut().1.set_buffer_limit(Some(UNSENT));
         Self {
             stream,
@@ -53,7 +130,13 @@ impl Secure {
 
     /// Whether everything that came has been read, and more may come.
     fn is_read(&mut self) -> bool {
-        let session = self.stream.get_mut().1;
+        let (below, session) = self.stream.get_mut();
+        while !below.ahead().is_empty() {
+            match session.read_tls(&mut below.ahead()) {
+                Ok(count @ 1..) if session.process_new_packets().is_ok() => below.advance(count),
+                _ => return false,
+            }
+        }
         // Fails again if it has failed before.
         session.process_new_packets().is_ok() && waits(session.reader().into_first_chunk())
     }
@@ -86,7 +169,7 @@ impl OriginStream {
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
-            Self::Tls(secure) => secure.stream.get_ref().0,
+            Self::Tls(secure) => &secure.stream.get_ref().0.tcp,
         }
     }
 
@@ -106,6 +189,14 @@ impl OriginStream {
         }
     }
 
+    /// What it takes in memory beside what the kernel has, in bytes.
+    pub fn held(&self) -> usize {
+        match self {
+            Self::Tls(secure) if !secure.stream.get_ref().0.ahead().is_empty() => SCRATCH + self.unsent(),
+            _ => self.unsent(),
+        }
+    }
+
     /// Whether everything that came has been read. What came with the end of a response may wait here, in plain.
     pub fn is_read(&mut self) -> bool {
         match self {
@@ -122,8 +213,8 @@ impl OriginStream {
             Self::Tls(secure) => secure,
         };
         while secure.is_read() {
-            let (tcp, session) = secure.stream.get_mut();
-            match session.read_tls(&mut Receiver(tcp, &receive)) {
+            let (below, session) = secure.stream.get_mut();
+            match session.read_tls(&mut Receiver(&below.tcp, &receive)) {
                 Ok(1..) => {}
                 Ok(0) => return false,
                 Err(error) => return error.kind() == ErrorKind::WouldBlock,
@@ -201,7 +292,7 @@ mod tests {
     use rustls::crypto::ring::default_provider;
     use rustls::pki_types::PrivateKeyDer;
     use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
     use tokio_rustls::{TlsAcceptor, TlsConnector, server};
 
@@ -235,7 +326,7 @@ mod tests {
         let connector = TlsConnector::from(Arc::new(client));
         let acceptor = TlsAcceptor::from(Arc::new(server));
         let name = "origin.example".try_into().unwrap();
-        let (ours, theirs) = tokio::join!(connector.connect(name, ours), acceptor.accept(theirs));
+        let (ours, theirs) = tokio::join!(connector.connect(name, ReadAhead::new(ours)), acceptor.accept(theirs));
         let secure = Secure::new(ours.unwrap(), &OriginTls::default());
         let (mut ours, mut theirs) = (OriginStream::Tls(Box::new(secure)), theirs.unwrap());
         say(&mut theirs, b"x").await;

@@ -16,7 +16,7 @@ use super::Broken;
 use crate::config::UpstreamLimits;
 use crate::forward::tls;
 use crate::pool::endpoint::Endpoint;
-use crate::pool::stream::{OriginStream, Secure};
+use crate::pool::stream::{OriginStream, ReadAhead, Secure};
 
 /// Makes connections to origins.
 pub(super) struct Connector {
@@ -108,7 +108,7 @@ async fn encrypted(
     };
     let name = ServerName::try_from(name.to_owned()).map_err(|error| failed(io::Error::other(error)))?;
     let connector = TlsConnector::from(Arc::clone(config));
-    let stream = connector.connect(name, stream).await.map_err(failed)?;
+    let stream = connector.connect(name, ReadAhead::new(stream)).await.map_err(failed)?;
     let secure = Secure::new(stream, &limits.tls);
     let http2 = secure.speaks_http2();
     if !http1_only {

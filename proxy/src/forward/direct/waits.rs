@@ -41,7 +41,7 @@ impl<C: ClientSide> Duplex<'_, C> {
         if self.upload.unsent() > 0 {
             held += self.client.stalled();
         }
-        held += self.origin.unsent();
+        held += self.origin.held();
         held
     }
 
