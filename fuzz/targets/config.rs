@@ -6,7 +6,7 @@
 #![no_main]
 
 use chassis::settings::Settings;
-use gopherproxy::config::{Config, RegistryKind};
+use gopherproxy::config::{Config, PoolSettings, RegistryKind};
 use libfuzzer_sys::fuzz_target;
 
 /// A password that the seeds have in `REDIS_URL`. No message may repeat it, wherever in the variable it stands.
@@ -46,28 +46,41 @@ fn sound(config: &Config) {
     assert!((1..=128).contains(&limit.ipv6_prefix));
     let waits = [
         config.discovery.interval,
-        config.health.interval,
-        config.health.timeout,
         config.client.head_timeout,
         config.client.idle_timeout,
         config.client.transfer.read_timeout,
         config.client.transfer.write_timeout,
-        config.upstream.connect_timeout,
-        config.upstream.read_timeout,
-        config.upstream.write_timeout,
-        config.upstream.idle_timeout,
-        config.upstream.tunnel_idle_timeout,
-        config.upstream.ejection.time,
-        config.upstream.ejection.max_time,
     ];
     assert!(waits.iter().all(|wait| !wait.is_zero()));
-    let (sentinel, ejection) = (&config.sentinel, &config.upstream.ejection);
+    assert!(!config.pools.is_empty());
+    for pool in config.pools.values().chain([&config.every_pool]) {
+        check_pool(pool);
+    }
+    let sentinel = &config.sentinel;
     assert!(sentinel.targets().next().is_some() && sentinel.pools.values().all(|targets| !targets.is_empty()));
     assert!(sentinel.concurrency > 0);
     assert!(sentinel.rise > 0 && sentinel.fall > 0);
+}
+
+fn check_pool(PoolSettings { health, upstream, .. }: &PoolSettings) {
+    let ejection = &upstream.ejection;
+    let waits = [
+        health.interval,
+        health.timeout,
+        upstream.connect_timeout,
+        upstream.read_timeout,
+        upstream.write_timeout,
+        upstream.idle_timeout,
+        upstream.tunnel_idle_timeout,
+        ejection.time,
+        ejection.max_time,
+    ];
+    assert!(waits.iter().all(|wait| !wait.is_zero()));
+    assert!(health.path.starts_with('/') && health.rise > 0 && health.fall > 0);
+    assert!(*health.status.start() >= 200 && *health.status.end() <= 599);
     assert!(ejection.failures > 0 && (0.0..=1.0).contains(&ejection.max_share));
-    assert!((0.0..=1.0).contains(&config.upstream.retry_budget));
-    assert!(config.upstream.retry_buffer <= 16 << 20);
+    assert!((0.0..=1.0).contains(&upstream.retry_budget));
+    assert!(upstream.retry_buffer <= 16 << 20);
 }
 
 /// Whether `message` has the password, which stands nowhere but in `REDIS_URL`.

@@ -15,7 +15,6 @@ use chassis::settings::Settings;
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use gopherproxy::config::{Config, Limit};
-use gopherproxy::discovery::RegistryDiscovery;
 use gopherproxy::exchange::request::RequestId;
 use gopherproxy::headers::origin_response::{self, Delivery};
 use gopherproxy::headers::request::{Origination, Shaping, write_request};
@@ -23,18 +22,17 @@ use gopherproxy::http1::chunked::{Decoder, write_chunk};
 use gopherproxy::http1::{head, path};
 use gopherproxy::limit::ClientLimiter;
 use gopherproxy::observe::access_log;
-use gopherproxy::observe::metrics::Metrics;
+use gopherproxy::observe::pools::PoolsMetrics;
+use gopherproxy::pool::Pool;
 use gopherproxy::pool::balance::Asked;
-use gopherproxy::pool::{Intervals, Pool, PoolService};
+use gopherproxy::pool::pools::{Pools, PoolsService};
 use gopherproxy::snapshot::table::Table;
 use pingora::services::background::BackgroundService;
-use registry::{InProcess, PoolName, Registry};
+use registry::InProcess;
 
 /// The proxy's own.
 #[global_allocator]
 static ALLOCATOR: allocator::Allocator = allocator::Allocator;
-
-const HOUR: Duration = Duration::from_secs(3600);
 
 /// In each sample, so that reading the clock is no part of the result.
 const ITERATIONS: u32 = 1000;
@@ -100,34 +98,28 @@ fn pool_of(backends: u16) -> Arc<Pool> {
             listener
         })
         .collect();
-    let members: Vec<_> = listeners
+    let addresses: Vec<_> = listeners
         .iter()
-        .filter_map(|listener| listener.local_addr().ok()?.to_string().parse().ok())
+        .filter_map(|listener| Some(listener.local_addr().ok()?.to_string()))
         .collect();
-
-    let metrics = Metrics::register(&prometheus::Registry::new()).expect("names that are not taken");
-    let registry = Arc::new(InProcess::default());
-    let intervals = Intervals {
-        discovery: HOUR,
-        health: HOUR,
-        idle: HOUR,
-    };
-    let discovery = RegistryDiscovery::new(Arc::clone(&registry) as _, metrics.clone(), None);
-    let pool = Arc::new(Pool::new(discovery, intervals, HOUR, 0, metrics.clone()));
-    let service = PoolService(Arc::clone(&pool));
+    let file = format!(
+        "gopherproxy: {{health: {{interval: 1h}}, pools: {{default: {{backends: [{}]}}}}}}",
+        addresses.join(", ")
+    );
+    let config = Config::parse(&file, Settings::new([])).expect("a configuration");
+    let metrics = PoolsMetrics::new().expect("names that Prometheus takes");
+    let pools = Pools::new(&config, Arc::new(InProcess::default()), metrics).expect("no state file");
+    let service = PoolsService(Arc::new(pools));
+    let pool = service.0.all().values().next().map(Arc::clone).expect("one pool");
     thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         runtime.block_on(async {
-            registry
-                .publish(&PoolName::default(), "bench", &members, &[])
-                .await
-                .expect("a set in memory");
             let (_running, shutdown) = tokio::sync::watch::channel(false);
             service.start(shutdown).await;
         });
         drop(listeners);
     });
-    while metrics.active_backends.get() != i64::from(backends) {
+    while pool.metrics.active_backends.get() != i64::from(backends) {
         thread::yield_now();
     }
     pool

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Once};
 use std::time::{Instant, SystemTime};
 
@@ -14,8 +15,6 @@ use chassis::settings::Remark;
 use chassis::{build_info, descriptors, healthcheck, memory, process};
 use clap::{Parser, Subcommand};
 use gopherproxy::config::{Config, RegistryKind};
-use gopherproxy::discovery::RegistryDiscovery;
-use gopherproxy::discovery::state_store::StateStore;
 use gopherproxy::exchange::admission::Admission;
 use gopherproxy::exchange::passwords::Passwords;
 use gopherproxy::forward::direct::Direct;
@@ -30,8 +29,7 @@ use gopherproxy::listen::port::Port;
 use gopherproxy::observe::acme::AcmeMetrics;
 use gopherproxy::observe::metrics::Metrics;
 use gopherproxy::observe::routes::RouteMetrics;
-use gopherproxy::pool::retry_budget::RetryBudget;
-use gopherproxy::pool::{Intervals, Pool, PoolService};
+use gopherproxy::pool::pools::{Pools, PoolsService};
 use gopherproxy::process::backend_command::BackendCommand;
 use gopherproxy::process::certificates::Watch;
 use gopherproxy::process::explain::explain;
@@ -191,22 +189,12 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
         };
         Ok(Arc::new(Replaceable::new(registry)))
     };
-    let state_file = config.discovery.state_file.clone();
-    let state_store = state_file
-        .map(|path| StateStore::open(path, metrics.clone()))
-        .transpose()?;
     let (read_from, written_to) = (open_registry()?, open_registry()?);
-    let discovery = RegistryDiscovery::new(Arc::clone(&read_from) as _, metrics.clone(), state_store);
-    let pool = Arc::new(Pool::new(
-        discovery.clone(),
-        Intervals::from(&config),
-        config.health.timeout,
-        config.kept_connections(),
-        metrics.clone(),
-    ));
+    let pools = Pools::new(&config, Arc::clone(&read_from) as _, metrics.pools.clone())?;
+    let pools = Arc::new(pools);
     let machine = machine();
     let route_metrics = RouteMetrics::register(&prometheus)?;
-    let live = Arc::new(Live::new(&config, Arc::clone(&pool), route_metrics, machine));
+    let live = Arc::new(Live::new(&config, &pools.all(), route_metrics, machine));
     let sentinel = watch::Sender::new(Arc::new(config.sentinel.clone()));
 
     let upgrade_socket = PathBuf::from(&config.server.upgrade_sock);
@@ -217,12 +205,11 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
         let sentinel = Sentinel::new(sentinel.subscribe(), Arc::clone(&written_to) as _, metrics, id);
         server.add_service(background_service("sentinel", sentinel));
     }
-    server.add_service(background_service("pool", PoolService(Arc::clone(&pool))));
+    server.add_service(background_service("pools", PoolsService(Arc::clone(&pools))));
     let doors = Doors::default();
     let startup = Startup::new(
         predecessor,
-        discovery.clone(),
-        Arc::clone(&pool),
+        Arc::clone(&pools),
         Arc::clone(&live),
         certificates.clone(),
         doors.clone(),
@@ -233,8 +220,8 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
     let acme = watch::Sender::new(config.acme.clone().map(Arc::new));
     server.add_service(background_service("startup", startup));
     let status = Status {
-        discovery,
-        pool: Arc::clone(&pool),
+        pools: Arc::clone(&pools),
+        was_ready: AtomicBool::new(false),
         lifecycle: Arc::clone(&lifecycle),
         held: Arc::clone(&held),
         live: Arc::clone(&live),
@@ -243,23 +230,15 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
     };
     let admin = Admin::new(prometheus, Arc::new(status))?;
     server.add_service(admin.listen(admin_socket, doors.clone(), lifecycle.admin_end())?);
-    let retries = Arc::new(RetryBudget::new(Instant::now()));
     let shared_metrics = Arc::new(metrics.clone());
-    let direct = Direct::new(
-        Arc::clone(&retries),
-        Arc::clone(&lifecycle),
-        Arc::clone(&shared_metrics),
-        &server.configuration,
-    );
+    let direct = Direct::new(Arc::clone(&lifecycle), &server.configuration);
     let proxy = EdgeProxy {
         direct,
-        budget: Arc::clone(&retries),
         metrics: Arc::clone(&shared_metrics),
     };
     let edge = Edge {
         proxy: Arc::new(http_proxy(&server.configuration, proxy)),
         admission: Admission {
-            retries,
             certificates: certificates.clone(),
         },
         passwords: Passwords::new().map_err(|_| "the system has no random numbers")?,
@@ -310,7 +289,7 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
         live,
         certificates,
         acme,
-        pool,
+        pools,
         sentinel,
         metrics,
     };

@@ -207,8 +207,8 @@ impl Settings {
         }
     }
 
-    /// Notes that a key in the file has no effect.
-    fn no_effect(&self, place: &Place, why: &str) {
+    /// Notes that a key in the file has no effect, and why.
+    pub fn no_effect(&self, place: &Place, why: &str) {
         if let Place::Key { path, line } = place {
             self.notes.borrow_mut().remarks.push(Remark::NoEffect {
                 key: path.clone(),

@@ -1,10 +1,10 @@
-//! `registry`, `discovery`, `health` and `readiness`: where the set of backends is, how it is read, and how its members are checked.
+//! `registry`, `discovery` and `readiness`: where the sets of backends are, and how they are read.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use chassis::settings::{Section, duration};
-use registry::RedisUrl;
+use registry::{PoolName, RedisUrl};
 
 use super::absolute_or_none;
 
@@ -25,17 +25,8 @@ pub enum RegistryKind {
 pub struct Discovery {
     /// From one read to the next.
     pub interval: Duration,
-    /// The file that keeps the last good set.
+    /// The file that keeps the last good set of the default pool. Those of others have its name and theirs.
     pub state_file: Option<PathBuf>,
-}
-
-/// The proxy's own health check of every backend.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Health {
-    /// From one check to the next.
-    pub interval: Duration,
-    /// How long a connection may take.
-    pub timeout: Duration,
 }
 
 /// When the process calls itself ready (`/readyz`).
@@ -65,6 +56,15 @@ impl RegistryKind {
 }
 
 impl Discovery {
+    /// The file that keeps the last good set of `pool`: for the default pool the one that is configured, for each other one beside it.
+    pub fn state_file_of(&self, pool: &PoolName) -> Option<PathBuf> {
+        let mut path = self.state_file.clone()?.into_os_string();
+        if !pool.is_default() {
+            path.push(format!(".{pool}"));
+        }
+        Some(path.into())
+    }
+
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let discovery = Self {
             interval: section.value("interval", None, Duration::from_secs(5), duration),
@@ -72,17 +72,6 @@ impl Discovery {
         };
         section.finish();
         discovery
-    }
-}
-
-impl Health {
-    pub(super) fn read(mut section: Section<'_>) -> Self {
-        let health = Self {
-            interval: section.value("interval", None, Duration::from_secs(10), duration),
-            timeout: section.value("timeout", None, Duration::from_secs(2), duration),
-        };
-        section.finish();
-        health
     }
 }
 

@@ -10,10 +10,12 @@ mod balance;
 mod client;
 mod discovery;
 mod error_pages;
+mod health;
 mod http2;
 mod limit;
 mod networks;
 mod origin_tls;
+mod pools;
 pub mod routes;
 mod server;
 mod shape;
@@ -22,7 +24,7 @@ mod tests;
 mod tls;
 mod upstream;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,18 +33,23 @@ use chassis::settings::{Remark, Section, Settings, duration_or_zero, size, truth
 use chassis::yaml;
 use ipnet::IpNet;
 use pingora::server::configuration::ServerConf;
+use registry::PoolName;
 
 pub use acme::{Acme, Challenge};
 use address::{any, network, port, socket_address};
 pub use balance::{Algorithm, Balance, HashBy, Sticky};
 pub use client::{ClientLimits, DEFAULT_MAX_CONNECTIONS};
-pub use discovery::{Discovery, Health, Readiness, RegistryKind};
+pub use discovery::{Discovery, Readiness, RegistryKind};
 pub use error_pages::ErrorPages;
+pub use health::{Health, HealthKind};
 pub use http2::Http2;
 pub use limit::{Limit, Rate};
 pub use networks::Networks;
 pub use origin_tls::OriginTls;
+pub use pools::PoolSettings;
+use pools::Pools;
 pub use routes::Route;
+pub use server::NO_ROOTS;
 pub use shape::{Edits, Part, Prefix, Shape, UserFile, Users};
 pub use tls::Tls;
 use upstream::MOST_RETRIES;
@@ -68,8 +75,6 @@ pub struct Config {
     pub registry: RegistryKind,
     /// How the set is read.
     pub discovery: Discovery,
-    /// The proxy's own health check.
-    pub health: Health,
     /// Whether clients are limited at all.
     pub limit_enabled: bool,
     /// The limit for each client.
@@ -84,8 +89,10 @@ pub struct Config {
     pub client: ClientLimits,
     /// What a client connection of HTTP/2 may take beside that.
     pub http2: Http2,
-    /// What a backend may take.
-    pub upstream: UpstreamLimits,
+    /// The pools of backends; at least one.
+    pub pools: BTreeMap<PoolName, PoolSettings>,
+    /// What is the same for all pools that don't say otherwise.
+    pub every_pool: PoolSettings,
     /// What users see when the proxy itself answers.
     pub error_pages: ErrorPages,
     /// Who forwards admitted requests.
@@ -121,13 +128,20 @@ impl Config {
         let mut config = Self::parse(&text, Settings::from_process()).map_err(|error| named(&error))?;
         // The next good set would replace it.
         let real = |path: &Path| path.canonicalize().ok();
-        let state_file = config.discovery.state_file.as_deref().and_then(real);
-        if state_file.is_some() && state_file == real(path) {
-            return Err(format!(
-                "{}: {SECTION}.discovery.state_file is this file, which the proxy would overwrite; give it a file of its own",
-                path.display()
-            )
-            .into());
+        let of_pool = |pool: &PoolName| match pool.is_default() {
+            true => String::new(),
+            false => format!(", with .{pool} behind it,"),
+        };
+        for pool in config.pools.keys() {
+            let state_file = config.discovery.state_file_of(pool).as_deref().and_then(real);
+            if state_file.is_some() && state_file == real(path) {
+                return Err(format!(
+                    "{}: {SECTION}.discovery.state_file{} is this file, which the proxy would overwrite; give it a file of its own",
+                    path.display(),
+                    of_pool(pool)
+                )
+                .into());
+            }
         }
         config.load_files().map_err(|error| named(&error))?;
         Ok(config)
@@ -137,7 +151,13 @@ impl Config {
     fn load_files(&mut self) -> Result<(), String> {
         server::check()?;
         let probed = self.sentinel_enabled && self.sentinel.targets().any(registry::Member::is_tls);
-        self.upstream.tls.load(probed)?;
+        let every = &mut self.every_pool.upstream.tls;
+        every.load("gopherproxy.upstream.tls", probed)?;
+        for (name, pool) in &mut self.pools {
+            let expected = pool.backends.iter().any(registry::Member::is_tls);
+            let section = format!("gopherproxy.pools.{name}.tls");
+            pool.upstream.tls.load_like(every, &section, expected)?;
+        }
         self.error_pages.load()?;
         self.routes.iter_mut().try_for_each(Route::load)
     }
@@ -183,13 +203,26 @@ impl Config {
         let forwarder = section.value("forwarder", Some("FORWARDER"), Forwarder::Direct, forwarder);
         let registry = RegistryKind::read(section.section("registry"));
         let discovery = Discovery::read(section.section("discovery"));
-        let health = Health::read(section.section("health"));
+        let mut health = section.section("health");
         let (limit_enabled, part) = section.switchable("limit", Some("RATE_LIMIT"));
         let limit = Limit::read(part);
-        let routes = routes::read(&mut section, &BTreeSet::from([routes::DEFAULT_POOL]), &limit);
         let client = ClientLimits::read(section.section("client"));
         let http2 = Http2::read(section.section("http2"));
-        let upstream = UpstreamLimits::read(section.section("upstream"));
+        let mut upstream = section.section("upstream");
+        let every_pool = PoolSettings {
+            health: Health::read(&mut health, &Health::default()),
+            upstream: UpstreamLimits::read(&mut upstream, &UpstreamLimits::default()),
+            ..PoolSettings::default()
+        };
+        upstream.finish();
+        let pools = Pools::read(&mut section, &every_pool);
+        let names: BTreeSet<_> = pools.all.keys().map(PoolName::as_str).collect();
+        let routes = routes::read(&mut section, &names, &limit);
+        pools.check(&section, &routes);
+        if pools.all.values().all(|pool| pool.health.kind == HealthKind::Tcp) {
+            Health::remark_http(&health);
+        }
+        health.finish();
         let error_pages = ErrorPages::read(&mut section);
         let mut part = section.section("sentinel");
         let enabled = part.value("enabled", None, false, truth);
@@ -216,7 +249,6 @@ impl Config {
             proxy_protocol,
             registry,
             discovery,
-            health,
             limit_enabled,
             limit,
             routes,
@@ -224,7 +256,8 @@ impl Config {
             acme,
             client,
             http2,
-            upstream,
+            pools: pools.all,
+            every_pool,
             error_pages,
             forwarder,
             lame_duck,

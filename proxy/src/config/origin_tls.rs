@@ -152,12 +152,12 @@ impl Handshakes {
 }
 
 impl OriginTls {
-    pub(super) fn read(mut section: Section<'_>) -> Self {
+    pub(super) fn read(mut section: Section<'_>, defaults: &Self) -> Self {
         let tls = Self {
-            ca_file: section.value("ca_file", None, None, file_or_none),
-            server_name: section.value("server_name", None, None, name_or_none),
-            cert: section.value("cert", None, None, file_or_none),
-            key: section.value("key", None, None, file_or_none),
+            ca_file: section.value("ca_file", None, defaults.ca_file.clone(), file_or_none),
+            server_name: section.value("server_name", None, defaults.server_name.clone(), name_or_none),
+            cert: section.value("cert", None, defaults.cert.clone(), file_or_none),
+            key: section.value("key", None, defaults.key.clone(), file_or_none),
             credentials: Arc::default(),
         };
         let alone = match (&tls.cert, &tls.key) {
@@ -187,25 +187,18 @@ impl OriginTls {
         self.credentials.group
     }
 
-    /// Reads the files. `expected`: there are origins that speak TLS for certain.
+    /// Reads the files, which the keys of `section` name. `expected`: there are origins that speak TLS for certain.
     ///
     /// # Errors
     /// What is wrong with them.
-    pub(super) fn load(&mut self, expected: bool) -> Result<(), String> {
+    pub(super) fn load(&mut self, section: &str, expected: bool) -> Result<(), String> {
+        let named = |key: &str| format!("{section}.{key}");
         let roots = match &self.ca_file {
-            Some(path) => roots_of(path).map_err(|problem| mistake("ca_file", path, &problem))?,
+            Some(path) => roots_of(path).map_err(|problem| mistake(&named("ca_file"), path, &problem))?,
             None => platform_roots()?,
         };
-        let configured = self.server_name.is_some() || self.cert.is_some();
-        if roots.is_empty() && (expected || configured) {
-            return Err(
-                "this machine has no root certificates to verify origins by: install ca-certificates, or set \
-                        gopherproxy.upstream.tls.ca_file"
-                    .into(),
-            );
-        }
         let identity = match (&self.cert, &self.key) {
-            (Some(cert), Some(key)) => Some(identity_of(cert, key)?),
+            (Some(cert), Some(key)) => Some(identity_of(section, cert, key)?),
             _ => None,
         };
         let mut credentials = Credentials {
@@ -216,19 +209,50 @@ impl OriginTls {
         if !credentials.roots.is_empty() {
             let handshakes = Handshakes::new(&credentials.roots, credentials.identity.as_ref());
             // Both were checked.
-            let handshakes = handshakes.map_err(|error| format!("gopherproxy.upstream.tls: {error}"))?;
+            let handshakes = handshakes.map_err(|error| format!("{section}: {error}"))?;
             credentials.handshakes = Some(handshakes);
         }
         let mut hasher = DefaultHasher::new();
         (credentials.parts(), &self.server_name).hash(&mut hasher);
         credentials.group = hasher.finish();
         self.credentials = Arc::new(credentials);
+        self.check_roots(section, expected)
+    }
+
+    /// The same, but where `other` has the same keys and has read its files already, what they hold is shared.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub(super) fn load_like(&mut self, other: &Self, section: &str, expected: bool) -> Result<(), String> {
+        let keys = |tls: &Self| {
+            (
+                tls.ca_file.clone(),
+                tls.server_name.clone(),
+                tls.cert.clone(),
+                tls.key.clone(),
+            )
+        };
+        if keys(self) != keys(other) {
+            return self.load(section, expected);
+        }
+        self.credentials = Arc::clone(&other.credentials);
+        self.check_roots(section, expected)
+    }
+
+    fn check_roots(&self, section: &str, expected: bool) -> Result<(), String> {
+        let configured = self.server_name.is_some() || self.cert.is_some();
+        if self.credentials.roots.is_empty() && (expected || configured) {
+            return Err(format!(
+                "this machine has no root certificates to verify origins by: install ca-certificates, or set {section}.ca_file"
+            ));
+        }
         Ok(())
     }
 }
 
+/// `key` is the path of the key that names the file.
 fn mistake(key: &str, path: &Path, problem: &str) -> String {
-    format!("gopherproxy.upstream.tls.{key}: {}: {problem}", path.display())
+    format!("{key}: {}: {problem}", path.display())
 }
 
 /// The certificates in the PEM file at `path`, each of which must be usable.
@@ -272,7 +296,8 @@ fn is_usable(certificate: &CertificateDer<'static>) -> bool {
     parses && RootCertStore::empty().add(certificate.clone()).is_ok()
 }
 
-fn identity_of(cert: &Path, key: &Path) -> Result<Identity, String> {
+fn identity_of(section: &str, cert: &Path, key: &Path) -> Result<Identity, String> {
+    let mistake = |key: &str, path: &Path, problem: &str| mistake(&format!("{section}.{key}"), path, problem);
     let chain = certificates(cert).map_err(|problem| mistake("cert", cert, &problem))?;
     if !chain.iter().all(|one| X509Certificate::from_der(one).is_ok()) {
         return Err(mistake("cert", cert, "one of its certificates can't be parsed"));
@@ -359,7 +384,7 @@ mod tests {
             key: path("key"),
             ..OriginTls::default()
         };
-        tls.load(false).map(|()| tls)
+        tls.load("gopherproxy.upstream.tls", false).map(|()| tls)
     }
 
     #[test]
@@ -430,7 +455,7 @@ mod tests {
             ca_file: Some("/nowhere/ca.pem".into()),
             ..OriginTls::default()
         };
-        let refused = missing.load(false).unwrap_err();
+        let refused = missing.load("gopherproxy.upstream.tls", false).unwrap_err();
         assert!(
             refused.starts_with("gopherproxy.upstream.tls.ca_file: /nowhere/ca.pem: No such file"),
             "{refused}"

@@ -14,7 +14,7 @@ use serde_json::{Map, Value as Json};
 const UPGRADE_SOCKET: &str = "/run/gopherproxy/upgrade.sock";
 
 /// Where Pingora finds no root certificates: it would panic on one that it can't use, and each origin has its own from us.
-const NO_ROOTS: &str = "/dev/null";
+pub const NO_ROOTS: &str = "/dev/null";
 
 const SUPERVISOR: &str = "that is the job of a supervisor (systemd, a container)";
 

@@ -2,6 +2,7 @@ use super::*;
 
 mod https;
 mod mistakes;
+mod pools;
 
 const EVERY_KEY: &str = include_str!("../../../conf/gopherproxy.yaml");
 
@@ -191,7 +192,7 @@ fn a_key_without_effect_is_remarked() {
         (
             "gopherproxy: {upstream: {retries: 0, retry_budget: 0.5}}",
             &[],
-            "1 gopherproxy.upstream.retry_budget: upstream.retries is 0",
+            "1 gopherproxy.upstream.retry_budget: retries is 0",
         ),
         (
             "gopherproxy: {client: {max_connections: 10, max_connections_per_client: 20}}",

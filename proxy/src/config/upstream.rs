@@ -60,38 +60,62 @@ pub struct Ejection {
     pub max_share: f64,
 }
 
-impl UpstreamLimits {
-    pub(super) fn read(mut section: Section<'_>) -> Self {
+impl Default for UpstreamLimits {
+    fn default() -> Self {
         let seconds = Duration::from_secs;
+        Self {
+            protocol: Protocol::Http1,
+            tls: OriginTls::default(),
+            connect_timeout: seconds(2),
+            read_timeout: seconds(60),
+            write_timeout: seconds(60),
+            idle_timeout: seconds(60),
+            reuse_idle: Duration::from_millis(500),
+            tunnel_idle_timeout: seconds(3600),
+            retries: 2,
+            retry_buffer: 64 << 10,
+            retry_budget: 0.2,
+            ejection: Ejection {
+                failures: 3,
+                time: seconds(5),
+                max_time: seconds(60),
+                max_share: 0.5,
+            },
+        }
+    }
+}
+
+impl UpstreamLimits {
+    /// Reads the keys of `section` that say what a backend may take. What they don't say is as in `defaults`.
+    pub(super) fn read(section: &mut Section<'_>, defaults: &Self) -> Self {
         let limits = Self {
-            protocol: section.value("protocol", None, Protocol::Http1, protocol),
-            tls: OriginTls::read(section.section("tls")),
-            connect_timeout: section.value("connect_timeout", None, seconds(2), duration),
-            read_timeout: section.value("read_timeout", None, seconds(60), duration),
-            write_timeout: section.value("write_timeout", None, seconds(60), duration),
-            idle_timeout: section.value("idle_timeout", None, seconds(60), duration),
-            tunnel_idle_timeout: section.value("tunnel_idle_timeout", None, seconds(3600), duration),
-            reuse_idle: section.value("reuse_idle", None, Duration::from_millis(500), duration_or_zero),
-            retry_buffer: section.value("retry_buffer", None, 64 << 10, buffer),
-            retries: section.value("retries", None, 2, whole(0..=MOST_RETRIES)),
-            retry_budget: section.value("retry_budget", None, 0.2, share),
-            ejection: Ejection::read(section.section("ejection")),
+            protocol: section.value("protocol", None, defaults.protocol, protocol),
+            tls: OriginTls::read(section.section("tls"), &defaults.tls),
+            connect_timeout: section.value("connect_timeout", None, defaults.connect_timeout, duration),
+            read_timeout: section.value("read_timeout", None, defaults.read_timeout, duration),
+            write_timeout: section.value("write_timeout", None, defaults.write_timeout, duration),
+            idle_timeout: section.value("idle_timeout", None, defaults.idle_timeout, duration),
+            tunnel_idle_timeout: section.value("tunnel_idle_timeout", None, defaults.tunnel_idle_timeout, duration),
+            reuse_idle: section.value("reuse_idle", None, defaults.reuse_idle, duration_or_zero),
+            retry_buffer: section.value("retry_buffer", None, defaults.retry_buffer, buffer),
+            retries: section.value("retries", None, defaults.retries, whole(0..=MOST_RETRIES)),
+            retry_budget: section.value("retry_budget", None, defaults.retry_budget, share),
+            ejection: Ejection::read(section.section("ejection"), &defaults.ejection),
         };
         if limits.retries == 0 {
-            section.key_has_no_effect("retry_budget", "upstream.retries is 0");
+            section.key_has_no_effect("retry_budget", "retries is 0");
         }
-        section.finish();
         limits
     }
 }
 
 impl Ejection {
-    fn read(mut section: Section<'_>) -> Self {
+    fn read(mut section: Section<'_>, defaults: &Self) -> Self {
         let ejection = Self {
-            failures: section.value("failures", None, 3, whole(1..=1_000)),
-            time: section.value("time", None, Duration::from_secs(5), duration),
-            max_time: section.value("max_time", None, Duration::from_secs(60), duration),
-            max_share: section.value("max_share", None, 0.5, share),
+            failures: section.value("failures", None, defaults.failures, whole(1..=1_000)),
+            time: section.value("time", None, defaults.time, duration),
+            max_time: section.value("max_time", None, defaults.max_time, duration),
+            max_share: section.value("max_share", None, defaults.max_share, share),
         };
         section.finish();
         ejection

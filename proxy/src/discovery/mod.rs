@@ -1,4 +1,4 @@
-//! Finds the pool's backends: in the registry, and in DNS for members that are names.
+//! Finds a pool's backends: in its set in the registry or in the configuration, and in DNS for members that are names.
 //!
 //! An old set is worth more than none. A read that fails, or finds the set empty, is an error here, because Pingora keeps
 //! the backends it has on `Err` and would drop them all on an empty `Ok`; a name that does not resolve keeps the
@@ -12,6 +12,8 @@
 pub mod members;
 pub mod state_file;
 pub mod state_store;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -30,7 +32,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::discovery::members::{Members, backend_at};
 use crate::discovery::state_store::StateStore;
-use crate::observe::metrics::Metrics;
+use crate::observe::pools::PoolMetrics;
 
 /// How long the names of one read may take, all at the same time.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -40,19 +42,30 @@ const FIRST_READ: Duration = Duration::from_millis(200);
 /// How often an empty registry is read meanwhile. (In one process it is empty until the sentinel's first cycle has ended.)
 const FIRST_READ_RETRY: Duration = Duration::from_millis(20);
 
+/// How long an empty set may be one that its sentinel is still to fill.
+const EMPTY_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How many malformed members a read logs by name. A set full of them would crowd everything else out of the log.
 const MALFORMED_SHOWN: usize = 10;
 
-/// Reads the registry. Clones share what was last read.
+/// Where the backends of a pool stand.
+pub enum Source {
+    /// In the pool's set in a registry. The last good set is kept in the state store.
+    Registry(Arc<dyn Registry>, Option<StateStore>),
+    /// In the configuration.
+    Fixed(BTreeSet<Member>),
+}
+
+/// Reads the backends of a pool. Clones share what was last read.
 #[derive(Clone)]
-pub struct RegistryDiscovery(Arc<Shared>);
+pub struct PoolDiscovery(Arc<Shared>);
 
 struct Shared {
-    registry: Arc<dyn Registry>,
+    pool: PoolName,
+    source: ArcSwap<Source>,
     resolver: Resolver,
-    metrics: Metrics,
+    metrics: Arc<PoolMetrics>,
     members: ArcSwap<Members>,
-    state_store: Option<StateStore>,
     /// What outlives a read. A lock of the standard library, because it is never held across an `await`.
     memory: Mutex<Memory>,
 }
@@ -73,6 +86,8 @@ struct Memory {
     meta_failed: bool,
     /// The first read has begun.
     started: bool,
+    /// When the set was first found empty.
+    empty_since: Option<Instant>,
 }
 
 /// Why a read gave no usable set.
@@ -98,25 +113,49 @@ impl fmt::Display for Problem {
     }
 }
 
-impl RegistryDiscovery {
-    /// Reads `registry`, and keeps the last good set in `state_store`.
-    pub fn new(registry: Arc<dyn Registry>, metrics: Metrics, state_store: Option<StateStore>) -> Self {
+impl PoolDiscovery {
+    /// Reads the backends of `pool` from `source`. All pools ask the same `resolver`.
+    pub fn new(pool: PoolName, source: Source, resolver: Resolver, metrics: Arc<PoolMetrics>) -> Self {
         Self(Arc::new(Shared {
-            registry,
-            resolver: Resolver::default(),
+            pool,
+            source: ArcSwap::from_pointee(source),
+            resolver,
             metrics,
             members: ArcSwap::default(),
-            state_store,
             memory: Mutex::default(),
         }))
     }
 
     /// One that has read `members` already, for tests of who uses them.
     #[cfg(test)]
-    pub fn with(members: Members, metrics: Metrics) -> Self {
-        let discovery = Self::new(Arc::new(registry::InProcess::default()), metrics, None);
+    pub fn with(members: Members, metrics: Arc<PoolMetrics>) -> Self {
+        let source = Source::Fixed(BTreeSet::new());
+        let discovery = Self::new(PoolName::default(), source, Resolver::default(), metrics);
         discovery.0.members.store(Arc::new(members));
         discovery
+    }
+
+    /// Reads from `source` from the next read on.
+    pub fn change(&self, source: Source) {
+        self.0.source.store(Arc::new(source));
+    }
+
+    /// Whether these are the backends that stand in the configuration; none of them: whether they stand in the registry.
+    pub fn is_fixed(&self, backends: &BTreeSet<Member>) -> bool {
+        match &**self.0.source.load() {
+            Source::Registry(..) => backends.is_empty(),
+            Source::Fixed(now) => now == backends,
+        }
+    }
+
+    /// The name of the pool.
+    pub fn name(&self) -> &PoolName {
+        &self.0.pool
+    }
+
+    /// The name of the pool, for the log; none for the default one, which there was before there could be others.
+    pub fn pool(&self) -> Option<&str> {
+        (!self.0.pool.is_default()).then(|| self.0.pool.as_str())
     }
 
     /// The last good set.
@@ -127,6 +166,12 @@ impl RegistryDiscovery {
     /// Whether the registry has given no set yet, so that what there is comes from the state file.
     pub fn is_from_file(&self) -> bool {
         self.memory().last_success.is_none()
+    }
+
+    /// Whether the first read has an answer: a set, or that there is none and nobody has filled it in a while.
+    pub fn is_answered(&self) -> bool {
+        let memory = self.memory();
+        memory.last_success.is_some() || memory.empty_since.is_some_and(|since| since.elapsed() > EMPTY_PATIENCE)
     }
 
     /// Whether there is a set.
@@ -177,7 +222,7 @@ impl RegistryDiscovery {
             Ok(Ok(members)) => Some(self.succeeded(members)),
             Ok(Err(_)) | Err(_) => {
                 let saved = Arc::new(state_store.saved().await?);
-                info!(backends = saved.len(); "starting with the backends that an earlier process saved");
+                info!(pool = self.pool(), backends = saved.len(); "starting with the backends that an earlier process saved");
                 Some(self.take(&saved))
             }
         }
@@ -185,13 +230,19 @@ impl RegistryDiscovery {
 
     async fn read(&self) -> Result<Members, Problem> {
         let failed = |error: &dyn fmt::Display| Problem::Failed(registry::Error::new(error.to_string()));
-        let snapshot = self.0.registry.members(&PoolName::default()).await;
+        let snapshot = match &*self.0.source.load_full() {
+            Source::Registry(registry, _) => registry.members(&self.0.pool).await.map_err(Problem::Failed)?,
+            Source::Fixed(members) => Snapshot {
+                members: members.clone(),
+                ..Snapshot::default()
+            },
+        };
         let Snapshot {
             members,
             meta,
             meta_error,
             malformed,
-        } = snapshot.map_err(Problem::Failed)?;
+        } = snapshot;
         self.note_malformed(malformed);
         if members.is_empty() {
             return Err(Problem::Empty);
@@ -222,9 +273,9 @@ impl RegistryDiscovery {
         match error {
             Some(error) if !failed_before => {
                 let text = error.to_string();
-                warn!(error = text.as_str(); "can't read the weights of the backends; the last ones stay");
+                warn!(pool = self.pool(), error = text.as_str(); "can't read the weights of the backends; the last ones stay");
             }
-            None if failed_before => info!("the weights of the backends can be read again"),
+            None if failed_before => info!(pool = self.pool(); "the weights of the backends can be read again"),
             Some(_) | None => {}
         }
         let names: Vec<_> = members.iter().map(|(name, _)| Arc::clone(name)).collect();
@@ -258,13 +309,13 @@ impl RegistryDiscovery {
             match result {
                 Ok(now) => {
                     if memory.unresolved.remove(&member) {
-                        info!(backend = name.as_str(); "name resolves again");
+                        info!(pool = self.pool(), backend = name.as_str(); "name resolves again");
                     }
                     memory.resolved.insert(member.clone(), now);
                 }
                 Err(error) if memory.unresolved.insert(member.clone()) => {
                     let kept = memory.resolved.contains_key(&member);
-                    warn!(backend = name.as_str(), error = error.to_string().as_str(), last_addresses_kept = kept; "name does not resolve");
+                    warn!(pool = self.pool(), backend = name.as_str(), error = error.to_string().as_str(), last_addresses_kept = kept; "name does not resolve");
                 }
                 Err(_) => {}
             }
@@ -282,13 +333,13 @@ impl RegistryDiscovery {
         let failed_before = memory.problem.take().is_some();
         drop(memory);
         if first {
-            info!(backends = members.len(); "first backends discovered");
+            info!(pool = self.pool(), backends = members.len(); "first backends discovered");
         } else if failed_before {
-            info!(backends = members.len(); "registry is back");
+            info!(pool = self.pool(), backends = members.len(); "registry is back");
         }
         self.0.metrics.discovered(members.len());
         let backends = self.take(&members);
-        if let Some(state_store) = &self.0.state_store {
+        if let Source::Registry(_, Some(state_store)) = &**self.0.source.load() {
             state_store.save(&members);
         }
         backends
@@ -300,20 +351,23 @@ impl RegistryDiscovery {
         let kept = self.members().len();
         let text = problem.to_string();
         let mut memory = self.memory();
+        if matches!(problem, Problem::Empty) {
+            memory.empty_since.get_or_insert_with(Instant::now);
+        }
         let before = memory.problem.replace(problem.clone());
         // Another refusal has another remedy.
         let refused_before = before.as_ref().filter(|before| before.is_refusal());
         if problem.is_refusal() && refused_before.is_none_or(|before| before.to_string() != text) {
-            error!(error = text.as_str(), backends_kept = kept; "registry gives no usable set");
+            error!(pool = self.pool(), error = text.as_str(), backends_kept = kept; "registry gives no usable set");
         } else if kept > 0 {
             if before.is_none() {
-                warn!(error = text.as_str(), backends_kept = kept; "registry gives no usable set");
+                warn!(pool = self.pool(), error = text.as_str(), backends_kept = kept; "registry gives no usable set");
             }
         } else {
             match problem {
-                Problem::Empty if before.is_none() => info!("waiting for the first backends"),
+                Problem::Empty if before.is_none() => info!(pool = self.pool(); "waiting for the first backends"),
                 Problem::Failed(_) if !std::mem::replace(&mut memory.failure_logged, true) => {
-                    warn!(error = text.as_str(); "waiting for the first backends");
+                    warn!(pool = self.pool(), error = text.as_str(); "waiting for the first backends");
                 }
                 _ => {}
             }
@@ -331,22 +385,23 @@ impl RegistryDiscovery {
         let malformed: BTreeSet<_> = malformed.into_iter().collect();
         let mut new = malformed.difference(&memory.malformed);
         for member in new.by_ref().take(MALFORMED_SHOWN) {
-            warn!(member = member.to_string().as_str(); "skipping a member of the registry that does not parse");
+            warn!(pool = self.pool(), member = member.to_string().as_str(); "skipping a member of the registry that does not parse");
         }
         let more = new.count();
         if more > 0 {
-            warn!(members = more; "skipping more members of the registry that do not parse");
+            warn!(pool = self.pool(), members = more; "skipping more members of the registry that do not parse");
         }
         memory.malformed = malformed;
     }
 }
 
 #[async_trait]
-impl ServiceDiscovery for RegistryDiscovery {
+impl ServiceDiscovery for PoolDiscovery {
     async fn discover(&self) -> Result<(BTreeSet<Backend>, HashMap<u64, bool>), Box<Error>> {
         let first = !std::mem::replace(&mut self.memory().started, true);
-        let early = match &self.0.state_store {
-            Some(state_store) if first => self.first(state_store).await,
+        let source = self.0.source.load_full();
+        let early = match &*source {
+            Source::Registry(_, Some(state_store)) if first => self.first(state_store).await,
             _ => None,
         };
         let backends = match early {
@@ -358,93 +413,5 @@ impl ServiceDiscovery for RegistryDiscovery {
                 .map_err(|problem| self.failed(problem))?,
         };
         Ok((backends, HashMap::new()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use registry::{InProcess, MetaChange};
-
-    use super::*;
-
-    fn metrics() -> Metrics {
-        Metrics::register(&prometheus::Registry::new()).unwrap()
-    }
-
-    #[test]
-    fn a_name_keeps_the_addresses_it_last_had_until_it_leaves() {
-        let discovery = RegistryDiscovery::new(Arc::new(InProcess::default()), metrics(), None);
-        let name: Member = "origin:80".parse().unwrap();
-        let members = BTreeSet::from([name.clone()]);
-        let addresses: [SocketAddr; 2] = ["192.0.2.1:80", "[2001:db8::1]:80"].map(|address| address.parse().unwrap());
-        let failed = || vec![(name.clone(), Err(registry::Error::new("no answer")))];
-
-        assert!(discovery.remember(failed(), &members).is_empty(), "it never had any");
-        let both = discovery.remember(vec![(name.clone(), Ok(addresses.into()))], &members);
-        assert_eq!(both.len(), 1, "one member, whatever the number of its addresses");
-        assert_eq!(both.addresses_of("origin:80"), addresses);
-        assert_eq!(discovery.remember(failed(), &members), both);
-        assert!(discovery.remember(vec![], &BTreeSet::new()).is_empty());
-        assert!(discovery.remember(failed(), &members).is_empty(), "it has left since");
-    }
-
-    /// A registry that never answers.
-    struct Silent;
-
-    #[async_trait]
-    impl Registry for Silent {
-        async fn members(&self, _: &PoolName) -> Result<Snapshot, registry::Error> {
-            std::future::pending().await
-        }
-
-        async fn holdings(&self, _: &PoolName, _: &str) -> Result<registry::Holdings, registry::Error> {
-            std::future::pending().await
-        }
-
-        async fn pools_of(&self, _: &str) -> Result<BTreeSet<PoolName>, registry::Error> {
-            std::future::pending().await
-        }
-
-        async fn publish(&self, _: &PoolName, _: &str, _: &[Member], _: &[Member]) -> Result<(), registry::Error> {
-            std::future::pending().await
-        }
-
-        async fn describe(&self, _: &PoolName, _: &Member, _: MetaChange) -> Result<Meta, registry::Error> {
-            std::future::pending().await
-        }
-    }
-
-    /// The address that a start with this registry begins with, where an earlier process saved 192.0.2.1.
-    async fn first_address(registry: Arc<dyn Registry>) -> String {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("backends");
-        let mut saved = Members::default();
-        saved.insert(&"192.0.2.1:80".into(), ["192.0.2.1:80".parse().unwrap()]);
-        crate::discovery::state_file::write(&path, &saved).unwrap();
-        let state_store = StateStore::open(path, metrics()).unwrap();
-        let discovery = RegistryDiscovery::new(registry, metrics(), Some(state_store));
-        let (backends, _) = discovery.discover().await.unwrap();
-        backends.first().unwrap().addr.to_string()
-    }
-
-    #[tokio::test]
-    async fn the_registry_has_a_moment_before_the_saved_set_serves() {
-        let member = ["192.0.2.2:80".parse().unwrap()];
-        let quick = Arc::new(InProcess::default());
-        quick.publish(&PoolName::default(), "test", &member, &[]).await.unwrap();
-        assert_eq!(first_address(quick).await, "192.0.2.2:80");
-
-        let filled_soon = Arc::new(InProcess::default());
-        let (address, ()) = tokio::join!(first_address(Arc::clone(&filled_soon) as _), async {
-            sleep(FIRST_READ_RETRY).await;
-            filled_soon
-                .publish(&PoolName::default(), "test", &member, &[])
-                .await
-                .unwrap();
-        });
-        assert_eq!(address, "192.0.2.2:80");
-
-        assert_eq!(first_address(Arc::new(Silent)).await, "192.0.2.1:80");
-        assert_eq!(first_address(Arc::new(InProcess::default())).await, "192.0.2.1:80");
     }
 }

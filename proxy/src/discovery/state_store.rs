@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::discovery::members::Members;
 use crate::discovery::state_file;
-use crate::observe::metrics::Metrics;
+use crate::observe::pools::PoolMetrics;
 
 /// How long a start waits for the file to be read.
 const READ_PATIENCE: Duration = Duration::from_secs(1);
@@ -32,9 +32,9 @@ pub struct StateStore {
 
 struct Shared {
     path: PathBuf,
-    metrics: Metrics,
+    metrics: Arc<PoolMetrics>,
     state: Mutex<State>,
-    /// There is a set to write.
+    /// There is a set to write, or there will be none any more.
     wanted: Condvar,
 }
 
@@ -48,6 +48,8 @@ struct State {
     busy: Option<Instant>,
     /// The last failure was logged and nothing has succeeded since.
     failing: bool,
+    /// Nobody has sets to write any more.
+    closed: bool,
 }
 
 impl StateStore {
@@ -55,13 +57,13 @@ impl StateStore {
     ///
     /// # Errors
     /// When there can be no more threads.
-    pub fn open(path: PathBuf, metrics: Metrics) -> io::Result<Self> {
+    pub fn open(path: PathBuf, metrics: Arc<PoolMetrics>) -> io::Result<Self> {
         Self::open_with(path, metrics, state_file::write)
     }
 
     fn open_with(
         path: PathBuf,
-        metrics: Metrics,
+        metrics: Arc<PoolMetrics>,
         write: impl Fn(&Path, &Members) -> io::Result<()> + Send + 'static,
     ) -> io::Result<Self> {
         let state = State {
@@ -109,6 +111,13 @@ impl StateStore {
     }
 }
 
+impl Drop for StateStore {
+    fn drop(&mut self) {
+        self.shared.state().closed = true;
+        self.shared.wanted.notify_one();
+    }
+}
+
 impl Shared {
     fn run(&self, saved: oneshot::Sender<Members>, write: impl Fn(&Path, &Members) -> io::Result<()>) {
         match state_file::read(&self.path) {
@@ -124,20 +133,22 @@ impl Shared {
             }
         }
         self.done(try_to_replace(&self.path));
-        loop {
-            let members = self.next();
+        while let Some(members) = self.next() {
             self.done(write(&self.path, &members));
         }
     }
 
-    /// Waits for a set to write.
+    /// Waits for a set to write; `None` when there will be no more.
     #[allow(clippy::disallowed_methods, reason = "this is a thread of its own")]
-    fn next(&self) -> Arc<Members> {
+    fn next(&self) -> Option<Arc<Members>> {
         let mut state = self.state();
         loop {
             if let Some(members) = state.next.take() {
                 state.busy = Some(Instant::now());
-                return members;
+                return Some(members);
+            }
+            if state.closed {
+                return None;
             }
             state = self.wanted.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -181,7 +192,10 @@ mod tests {
     use std::fs;
     use std::sync::mpsc;
 
+    use registry::PoolName;
+
     use super::*;
+    use crate::observe::pools::PoolsMetrics;
 
     fn set(names: &[&str]) -> Arc<Members> {
         let mut members = Members::default();
@@ -191,8 +205,8 @@ mod tests {
         Arc::new(members)
     }
 
-    fn metrics() -> Metrics {
-        Metrics::register(&prometheus::Registry::new()).unwrap()
+    fn metrics() -> Arc<PoolMetrics> {
+        PoolsMetrics::new().unwrap().of(&PoolName::default()).unwrap()
     }
 
     fn until(condition: impl Fn() -> bool) {
@@ -214,7 +228,7 @@ mod tests {
         let metrics = metrics();
         let (begun, begins) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
-        let store = StateStore::open_with(path.clone(), metrics.clone(), move |path, members| {
+        let store = StateStore::open_with(path.clone(), Arc::clone(&metrics), move |path, members| {
             begun.send(members.len()).unwrap();
             released.recv().unwrap();
             state_file::write(path, members)
@@ -249,7 +263,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("later").join("backends");
         let metrics = metrics();
-        let store = StateStore::open(path.clone(), metrics.clone()).unwrap();
+        let store = StateStore::open(path.clone(), Arc::clone(&metrics)).unwrap();
         until(|| metrics.state_file_errors.get() == 1);
         let members = set(&["a:1"]);
         store.save(&members);
@@ -262,5 +276,18 @@ mod tests {
         let again = StateStore::open(path, metrics).unwrap();
         assert_eq!(again.saved().await.as_ref(), Some(&*members));
         assert_eq!(again.saved().await, None, "it can be had once");
+    }
+
+    #[test]
+    fn a_store_that_is_dropped_writes_what_it_has_and_ends_its_thread() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backends");
+        let store = StateStore::open(path.clone(), metrics()).unwrap();
+        let thread = Arc::downgrade(&store.shared);
+        let members = set(&["a:1"]);
+        store.save(&members);
+        drop(store);
+        until(|| thread.upgrade().is_none());
+        assert!(has(&path, &members));
     }
 }

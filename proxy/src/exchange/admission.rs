@@ -17,7 +17,6 @@ use crate::http1::violation::Violation;
 use crate::limit::Verdict;
 use crate::pool::balance::{Affinity, Asked, Unavailable};
 use crate::pool::endpoint::Endpoint;
-use crate::pool::retry_budget::RetryBudget;
 use crate::rejection::{self, Delivery, Form, LimitedAnswers, Prepared, Rejection};
 use crate::snapshot::Policy;
 use crate::snapshot::route::Route;
@@ -109,8 +108,6 @@ pub struct Admitted {
 
 /// Decides whether requests are admitted.
 pub struct Admission {
-    /// Where requests are counted that may be tried again.
-    pub retries: Arc<RetryBudget>,
     /// The certificates. While there is none, nobody is sent to HTTPS.
     pub certificates: Option<Arc<tls::server::Live>>,
 }
@@ -203,7 +200,7 @@ impl Admission {
         if let Some(sticking) = &mut affinity.sticking {
             sticking.secure = connection.tls.is_some() || (client.trusted_peer && came_by_https(head));
         }
-        self.retries.request(record.start());
+        route.pool.retries.request(record.start());
         Ok(Admitted {
             trusted_peer: client.trusted_peer,
             route: Arc::clone(route),

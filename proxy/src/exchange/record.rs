@@ -160,7 +160,7 @@ impl Record {
         if self.answered {
             metrics.processed.inc();
             if let Some(upstream) = &self.backend {
-                upstream.duration(metrics).observe(took.as_secs_f64());
+                upstream.duration().observe(took.as_secs_f64());
             }
         }
         if let Some(rejection) = self.rejection {

@@ -6,7 +6,6 @@
 //! - [`session`]: presents a request to Pingora as a session.
 //! - [`forwarding`]: the client's side of an exchange that Pingora forwards.
 //! - `ready`: futures of hooks that wait for nothing.
-//! - [`tls`]: why there is no TLS connection to an origin.
 //! - [`direct`]: our own forwarder, for HTTP/1.1, with TLS or without.
 
 pub mod client;
@@ -16,4 +15,3 @@ pub mod handover;
 pub mod proxy;
 mod ready;
 pub mod session;
-pub mod tls;

@@ -26,18 +26,15 @@ use crate::forward::direct::{Direct, Outcome};
 use crate::forward::forwarding::Fault;
 use crate::forward::handover::{Exchange, Handover, Left};
 use crate::forward::ready::{Done, Passed};
-use crate::forward::tls;
 use crate::observe::metrics::Metrics;
 use crate::pool::balance::place::Place;
-use crate::pool::retry_budget::RetryBudget;
+use crate::pool::failure;
 use crate::rejection::{Form, Rejection};
 
 /// The proxy's application.
 pub struct EdgeProxy {
     /// Forwards what needs nothing of Pingora's.
     pub direct: Direct,
-    /// How many requests may be tried again.
-    pub budget: Arc<RetryBudget>,
     /// What Prometheus sees.
     pub metrics: Arc<Metrics>,
 }
@@ -67,22 +64,7 @@ fn in_words(error: &Error) -> Cow<'static, str> {
     if let Some(fault) = Fault::behind(error) {
         return fault.to_string().into();
     }
-    if let Some(words) = tls::in_words(error) {
-        return words.into();
-    }
-    let kind = error.etype().as_str().to_owned();
-    let cause = error.root_cause();
-    let of_http2 = cause.downcast_ref::<h2::Error>();
-    match cause.downcast_ref().or_else(|| of_http2.and_then(h2::Error::get_io)) {
-        Some(cause) => {
-            let cause: &std::io::Error = cause;
-            (kind + ": " + &cause.to_string()).into()
-        }
-        None => match of_http2.and_then(h2::Error::reason) {
-            Some(reason) => (kind + ": " + reason.description()).into(),
-            None => kind.into(),
-        },
-    }
+    failure::in_words(error).into()
 }
 
 fn failure_of(error: &Error) -> Failure {
@@ -177,7 +159,7 @@ impl EdgeProxy {
                 record.place = Place::default();
                 let pool = &request.route.pool;
                 let other = pool.pick_again(&tries.failed, tries.connected, &request.affinity, |_| true);
-                tries.next = other.filter(|_| self.budget.take(limits.retry_budget, Instant::now()));
+                tries.next = other.filter(|_| pool.retries.take(limits.retry_budget, Instant::now()));
                 tries.next.is_some()
             }
             Next::Retry | Next::Fail => false,
@@ -191,7 +173,7 @@ impl EdgeProxy {
             return;
         };
         let (pool, limits) = (&exchange.request.route.pool, &exchange.request.route.upstream.ejection);
-        if is_shortage(error.root_cause()) || (!connected && tls::speaks_http2_alone(error)) {
+        if is_shortage(error.root_cause()) || (!connected && failure::speaks_http2_alone(error)) {
             // It says nothing about the backend, or a client has asked for what that does not offer.
         } else if connected {
             pool.failed(&endpoint.upstream, limits);
@@ -259,14 +241,14 @@ impl ProxyHttp for EdgeProxy {
         tries.heard = false;
         let stale = std::mem::take(&mut tries.stale);
         if tries.endpoint.is_some() {
-            self.metrics.upstream_retries.inc();
+            exchange.request.route.pool.metrics.upstream_retries.inc();
         }
         let endpoint = exchange.next_endpoint();
         let tries = &mut exchange.tries;
         tries.endpoint = Some(endpoint.clone());
         exchange.record.backend = Some(Arc::clone(&endpoint.upstream));
         // Its series is there before its answer is, while the backend is surely known.
-        endpoint.upstream.duration(&self.metrics);
+        endpoint.upstream.duration();
         let limits = &exchange.request.route.upstream;
         let mut peer = endpoint.peer(limits, exchange.request.upgrade.is_some());
         // For all others the session has the timer.

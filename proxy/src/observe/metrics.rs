@@ -7,17 +7,11 @@
 use std::collections::BTreeMap;
 
 use prometheus::core::Collector;
-use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::routes::{CLASSES, class_of};
+use crate::observe::pools::PoolsMetrics;
 use crate::rejection::Rejection;
-
-/// Upper bounds in seconds: the Go client's defaults, and finer ones below them, because most requests take less.
-pub(super) const BUCKETS: [f64; 16] = [
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-];
 
 /// What came of a TLS handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,20 +78,14 @@ pub struct Metrics {
     pub processed: IntCounter,
     /// Requests that a backend should have answered and none did: limited, no backend, backend failed.
     pub dropped: IntCounter,
-    /// Backends that are alive and get traffic.
-    pub active_backends: IntGauge,
-    /// How long requests took that a backend answered.
-    request_duration: HistogramVec,
+    /// Those of backends, for each pool.
+    pub pools: PoolsMetrics,
     /// By [`Rejection`], in the order of [`Rejection::ALL`].
     rejections: [IntCounter; Rejection::ALL.len()],
     /// By the first digit of the status, from 1.
     responses: [IntCounter; 5],
     /// Requests that have arrived and are not answered.
     pub inflight: IntGauge,
-    /// Tries after the first.
-    pub upstream_retries: IntCounter,
-    /// Backends taken out because they kept failing.
-    pub ejections: IntCounter,
     /// Client connections that are open.
     pub connections: IntGauge,
     /// What clients make the proxy hold, in bytes.
@@ -106,16 +94,6 @@ pub struct Metrics {
     goaways: [IntCounter; GoAway::ALL.len()],
     /// Reloads of the configuration, by result.
     reloads: [IntCounter; 2],
-    /// Reads of the registry that gave no usable set.
-    pub discovery_errors: IntCounter,
-    /// When the registry last gave a usable set.
-    discovery_last_success: Gauge,
-    /// Backends in the last usable set.
-    discovery_backends: IntGauge,
-    /// Members of the registry that could not be understood, at the last read.
-    pub discovery_malformed: IntGauge,
-    /// Failures to read or write the state file.
-    pub state_file_errors: IntCounter,
     /// Clients whose bucket is not full.
     pub limiter_clients: IntGauge,
     access_log_dropped: IntCounter,
@@ -187,32 +165,12 @@ impl Metrics {
                 "gopherproxy_dropped_requests_total",
                 "Requests that no backend answered: over the limit, no backend alive, or backends failed.",
             )?,
-            active_backends: IntGauge::new(
-                "gopherproxy_active_backends",
-                "Backends that are alive and get traffic.",
-            )?,
-            request_duration: HistogramVec::new(
-                HistogramOpts::new(
-                    "gopherproxy_request_duration_seconds",
-                    "How long a request took that a backend answered, from its head to the end of the response (of an \
-                     upgraded connection: to the switch), by backend as registered.",
-                )
-                .buckets(BUCKETS.into()),
-                &["backend"],
-            )?,
+            pools: PoolsMetrics::new()?,
             rejections: Rejection::ALL.map(|rejection| rejections.with_label_values(&[rejection.reason()])),
             responses: CLASSES.map(|class| responses.with_label_values(&[class])),
             inflight: IntGauge::new(
                 "gopherproxy_inflight_requests",
                 "Requests that have arrived and are not answered.",
-            )?,
-            upstream_retries: IntCounter::new(
-                "gopherproxy_upstream_retries_total",
-                "Tries of a request after the first, on another backend or connection.",
-            )?,
-            ejections: IntCounter::new(
-                "gopherproxy_ejections_total",
-                "Times that a backend was ejected because it kept failing.",
             )?,
             connections: IntGauge::new("gopherproxy_connections", "Client connections that are open.")?,
             held: IntGauge::new(
@@ -222,23 +180,6 @@ impl Metrics {
             )?,
             goaways: GoAway::ALL.map(|why| goaways.with_label_values(&[why.reason()])),
             reloads: ["ok", "refused"].map(|result| reloads.with_label_values(&[result])),
-            discovery_errors: IntCounter::new(
-                "gopherproxy_discovery_errors_total",
-                "Reads of the registry that gave no usable set: an error, no answer in time, or an empty set.",
-            )?,
-            discovery_last_success: Gauge::new(
-                "gopherproxy_discovery_last_success_timestamp_seconds",
-                "When the registry last gave a usable set, in seconds since 1970; 0 before the first.",
-            )?,
-            discovery_backends: IntGauge::new("gopherproxy_discovery_backends", "Backends in the last usable set.")?,
-            discovery_malformed: IntGauge::new(
-                "gopherproxy_discovery_malformed_members",
-                "Members of the registry that could not be understood, at the last read.",
-            )?,
-            state_file_errors: IntCounter::new(
-                "gopherproxy_state_file_errors_total",
-                "Failures to read or write discovery.state_file.",
-            )?,
             limiter_clients: IntGauge::new("gopherproxy_limiter_clients", "Clients whose token bucket is not full.")?,
             access_log_dropped: IntCounter::new(
                 "gopherproxy_access_log_dropped_lines_total",
@@ -264,24 +205,16 @@ impl Metrics {
             )?,
             tls_reloads: ["ok", "failed"].map(|result| tls_reloads.with_label_values(&[result])),
         };
-        let collectors: [Box<dyn Collector>; 25] = [
+        let collectors: [Box<dyn Collector>; 17] = [
             Box::new(metrics.processed.clone()),
             Box::new(metrics.dropped.clone()),
-            Box::new(metrics.active_backends.clone()),
-            Box::new(metrics.request_duration.clone()),
+            Box::new(metrics.pools.clone()),
             Box::new(rejections),
             Box::new(responses),
             Box::new(metrics.inflight.clone()),
-            Box::new(metrics.upstream_retries.clone()),
-            Box::new(metrics.discovery_errors.clone()),
-            Box::new(metrics.discovery_last_success.clone()),
-            Box::new(metrics.discovery_backends.clone()),
-            Box::new(metrics.discovery_malformed.clone()),
-            Box::new(metrics.state_file_errors.clone()),
             Box::new(metrics.limiter_clients.clone()),
             Box::new(metrics.access_log_dropped.clone()),
             Box::new(metrics.access_log_suppressed.clone()),
-            Box::new(metrics.ejections.clone()),
             Box::new(metrics.connections.clone()),
             Box::new(metrics.held.clone()),
             Box::new(reloads),
@@ -299,17 +232,6 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// The histogram of a backend, by the name it has in the registry.
-    pub fn request_duration(&self, backend: &str) -> Histogram {
-        self.request_duration.with_label_values(&[backend])
-    }
-
-    /// Ends the series of a backend that has left.
-    pub fn forget_backend(&self, backend: &str) {
-        // An error means that it has none.
-        let _ = self.request_duration.remove_label_values(&[backend]);
-    }
-
     /// Counts a request that the proxy answered itself, or whose response broke off.
     pub fn rejected(&self, rejection: Rejection) {
         if let Some(index) = Rejection::ALL.iter().position(|one| *one == rejection) {
@@ -320,13 +242,6 @@ impl Metrics {
     /// Counts a response that a client got.
     pub fn responded(&self, status: u16) {
         self.responses[class_of(status)].inc();
-    }
-
-    /// Notes that the registry has just given a usable set of so many backends.
-    pub fn discovered(&self, backends: usize) {
-        self.discovery_last_success
-            .set(chassis::clock::since_1970().as_secs_f64());
-        self.discovery_backends.set(i64::try_from(backends).unwrap_or(i64::MAX));
     }
 
     /// Counts a connection of HTTP/2 that the proxy ends.

@@ -15,7 +15,7 @@ use prometheus::Histogram;
 use registry::{Host, Member};
 
 use crate::config::{Protocol, UpstreamLimits};
-use crate::observe::metrics::Metrics;
+use crate::observe::pools::PoolMetrics;
 use crate::pool::balance::hash;
 use crate::pool::balance::pace::Pace;
 use crate::pool::ejection::EjectionState;
@@ -58,6 +58,7 @@ pub struct Upstream {
     turn: AtomicUsize,
     /// Those where HTTP/2 was chosen over TLS, the last time that there was a choice.
     http2: ArcSwap<Vec<SocketAddr>>,
+    metrics: Arc<PoolMetrics>,
     /// How long its requests take. Created for its first request, so that a registry of thousands that get none does not
     /// create thousands of series.
     duration: OnceLock<Histogram>,
@@ -74,7 +75,7 @@ pub struct Endpoint {
 
 impl Upstream {
     /// A backend at `addresses`, which must not be empty. All backends keep connections in the same `room`.
-    pub fn new(name: Arc<str>, addresses: Vec<SocketAddr>, room: Arc<Room>) -> Self {
+    pub fn new(name: Arc<str>, addresses: Vec<SocketAddr>, room: Arc<Room>, metrics: Arc<PoolMetrics>) -> Self {
         debug_assert!(!addresses.is_empty(), "a backend has an address");
         let member = name.parse().ok().filter(Member::is_tls);
         let tls = member.map(|member| match member.host() {
@@ -92,6 +93,7 @@ impl Upstream {
             addresses: ArcSwap::from_pointee(addresses),
             turn: AtomicUsize::new(0),
             http2: ArcSwap::default(),
+            metrics,
             duration: OnceLock::new(),
         }
     }
@@ -159,8 +161,8 @@ impl Upstream {
     }
 
     /// How long its requests take.
-    pub fn duration(&self, metrics: &Metrics) -> &Histogram {
-        self.duration.get_or_init(|| metrics.request_duration(&self.name))
+    pub fn duration(&self) -> &Histogram {
+        self.duration.get_or_init(|| self.metrics.request_duration(&self.name))
     }
 }
 
@@ -247,6 +249,11 @@ impl Endpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::pools::PoolsMetrics;
+
+    fn metrics() -> Arc<PoolMetrics> {
+        PoolsMetrics::new().unwrap().of(&registry::PoolName::default()).unwrap()
+    }
 
     fn upstream(ports: &[u16]) -> Arc<Upstream> {
         let addresses = ports.iter().map(|port| SocketAddr::from(([127, 0, 0, 1], *port)));
@@ -254,6 +261,7 @@ mod tests {
             "origin:80".into(),
             addresses.collect(),
             Arc::new(Room::new(0)),
+            metrics(),
         ))
     }
 
@@ -276,12 +284,18 @@ mod tests {
         let text = format!("gopherproxy: {{upstream: {{{text}}}}}");
         crate::config::Config::parse(&text, chassis::settings::Settings::new([]))
             .unwrap()
+            .every_pool
             .upstream
     }
 
     fn peer(member: &str, limits: &UpstreamLimits, upgrade: bool) -> Box<HttpPeer> {
         let address = SocketAddr::from(([127, 0, 0, 1], 443));
-        let upstream = Arc::new(Upstream::new(member.into(), vec![address], Arc::new(Room::new(0))));
+        let upstream = Arc::new(Upstream::new(
+            member.into(),
+            vec![address],
+            Arc::new(Room::new(0)),
+            metrics(),
+        ));
         upstream.endpoint().peer(limits, upgrade)
     }
 
@@ -327,7 +341,8 @@ mod tests {
         ] {
             let limits = limits(text);
             let address = SocketAddr::from(([127, 0, 0, 1], 80));
-            let upstream = Arc::new(Upstream::new(member.into(), vec![address], Arc::new(Room::new(0))));
+            let room = Arc::new(Room::new(0));
+            let upstream = Arc::new(Upstream::new(member.into(), vec![address], room, metrics()));
             assert_eq!(
                 upstream.may_speak_http1(&limits, upgrade),
                 http1,
@@ -355,7 +370,12 @@ mod tests {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let new = |member: &str| {
             let addresses = vec![address(1), address(2)];
-            Arc::new(Upstream::new(member.into(), addresses, Arc::new(Room::new(0))))
+            Arc::new(Upstream::new(
+                member.into(),
+                addresses,
+                Arc::new(Room::new(0)),
+                metrics(),
+            ))
         };
         let limits = limits("");
         let upstream = new("https://a:443");

@@ -1,15 +1,15 @@
-//! The proxy's own health check: whether each address accepts a TCP connection.
+//! The proxy's own health check of each address.
 //!
 //! Pingora checks all addresses in rounds, by [`SharedCheck`]: its own check would load the platform's root certificates, and panic on one
-//! that it can't use. What each check found is kept here, because Pingora takes an address that was never
+//! that it can't use. What the checks found is kept here, because Pingora takes an address that was never
 //! checked for healthy, and the pool must know the difference; and because a new address is checked at once, whatever delays
 //! the current round.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use chassis::shortage::is_shortage;
 use log::{info, warn};
@@ -21,44 +21,80 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time;
 
-use crate::discovery::RegistryDiscovery;
-use crate::discovery::members::backend_at;
+use crate::config::{Health, HealthKind, PoolSettings, UpstreamLimits};
+use crate::discovery::PoolDiscovery;
+use crate::observe::pools::PoolMetrics;
+use crate::pool::endpoint::Upstream;
+use crate::pool::http_check;
+use crate::pool::kept::Room;
 
 /// How many addresses are checked at the same time, by a round and because they are new.
 const CHECKS_AT_ONCE: usize = 256;
 const NEW_AT_ONCE: usize = 256;
 
-/// Whether the last check of each address passed. One that is missing was not checked yet.
+/// Whether each address is healthy. One that is missing was not checked yet.
 pub type Findings = HashMap<SocketAddr, bool>;
 
-/// The check, whose timeout can change.
+/// Why a check says nothing good.
+pub(super) enum Failed {
+    /// This machine has too little of something. That says nothing about the backend.
+    Shortage,
+    /// The backend is at fault, in words for the log.
+    Backend(String),
+}
+
+/// The check, whose rules can change.
 pub struct Check {
-    timeout: Mutex<Duration>,
+    rules: ArcSwap<Rules>,
     /// Limits the descriptors that checks take.
     at_once: Semaphore,
     new_at_once: Semaphore,
     found: Mutex<Findings>,
-    discovery: RegistryDiscovery,
+    /// For how many checks in a row an address has been other than what was found. It takes several to change that.
+    other: Mutex<HashMap<SocketAddr, u32>>,
+    discovery: PoolDiscovery,
     /// Notified when a finding has changed.
     changed: Arc<Notify>,
+    metrics: Arc<PoolMetrics>,
+}
+
+struct Rules {
+    health: Health,
+    upstream: UpstreamLimits,
+}
+
+impl Rules {
+    fn new(settings: &PoolSettings) -> Self {
+        Self {
+            health: settings.health.clone(),
+            upstream: settings.upstream.clone(),
+        }
+    }
 }
 
 impl Check {
-    /// A check that may take `timeout`, and notifies `changed` when an address has changed.
-    pub fn new(timeout: Duration, discovery: RegistryDiscovery, changed: Arc<Notify>) -> Self {
+    /// A check of the addresses of a pool, which notifies `changed` when one has changed.
+    pub fn new(
+        settings: &PoolSettings,
+        discovery: PoolDiscovery,
+        changed: Arc<Notify>,
+        metrics: Arc<PoolMetrics>,
+    ) -> Self {
         Self {
-            timeout: Mutex::new(timeout),
+            rules: ArcSwap::from_pointee(Rules::new(settings)),
             at_once: Semaphore::new(CHECKS_AT_ONCE),
             new_at_once: Semaphore::new(NEW_AT_ONCE),
             found: Mutex::default(),
+            other: Mutex::default(),
             discovery,
             changed,
+            metrics,
         }
     }
 
-    /// Changes how long a check may take.
-    pub fn change(&self, timeout: Duration) {
-        *self.timeout.lock().unwrap_or_else(PoisonError::into_inner) = timeout;
+    /// Changes how addresses are checked.
+    pub fn change(&self, settings: &PoolSettings) {
+        self.rules.store(Arc::new(Rules::new(settings)));
     }
 
     /// What the checks found.
@@ -79,64 +115,92 @@ impl Check {
 
     /// Checks a new address, beside the round under way, and returns it.
     pub async fn run_first(&self, address: SocketAddr) -> SocketAddr {
-        // What it found is kept; the error is for Pingora's rounds.
-        let _ = self.run(&backend_at(address), &self.new_at_once).await;
+        self.run(address, &self.new_at_once).await;
         address
     }
 
-    async fn run(&self, backend: &Backend, at_once: &Semaphore) -> pingora::Result<()> {
-        let PingoraAddr::Inet(address) = backend.addr else {
-            return Error::e_explain(ErrorType::ConnectError, "a backend has an IP address");
-        };
+    /// Checks an address. Returns whether it is healthy, if that is known.
+    async fn run(&self, address: SocketAddr, at_once: &Semaphore) -> Option<bool> {
         // The semaphore is never closed.
         let _permit = at_once.acquire().await;
-        let timeout = *self.timeout.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = connect(address, timeout).await;
-        let mut found = self.found();
-        match result {
-            // It says nothing about the backend, which stays what it was.
-            Err(error) if is_shortage(error.root_cause()) => match found.get(&address) {
-                Some(false) => Err(error),
-                Some(true) | None => Ok(()),
+        let rules = self.rules.load_full();
+        let limit = rules.health.timeout;
+        let checked = time::timeout(limit, self.ask(address, &rules)).await;
+        let checked = checked.unwrap_or_else(|_| Err(Failed::Backend(format!("no answer within {limit:?}"))));
+        match checked {
+            Ok(()) => self.note(address, Ok(()), &rules.health),
+            Err(Failed::Backend(why)) => self.note(address, Err(&why), &rules.health),
+            Err(Failed::Shortage) => {}
+        }
+        self.found().get(&address).copied()
+    }
+
+    async fn ask(&self, address: SocketAddr, rules: &Rules) -> Result<(), Failed> {
+        match rules.health.kind {
+            HealthKind::Tcp => match TcpStream::connect(address).await {
+                Ok(_) => Ok(()),
+                Err(error) if is_shortage(&error) => Err(Failed::Shortage),
+                Err(error) => Err(Failed::Backend(error.to_string())),
             },
-            result => {
-                let good = result.is_ok();
-                let before = found.insert(address, good);
-                if before != Some(good) {
-                    self.changed.notify_one();
-                }
-                // The first check that passes is not worth a line.
-                if before.unwrap_or(true) != good {
-                    self.log(address, good, &found);
-                }
-                result
+            HealthKind::Http => {
+                let members = self.discovery.members();
+                let name = members.owner(&address).cloned();
+                let name = name.unwrap_or_else(|| address.to_string().into());
+                // Of a kind with those that requests go to, and without anything kept.
+                let (room, metrics) = (Arc::new(Room::new(0)), Arc::clone(&self.metrics));
+                let upstream = Arc::new(Upstream::new(name, vec![address], room, metrics));
+                http_check::run(&upstream.endpoint(), &rules.health, &rules.upstream).await
             }
         }
     }
 
-    fn log(&self, address: SocketAddr, good: bool, found: &Findings) {
+    /// Takes what a check of `address` has shown. The first one counts at once, and otherwise as many in a row as it takes.
+    fn note(&self, address: SocketAddr, shown: Result<(), &str>, health: &Health) {
+        let mut found = self.found();
+        let mut other = self.other.lock().unwrap_or_else(PoisonError::into_inner);
+        let (good, before) = (shown.is_ok(), found.get(&address).copied());
+        if before == Some(good) {
+            other.remove(&address);
+            return;
+        }
+        let needed = match before {
+            None => 1,
+            Some(true) => health.fall,
+            Some(false) => health.rise,
+        };
+        let times = other.entry(address).or_insert(0);
+        *times += 1;
+        if *times < needed {
+            return;
+        }
+        other.remove(&address);
+        found.insert(address, good);
+        // Those that have left since.
+        other.retain(|address, _| found.contains_key(address));
+        self.changed.notify_one();
+        // The first check that passes is not worth a line.
+        if before.unwrap_or(true) != good {
+            self.log(address, shown, &found);
+        }
+    }
+
+    fn log(&self, address: SocketAddr, shown: Result<(), &str>, found: &Findings) {
         let members = self.discovery.members();
         let address_text = address.to_string();
         let name = members.owner(&address).map_or(address_text.as_str(), |name| name);
         let mut others = members.addresses_of(name).iter().filter(|other| **other != address);
         let others = others.any(|other| found.get(other) == Some(&true));
-        let address = address_text.as_str();
-        match (good, others) {
-            (true, false) => info!(backend = name, address = address; "backend recovered"),
-            (true, true) => info!(backend = name, address = address; "address of a backend recovered"),
-            (false, false) => warn!(backend = name, address = address; "backend went down"),
-            (false, true) => {
-                warn!(backend = name, address = address; "address of a backend went down; its others serve on");
+        let (pool, address) = (self.discovery.pool(), address_text.as_str());
+        match (shown, others) {
+            (Ok(()), false) => info!(pool = pool, backend = name, address = address; "backend recovered"),
+            (Ok(()), true) => info!(pool = pool, backend = name, address = address; "address of a backend recovered"),
+            (Err(why), false) => {
+                warn!(pool = pool, backend = name, address = address, reason = why; "backend went down");
+            }
+            (Err(why), true) => {
+                warn!(pool = pool, backend = name, address = address, reason = why; "address of a backend went down; its others serve on");
             }
         }
-    }
-}
-
-async fn connect(address: SocketAddr, timeout: Duration) -> pingora::Result<()> {
-    match time::timeout(timeout, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(Error::because(ErrorType::ConnectError, "", error)),
-        Err(_) => Error::e_explain(ErrorType::ConnectTimedout, ""),
     }
 }
 
@@ -146,7 +210,13 @@ pub struct SharedCheck(pub Arc<Check>);
 #[async_trait]
 impl HealthCheck for SharedCheck {
     async fn check(&self, target: &Backend) -> pingora::Result<()> {
-        self.0.run(target, &self.0.at_once).await
+        let PingoraAddr::Inet(address) = target.addr else {
+            return Error::e_explain(ErrorType::ConnectError, "a backend has an IP address");
+        };
+        match self.0.run(address, &self.0.at_once).await {
+            Some(false) => Error::e_explain(ErrorType::ConnectError, "it is down"),
+            Some(true) | None => Ok(()),
+        }
     }
 
     fn health_threshold(&self, _success: bool) -> usize {

@@ -4,17 +4,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use chassis::supervisor::supervise;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use pingora::server::ShutdownWatch;
-use pingora::services::background::BackgroundService;
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until};
 
 use super::Pool;
-use crate::config::Config;
+use crate::config::PoolSettings;
 
 /// How soon the registry is read again when it gave no usable set: this long, then twice as long, up to the limit. (How
 /// often a Redis that is down is connected to is the registry's own business.)
@@ -39,12 +37,13 @@ pub struct Intervals {
     pub idle: Duration,
 }
 
-impl From<&Config> for Intervals {
-    fn from(config: &Config) -> Self {
+impl Intervals {
+    /// Those of a pool whose set is read every `interval`.
+    pub fn new(settings: &PoolSettings, interval: Duration) -> Self {
         Self {
-            discovery: config.discovery.interval,
-            health: config.health.interval,
-            idle: config.upstream.idle_timeout,
+            discovery: interval,
+            health: settings.health.interval,
+            idle: settings.upstream.idle_timeout,
         }
     }
 }
@@ -57,13 +56,23 @@ impl Pool {
         loop {
             let updated = self.backends.update(|_| self.unchecked.notify_one()).await;
             self.changed.notify_one();
-            if updated.is_ok() && !self.discovery.is_from_file() {
-                retry = DISCOVERY_RETRY;
-                wait(&mut intervals, |intervals| intervals.discovery).await;
-            } else {
-                wait(&mut intervals, |intervals| retry.min(intervals.discovery)).await;
-                retry = (retry * 2).min(DISCOVERY_RETRY_LIMIT);
+            let good = updated.is_ok() && !self.discovery.is_from_file();
+            let pause = async {
+                if good {
+                    wait(&mut intervals, |intervals| intervals.discovery).await;
+                } else {
+                    wait(&mut intervals, |intervals| retry.min(intervals.discovery)).await;
+                }
+            };
+            tokio::select! {
+                () = pause => {}
+                () = self.moved.notified() => {}
             }
+            retry = if good {
+                DISCOVERY_RETRY
+            } else {
+                (retry * 2).min(DISCOVERY_RETRY_LIMIT)
+            };
         }
     }
 
@@ -140,23 +149,15 @@ async fn wait(intervals: &mut watch::Receiver<Intervals>, which: impl Fn(&Interv
     }
 }
 
-/// The loops of a pool, as a Pingora service.
-pub struct PoolService(pub Arc<Pool>);
-
-#[async_trait]
-impl BackgroundService for PoolService {
-    async fn start(&self, shutdown: ShutdownWatch) {
-        // Requests in flight may still be retried during the drain, so the pool is kept up to date until the process exits.
-        let (_never, until_exit) = watch::channel(false);
-        drop(shutdown);
-        let pool = || Arc::clone(&self.0);
-        tokio::join!(
-            supervise("discovery", until_exit.clone(), || pool().run_discovery()),
-            supervise("health checks", until_exit.clone(), || pool().run_health_checks()),
-            supervise("publication", until_exit.clone(), || pool().run_publication()),
-            supervise("kept connections", until_exit, || pool().run_sweeps()),
-        );
-    }
+/// Runs the loops of `pool` until `end`.
+pub(super) async fn run(pool: Arc<Pool>, end: ShutdownWatch) {
+    let this = || Arc::clone(&pool);
+    tokio::join!(
+        supervise("discovery", end.clone(), || this().run_discovery()),
+        supervise("health checks", end.clone(), || this().run_health_checks()),
+        supervise("publication", end.clone(), || this().run_publication()),
+        supervise("kept connections", end, || this().run_sweeps()),
+    );
 }
 
 #[cfg(test)]

@@ -8,9 +8,11 @@
 //! One loop makes that list (`publish`), at most every few milliseconds, however much has changed. So a request
 //! that fails never looks at more than its own backend.
 //!
+//! - [`pools`]: all pools, by name.
 //! - [`balance`]: which backend gets a request.
 //! - [`endpoint`]: one backend and its addresses.
-//! - [`health`]: whether an address accepts connections.
+//! - [`health`]: whether an address is healthy, and `http_check`: whether it answers a request well.
+//! - [`failure`]: why an exchange with a backend failed.
 //! - [`ejection`]: when a failing backend is ejected.
 //! - [`kept`]: connections that wait for their next request.
 //! - [`stream`]: such a connection, encrypted or not.
@@ -26,36 +28,44 @@ use log::warn;
 use pingora_load_balancing::Backends;
 use tokio::sync::{Notify, watch};
 
-use crate::config::{Balance, Ejection};
-use crate::discovery::RegistryDiscovery;
-use crate::observe::metrics::Metrics;
+use crate::config::{Ejection, PoolSettings};
+use crate::discovery::{PoolDiscovery, Source};
+use crate::observe::pools::PoolMetrics;
 use crate::pool::balance::{Affinity, Asked, List, Picked, Rules, Unavailable};
 use crate::pool::endpoint::{Endpoint, Upstream};
 use crate::pool::health::{Check, SharedCheck};
 use crate::pool::kept::Room;
 use crate::pool::publication::Known;
+use crate::pool::retry_budget::RetryBudget;
 
 pub mod balance;
 pub mod ejection;
 pub mod endpoint;
+pub mod failure;
 pub mod health;
+mod http_check;
 pub mod kept;
 mod loops;
+pub mod pools;
 mod publication;
 pub mod retry_budget;
 pub mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use loops::{Intervals, PoolService};
+use loops::Intervals;
 
 /// All backends that are known, and those of them that are alive.
 pub struct Pool {
     backends: Backends,
-    discovery: RegistryDiscovery,
+    /// Where they come from.
+    pub discovery: PoolDiscovery,
     intervals: watch::Sender<Intervals>,
     check: Arc<Check>,
-    metrics: Metrics,
+    /// What Prometheus sees of them.
+    pub metrics: Arc<PoolMetrics>,
+    /// How many of their requests may be tried again.
+    pub retries: RetryBudget,
     rules: ArcSwap<Rules>,
     alive: ArcSwap<List>,
     turn: AtomicUsize,
@@ -76,6 +86,10 @@ pub struct Pool {
     changed: Arc<Notify>,
     /// There are backends that were never checked.
     unchecked: Notify,
+    /// The backends come from elsewhere than at the last read.
+    moved: Notify,
+    /// The pool is no longer in the configuration; requests in flight may still use it.
+    closed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -85,30 +99,33 @@ struct Count {
 }
 
 impl Pool {
-    /// An empty pool, to be filled by running it as a service. Its backends keep at most `kept` connections together.
+    /// An empty pool, to be filled by running it. Its backends are read every `interval`. All pools keep idle connections in the same
+    /// `room`.
     pub fn new(
-        discovery: RegistryDiscovery,
-        intervals: Intervals,
-        check_timeout: Duration,
-        kept: usize,
-        metrics: Metrics,
+        discovery: PoolDiscovery,
+        settings: &PoolSettings,
+        interval: Duration,
+        room: Arc<Room>,
+        metrics: Arc<PoolMetrics>,
     ) -> Self {
         let changed = Arc::new(Notify::new());
-        let check = Arc::new(Check::new(check_timeout, discovery.clone(), Arc::clone(&changed)));
-        let rules = Arc::new(Rules::new(&Balance::default(), ""));
+        let check = Check::new(settings, discovery.clone(), Arc::clone(&changed), Arc::clone(&metrics));
+        let check = Arc::new(check);
+        let rules = Arc::new(Rules::new(&settings.balance, discovery.name().as_str()));
         let mut backends = Backends::new(Box::new(discovery.clone()));
         backends.set_health_check(Box::new(SharedCheck(Arc::clone(&check))));
         Self {
             backends,
             discovery,
-            intervals: watch::Sender::new(intervals),
+            intervals: watch::Sender::new(Intervals::new(settings, interval)),
             check,
             metrics,
+            retries: RetryBudget::new(Instant::now()),
             alive: ArcSwap::from_pointee(List::new(Arc::clone(&rules), Vec::new())),
             rules: ArcSwap::new(rules),
             turn: AtomicUsize::new(0),
             turn_again: AtomicUsize::new(0),
-            room: Arc::new(Room::new(kept)),
+            room,
             known: Mutex::default(),
             ejected: Mutex::default(),
             count: Count::default(),
@@ -116,18 +133,36 @@ impl Pool {
             was_alive: AtomicBool::new(false),
             changed,
             unchecked: Notify::new(),
+            moved: Notify::new(),
+            closed: AtomicBool::new(false),
         }
     }
 
-    /// Changes the intervals of the background loops and the timeout of checks. A wait under way takes the new interval.
-    pub fn change(&self, intervals: Intervals, check_timeout: Duration) {
-        self.check.change(check_timeout);
+    /// Changes what the pool is made from. A wait under way takes the new interval. The backends come from `source`, if there is another,
+    /// and those of them that were there before stay as they are.
+    pub fn change(&self, settings: &PoolSettings, interval: Duration, source: Option<Source>) {
+        self.check.change(settings);
+        let intervals = Intervals::new(settings, interval);
         self.intervals
             .send_if_modified(|now| std::mem::replace(now, intervals) != intervals);
+        self.balance(Rules::new(&settings.balance, self.discovery.name().as_str()));
+        if let Some(source) = source {
+            self.discovery.change(source);
+            self.moved.notify_one();
+        }
+    }
+
+    /// Closes the idle connections, and from now on each that becomes idle. Requests in flight go on.
+    fn close(&self) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        self.closed.store(true, Ordering::Relaxed);
+        for one in known.values() {
+            one.upstream.kept.close();
+        }
     }
 
     /// Chooses backends by these rules from now on.
-    pub fn balance(&self, rules: Rules) {
+    fn balance(&self, rules: Rules) {
         self.rules.store(Arc::new(rules));
         self.changed.notify_one();
     }
@@ -178,6 +213,23 @@ impl Pool {
         self.was_alive.load(Ordering::Relaxed)
     }
 
+    /// Whether it is known what there is: a backend was alive at some time, or each address of the set was checked, or there is no set
+    /// that holds any.
+    pub fn is_known(&self) -> bool {
+        let all_dead = || !self.check.found().values().any(|good| *good);
+        self.was_alive() || self.discovery.is_answered() && self.check.unchecked().is_empty() && all_dead()
+    }
+
+    /// Why no backend is alive, as one line of text; `None` when one is.
+    pub fn problem(&self) -> Option<String> {
+        if self.is_alive() {
+            return None;
+        }
+        let yet = if self.was_alive() { "" } else { " yet" };
+        let problem = self.discovery.has_set().err();
+        Some(problem.unwrap_or_else(|| format!("no backend passes its health check{yet}")))
+    }
+
     /// Records that there was no connection to `endpoint`. Its address gets no more requests until it passes a check; without
     /// another address the backend has failed.
     pub fn unreachable(&self, endpoint: &Endpoint, limits: &Ejection) {
@@ -187,7 +239,7 @@ impl Pool {
         }
         if self.check.found().remove(address).is_some() {
             let address = address.to_string();
-            warn!(backend = &*upstream.name, address = address.as_str(); "no connection to an address of a backend; its others serve on");
+            warn!(pool = self.discovery.pool(), backend = &*upstream.name, address = address.as_str(); "no connection to an address of a backend; its others serve on");
         }
     }
 
@@ -210,7 +262,7 @@ impl Pool {
         drop(ejected);
         self.metrics.ejections.inc();
         let seconds = time.as_secs_f64();
-        warn!(backend = &*upstream.name, failures = failures, seconds = seconds; "backend keeps failing; leaving it alone");
+        warn!(pool = self.discovery.pool(), backend = &*upstream.name, failures = failures, seconds = seconds; "backend keeps failing; leaving it alone");
         self.changed.notify_one();
     }
 

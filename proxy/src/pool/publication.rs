@@ -36,6 +36,9 @@ impl Pool {
     pub(super) fn publish(&self, now: Instant) -> Option<Instant> {
         let members = self.discovery.members();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.closed.load(Ordering::Relaxed) {
+            return None;
+        }
         self.update(&mut known, &members);
         let is_alive = known.values().any(|one| one.health == Health::Proven);
         let mut ejected = self.ejected();
@@ -104,9 +107,9 @@ impl Pool {
                 these.copied().collect()
             };
             let one = known.entry(Arc::clone(name)).or_insert_with(|| {
-                let room = Arc::clone(&self.room);
+                let (room, metrics) = (Arc::clone(&self.room), Arc::clone(&self.metrics));
                 Known {
-                    upstream: Arc::new(Upstream::new(Arc::clone(name), addresses.to_vec(), room)),
+                    upstream: Arc::new(Upstream::new(Arc::clone(name), addresses.to_vec(), room, metrics)),
                     health: Health::Unproven,
                     rise: Rise::default(),
                 }

@@ -1,11 +1,13 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::mpsc;
 
-use registry::Meta;
+use registry::{Meta, PoolName};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::config::Balance;
 use crate::discovery::members::Members;
+use crate::observe::pools::PoolsMetrics;
 use crate::pool::stream::OriginStream;
 
 const LIMITS: Ejection = Ejection {
@@ -39,15 +41,12 @@ fn set(members: &[&[u8]]) -> Members {
 }
 
 fn unchecked(members: &[&[u8]]) -> Pool {
-    let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-    let second = Duration::from_secs(1);
-    let intervals = Intervals {
-        discovery: second,
-        health: second,
-        idle: second,
-    };
-    let discovery = RegistryDiscovery::with(set(members), metrics.clone());
-    let pool = Pool::new(discovery, intervals, second, 10, metrics);
+    let metrics = PoolsMetrics::new().unwrap().of(&PoolName::default()).unwrap();
+    let discovery = PoolDiscovery::with(set(members), Arc::clone(&metrics));
+    let mut settings = PoolSettings::default();
+    settings.upstream.idle_timeout = Duration::from_secs(1);
+    let room = Arc::new(Room::new(10));
+    let pool = Pool::new(discovery, &settings, Duration::from_secs(1), room, metrics);
     pool.publish(Instant::now());
     pool
 }
@@ -276,7 +275,7 @@ async fn connections_are_kept_until_they_are_old_or_their_backend_is_gone() {
     pool.sweep(start + Duration::from_secs(1));
     assert!(take(0).is_some() && take(0).is_none(), "one of the two was old");
 
-    pool.discovery = RegistryDiscovery::with(set(&[&[1]]), pool.metrics.clone());
+    pool.discovery = PoolDiscovery::with(set(&[&[1]]), Arc::clone(&pool.metrics));
     pool.publish(start);
     assert!(take(1).is_none(), "although a request still has it");
 }
@@ -289,7 +288,7 @@ fn what_the_registry_says_of_a_member_acts_at_the_next_publication() {
         for (name, meta) in ["origin1:80", "origin2:80", "origin3:80"].into_iter().zip(metas) {
             members.describe(&name.into(), meta);
         }
-        pool.discovery = RegistryDiscovery::with(members, pool.metrics.clone());
+        pool.discovery = PoolDiscovery::with(members, Arc::clone(&pool.metrics));
         pool.publish(Instant::now());
         shares(&pool, [1, 2, 3], 60)
     };

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 use crate::config::{Acme, Config, RegistryKind};
 use crate::listen::acme;
 use crate::observe::metrics::Metrics;
-use crate::pool::{Intervals, Pool};
+use crate::pool::pools::Pools;
 use crate::snapshot::Live;
 use crate::tls;
 
@@ -36,7 +36,7 @@ pub struct Reload {
     /// What certificates are got by.
     pub acme: watch::Sender<Option<Arc<Acme>>>,
     /// The backends.
-    pub pool: Arc<Pool>,
+    pub pools: Arc<Pools>,
     /// The sentinel inside this process.
     pub sentinel: watch::Sender<Arc<sentinel::Config>>,
     /// Where reloads are counted.
@@ -75,6 +75,7 @@ impl Reload {
         if let Some(acme) = &config.acme {
             acme::check(acme).map_err(|problem| problem.to_string())?;
         }
+        let pools = self.pools.prepare(&config)?;
         // The last that can fail.
         if let Some(certificates) = &self.certificates {
             let changed = certificates.change(&config.tls.settings);
@@ -85,8 +86,9 @@ impl Reload {
         for (registry, store) in self.registries.iter().zip(stores) {
             registry.replace(Arc::new(store));
         }
-        self.live.change(&config);
-        self.pool.change(Intervals::from(&config), config.health.timeout);
+        tokio::runtime::Handle::current().block_on(self.pools.begin(&pools));
+        self.live.change(&config, pools.all());
+        self.pools.finish(pools, &config);
         self.sentinel.send_if_modified(|now| {
             let modified = **now != config.sentinel;
             if modified {

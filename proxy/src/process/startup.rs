@@ -23,9 +23,8 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::config::Config;
-use crate::discovery::RegistryDiscovery;
 use crate::lifecycle::Stage;
-use crate::pool::Pool;
+use crate::pool::pools::Pools;
 use crate::process::signals::{Early, Signals, Sockets};
 use crate::snapshot::Live;
 use crate::tls;
@@ -128,8 +127,7 @@ fn expected(config: &Config, sockets: Vec<TcpListener>) -> Result<Sockets, Box<d
 /// Opens the doors when it is time, and says so.
 pub struct Startup {
     predecessor: Mutex<Option<Predecessor>>,
-    discovery: RegistryDiscovery,
-    pool: Arc<Pool>,
+    pools: Arc<Pools>,
     live: Arc<Live>,
     certificates: Option<Arc<tls::server::Live>>,
     doors: Doors,
@@ -142,8 +140,7 @@ impl Startup {
     /// Opens `doors`, behind which are so many `ports`: at once, or when `predecessor` hands over to a process that has backends.
     pub fn new(
         predecessor: Option<Predecessor>,
-        discovery: RegistryDiscovery,
-        pool: Arc<Pool>,
+        pools: Arc<Pools>,
         live: Arc<Live>,
         certificates: Option<Arc<tls::server::Live>>,
         doors: Doors,
@@ -152,8 +149,7 @@ impl Startup {
         let stage = predecessor.as_ref().map_or(Stage::Starting, |_| Stage::Standby);
         Self {
             predecessor: Mutex::new(predecessor),
-            discovery,
-            pool,
+            pools,
             live,
             certificates,
             doors,
@@ -169,13 +165,14 @@ impl Startup {
 
     async fn backends(&self) -> Result<(), String> {
         let found = timeout(BACKENDS_PATIENCE, async {
-            while !self.pool.is_alive() {
+            while !(self.pools.any_alive() && self.pools.are_known()) {
                 sleep(POLL).await;
             }
         });
         if found.await.is_err() {
-            self.discovery.has_set()?;
-            warn!("no backend passes its health check; taking over all the same");
+            self.pools.have_set()?;
+            let problem = self.pools.without_backends().unwrap_or_default();
+            warn!(problem = problem.as_str(); "no backend passes its health check; taking over all the same");
         }
         Ok(())
     }

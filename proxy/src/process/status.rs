@@ -1,26 +1,29 @@
 //! What the admin port reports: readiness, and the metrics that are refreshed at a scrape.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use chassis::admin::Probed;
 
 use crate::config::Readiness;
-use crate::discovery::RegistryDiscovery;
 use crate::http1::held::Budget;
 use crate::lifecycle::Lifecycle;
 use crate::listen::acme::Failing;
 use crate::observe::metrics::Metrics;
-use crate::pool::Pool;
+use crate::pool::pools::Pools;
 use crate::snapshot::Live;
 
 /// Ready once a backend has passed a check, and until the shutdown begins. (Backends that were never checked get traffic
 /// when there are no others, but that is no reason to attract more.)
+///
+/// Where there are several pools, one without a backend does not make the process unready: it would take the requests to all others
+/// away, and no other process has that backend either. But at the start it is waited for, until it is known that there is none.
 pub struct Status {
-    /// Where the backends come from.
-    pub discovery: RegistryDiscovery,
-    /// Which of them are alive.
-    pub pool: Arc<Pool>,
+    /// The backends.
+    pub pools: Arc<Pools>,
+    /// It was ready once. Pools that a reload brings don't change that.
+    pub was_ready: AtomicBool,
     /// Whether the process is shutting down.
     pub lifecycle: Arc<Lifecycle>,
     /// The memory that clients make the proxy hold.
@@ -38,16 +41,15 @@ impl Probed for Status {
         if self.lifecycle.is_leaving() {
             return Err("shutting down".into());
         }
-        match self.live.policy().readiness {
-            Readiness::OnceAlive if self.pool.was_alive() => {}
-            Readiness::WhileAlive if self.pool.is_alive() => {}
-            _ => {
-                self.discovery.has_set()?;
-                let yet = if self.pool.was_alive() { "" } else { " yet" };
-                return Err(format!("no backend passes its health check{yet}"));
-            }
+        let was_ready = self.was_ready.load(Ordering::Relaxed) || self.pools.are_known();
+        self.was_ready.store(was_ready, Ordering::Relaxed);
+        let while_alive = self.live.policy().readiness == Readiness::WhileAlive;
+        let without = self.pools.without_backends();
+        if !was_ready || while_alive && !self.pools.any_alive() {
+            return Err(without.unwrap_or_else(|| "no backend is alive yet".into()));
         }
-        let but: Vec<_> = [self.discovery.staleness(), self.failing.text()]
+        let without = without.filter(|_| self.pools.all().len() > 1);
+        let but: Vec<_> = [without, self.pools.staleness(), self.failing.text()]
             .into_iter()
             .flatten()
             .collect();

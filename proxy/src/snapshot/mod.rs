@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use log::{Level, info, log};
+use registry::PoolName;
 
 use crate::config::{ClientLimits, Config, DEFAULT_MAX_CONNECTIONS, Forwarder, Http2, Limit, Networks, Readiness};
 use crate::http1::held;
 use crate::http1::redirect::Redirect;
 use crate::limit::ClientLimiter;
 use crate::observe::routes::RouteMetrics;
-use crate::pool::Pool;
+use crate::pool::pools::ByName;
 use crate::rejection::{LimitedAnswers, Pages};
 use crate::snapshot::routes::{Parts, Routes, Rule};
 
@@ -166,22 +167,20 @@ impl Machine {
 /// The rules now.
 pub struct Live {
     policy: ArcSwap<Policy>,
-    pool: Arc<Pool>,
     metrics: RouteMetrics,
     machine: Machine,
 }
 
 impl Live {
-    /// The rules that `config` sets, for requests to the backends of `pool`, in a process on this `machine`. Requests are counted by
-    /// route in `metrics`.
-    pub fn new(config: &Config, pool: Arc<Pool>, metrics: RouteMetrics, machine: Machine) -> Self {
+    /// The rules that `config` sets, for requests to these `pools` that are made from it, in a process on this `machine`. Requests are
+    /// counted by route in `metrics`.
+    pub fn new(config: &Config, pools: &ByName, metrics: RouteMetrics, machine: Machine) -> Self {
         let limiter = Arc::new(ClientLimiter::new(&config.limit, Instant::now()));
-        let routes = routes(config, &pool, &metrics, None);
+        let routes = routes(config, pools, &metrics, None);
         let policy = Policy::new(config, limiter, routes, machine);
         policy.explain_descriptors(false);
         Self {
             policy: ArcSwap::from_pointee(policy),
-            pool,
             metrics,
             machine,
         }
@@ -204,14 +203,14 @@ impl Live {
 
     /// Changes the rules to those of `config`. Clients keep their buckets unless the limit itself has changed: then all
     /// start with a full one, because what is left of an old one means nothing in the new.
-    pub fn change(&self, config: &Config) {
+    pub fn change(&self, config: &Config, pools: &ByName) {
         let before = self.policy();
         let limiter = if before.limit == config.limit {
             Arc::clone(&before.limiter)
         } else {
             Arc::new(ClientLimiter::new(&config.limit, Instant::now()))
         };
-        let routes = routes(config, &self.pool, &self.metrics, Some(&before.routes));
+        let routes = routes(config, pools, &self.metrics, Some(&before.routes));
         self.metrics.keep(before.routes.names(), routes.names());
         let policy = Policy::new(config, limiter, routes, self.machine);
         if before.max_connections != policy.max_connections {
@@ -222,9 +221,15 @@ impl Live {
 }
 
 /// The routes that `config` sets.
-fn routes(config: &Config, pool: &Arc<Pool>, metrics: &RouteMetrics, before: Option<&Routes>) -> Routes {
+fn routes(config: &Config, pools: &ByName, metrics: &RouteMetrics, before: Option<&Routes>) -> Routes {
+    let of_name = |name: &str| {
+        // Routes name only pools that `config` has, and `pools` are made from it.
+        let name: PoolName = name.parse().unwrap_or_default();
+        let shown = (pools.len() > 1).then(|| name.as_str().into());
+        (Arc::clone(&pools[&name]), config.pools[&name].upstream.clone(), shown)
+    };
     let parts = Parts {
-        pools: &|_| (Arc::clone(pool), config.upstream.clone(), None),
+        pools: &of_name,
         metrics,
         before,
     };

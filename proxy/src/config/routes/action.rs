@@ -132,6 +132,15 @@ impl Action {
         Self::Pool(pool.unwrap_or_else(|| DEFAULT_POOL.to_owned()))
     }
 
+    /// The pools that the requests go to.
+    pub fn pools(&self) -> Vec<&str> {
+        match self {
+            Self::Pool(pool) => vec![pool],
+            Self::Split(split) => split.pools.iter().map(|(pool, _)| pool.as_str()).collect(),
+            Self::Redirect(_) | Self::Answer(_) => Vec::new(),
+        }
+    }
+
     /// Whether the requests go to backends.
     pub fn is_forward(&self) -> bool {
         matches!(self, Self::Pool(_) | Self::Split(_))

@@ -272,7 +272,7 @@ fn a_route_does_one_thing() {
 #[test]
 fn a_route_sets_some_limits_and_leaves_the_others() {
     let route = one("read_timeout: 5s, retries: 0, max_body: 1M");
-    let pool = Config::parse("", Settings::new([])).unwrap().upstream;
+    let pool = Config::parse("", Settings::new([])).unwrap().every_pool.upstream;
     let over = route.overrides.over(&pool);
     assert_eq!((over.read_timeout, over.retries), (Duration::from_secs(5), 0));
     assert_eq!(

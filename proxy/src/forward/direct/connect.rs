@@ -14,8 +14,8 @@ use tokio_rustls::TlsConnector;
 
 use super::Broken;
 use crate::config::UpstreamLimits;
-use crate::forward::tls;
 use crate::pool::endpoint::Endpoint;
+use crate::pool::failure;
 use crate::pool::stream::{OriginStream, ReadAhead, Secure};
 
 /// Makes connections to origins.
@@ -97,13 +97,13 @@ async fn encrypted(
     http1_only: bool,
 ) -> Result<Connected, Broken> {
     let Some(config) = limits.tls.credentials().handshake(http1_only) else {
-        return Err(Broken::NoTls(tls::no_roots()));
+        return Err(Broken::NoTls(failure::no_roots()));
     };
     let failed = |error| {
-        if tls::speaks_http2_alone(&error) {
-            Broken::NoHttp1(tls::early_in_words(&error))
+        if failure::speaks_http2_alone(&error) {
+            Broken::NoHttp1(failure::early_in_words(&error))
         } else {
-            Broken::NoTls(tls::early_in_words(&error))
+            Broken::NoTls(failure::early_in_words(&error))
         }
     };
     let name = ServerName::try_from(name.to_owned()).map_err(|error| failed(io::Error::other(error)))?;

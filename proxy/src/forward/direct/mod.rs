@@ -23,13 +23,11 @@ use crate::exchange::record::Record;
 use crate::exchange::request::Request;
 use crate::exchange::retry::{self, Failure, Next, Try};
 use crate::forward::client::ClientSide;
-use crate::forward::tls;
 use crate::http1::downstream::ClientFault;
 use crate::lifecycle::Lifecycle;
-use crate::observe::metrics::Metrics;
 use crate::pool::balance::place::Place;
 use crate::pool::endpoint::{Endpoint, Upstream};
-use crate::pool::retry_budget::RetryBudget;
+use crate::pool::failure;
 use crate::pool::stream::OriginStream;
 use crate::rejection::{Delivery, Rejection};
 
@@ -103,7 +101,7 @@ fn broke(error: &io::Error) -> Cow<'static, str> {
     if duplex::is_cut(error) {
         return "the backend cut the connection, without the end that TLS has".into();
     }
-    match tls::late_in_words(error) {
+    match failure::late_in_words(error) {
         Some(words) => words.into(),
         None => format!("the connection to the backend broke: {error}").into(),
     }
@@ -151,19 +149,15 @@ struct Wanted {
 
 /// The direct forwarder.
 pub struct Direct {
-    budget: Arc<RetryBudget>,
     lifecycle: Arc<Lifecycle>,
-    metrics: Arc<Metrics>,
     connector: Connector,
 }
 
 impl Direct {
     /// A forwarder with Pingora's settings about connections.
-    pub fn new(budget: Arc<RetryBudget>, lifecycle: Arc<Lifecycle>, metrics: Arc<Metrics>, conf: &ServerConf) -> Self {
+    pub fn new(lifecycle: Arc<Lifecycle>, conf: &ServerConf) -> Self {
         Self {
-            budget,
             lifecycle,
-            metrics,
             connector: Connector::new(conf),
         }
     }
@@ -190,7 +184,7 @@ impl Direct {
         loop {
             record.backend = Some(Arc::clone(&endpoint.upstream));
             // Its series is there before its answer is, while the backend is surely known.
-            endpoint.upstream.duration(&self.metrics);
+            endpoint.upstream.duration();
             let wanted = Wanted {
                 new: on_new_connection,
                 // What can't move gets HTTP/1.1 or nothing.
@@ -224,7 +218,7 @@ impl Direct {
                     };
                     record.place = Place::default();
                     let other = may_retry.then(pick).flatten();
-                    let paid = other.filter(|_| self.budget.take(limits.retry_budget, Instant::now()));
+                    let paid = other.filter(|_| request.route.pool.retries.take(limits.retry_budget, Instant::now()));
                     let Some(other) = paid else {
                         return Outcome::Ended(fail(broken, request, client, record).await);
                     };
@@ -233,7 +227,7 @@ impl Direct {
                     on_new_connection = false;
                 }
             }
-            self.metrics.upstream_retries.inc();
+            request.route.pool.metrics.upstream_retries.inc();
             if !endpoint.speaks_http1(limits, upgrade)
                 && may_move()
                 && let Some(body) = upload.take_body()

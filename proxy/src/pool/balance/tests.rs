@@ -1,16 +1,25 @@
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 
+use registry::PoolName;
+
 use super::*;
 use crate::config::{Balance, HashBy};
+use crate::observe::pools::PoolsMetrics;
 use crate::pool::kept::Room;
 
 /// A backend of this name and weight.
 fn backend(number: u32, weight: u32) -> Candidate {
     let address = SocketAddr::from((Ipv4Addr::from_bits((10 << 24) + number), 80));
     let name = address.to_string();
+    let metrics = PoolsMetrics::new().unwrap().of(&PoolName::default()).unwrap();
     Candidate {
-        upstream: Arc::new(Upstream::new(name.into(), vec![address], Arc::new(Room::new(0)))),
+        upstream: Arc::new(Upstream::new(
+            name.into(),
+            vec![address],
+            Arc::new(Room::new(0)),
+            metrics,
+        )),
         weight,
         backup: false,
         drain: false,

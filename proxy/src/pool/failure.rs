@@ -1,4 +1,4 @@
-//! Why there is no TLS connection to an origin, in words for the log.
+//! Why an exchange with a backend failed, in words for the log.
 
 use std::fmt::Display;
 use std::io;
@@ -65,6 +65,26 @@ const NO_ROOTS: &str = "CA list is empty";
 /// What comes where an origin judges what it is shown after the handshake, as in TLS 1.3: in place of the first response.
 const LATE: &str = "received fatal alert";
 
+/// Pingora's `error`. What it quotes is left out, because heads have secrets in them.
+pub fn in_words(error: &Error) -> String {
+    if let Some(words) = of_tls(error) {
+        return words;
+    }
+    let kind = error.etype().as_str().to_owned();
+    let cause = error.root_cause();
+    let of_http2 = cause.downcast_ref::<h2::Error>();
+    match cause.downcast_ref().or_else(|| of_http2.and_then(h2::Error::get_io)) {
+        Some(cause) => {
+            let cause: &io::Error = cause;
+            kind + ": " + &cause.to_string()
+        }
+        None => match of_http2.and_then(h2::Error::reason) {
+            Some(reason) => kind + ": " + reason.description(),
+            None => kind,
+        },
+    }
+}
+
 /// Why there is no TLS connection, when this is what was said about that.
 fn because(text: &str) -> String {
     let known = REASONS.iter().find(|(sign, _)| text.contains(sign));
@@ -73,7 +93,7 @@ fn because(text: &str) -> String {
 }
 
 /// Why there is no TLS connection, if that is what `error` is about.
-pub fn in_words(error: &Error) -> Option<String> {
+fn of_tls(error: &Error) -> Option<String> {
     let text = error.to_string();
     let is_early = matches!(error.etype(), ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert);
     (is_early || text.contains(LATE)).then(|| because(&text))
