@@ -35,7 +35,7 @@ FIRST_BUILD = [ -e "$${CARGO_TARGET_DIR:-target}/debug/gopherproxy" ] || echo "F
 # Scripts that start processes run with exec: make passes SIGTERM to its shell, but not to the shell's children.
 
 .DEFAULT_GOAL := help
-.PHONY: help run mock-backends test lint build install up down logs clean purge check-observability check-dashboard check-http2 check-clients e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough soak fuzz bench check-bench pgo microbench instructions fresh rust docker tools
+.PHONY: help run run-sites mock-backends test lint build install up down logs clean purge check-observability check-dashboard check-http2 check-clients e2e k6-smoke k6-load k6-spike k6-sustained slow-clients test-thorough soak fuzz bench check-bench pgo microbench instructions fresh rust docker tools
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,11 @@ run: rust ## runs the proxy over three demo origins, or over yours: TARGETS=127.
 	@$(FIRST_BUILD)
 	@$(CARGO) build --bin gopherproxy --bin origin
 	@CONF="$(CONF)" $(if $(TARGETS),SENTINEL_TARGETS="$(TARGETS)") exec sh loadtest/demo.sh
+
+run-sites: rust ## runs two sites with TLS (conf/sites.yaml) over four demo servers; docs/sites.md says what to try
+	@$(FIRST_BUILD)
+	@$(CARGO) build --bin gopherproxy --bin origin
+	@exec sh loadtest/sites.sh
 
 mock-backends: rust ## runs the three demo origins alone, on all addresses (ports 8081 to 8083)
 	@$(CARGO) build --bin origin

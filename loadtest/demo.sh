@@ -57,7 +57,10 @@ demo() {
         patiently sleep 0.1
     done
 
-    if [ "${RATE_LIMIT:-}" = off ]; then
+    if [ -n "${TRY:-}" ]; then
+        try=$TRY
+        expect=$EXPECT
+    elif [ "${RATE_LIMIT:-}" = off ]; then
         try="curl -i http://localhost:$proxy_port/"
         expect="The limit for each client is off."
     elif [ -n "$own" ]; then

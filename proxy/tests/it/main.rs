@@ -60,6 +60,7 @@ mod routes;
 mod routes_reload;
 mod sentinel;
 mod sentinel_pools;
+mod sites;
 mod slow_clients;
 mod smuggling;
 mod soak;

@@ -351,3 +351,19 @@ async fn a_call_of_grpc_gets_a_status_of_its_own_from_a_route_without_a_pool() {
         assert_eq!(answer.header("location"), None);
     }
 }
+
+#[tokio::test]
+async fn a_route_has_retries_of_its_own() {
+    // Origins that close every connection without a word.
+    let mute = || RawOrigin::start(|mut peer| async move { drop(peer.request().await) });
+    let origins = [mute().await, mute().await];
+    let routes = "  upstream: {retry_budget: 1}\n  routes: {none: {paths: [/none], retries: 0}, one: {retries: 1}}\n";
+    let proxy = Process::proxy(&(embedded(&origins.each_ref().map(|origin| origin.address)) + routes)).await;
+    proxy.active_backends(2).await;
+    for (path, tries) in [("/none", 1), ("/one", 2)] {
+        let mut client = Connection::open(proxy.address()).await;
+        assert_eq!(client.get(path).await.status, 502);
+        let asked = origins.iter().flat_map(RawOrigin::requests);
+        assert_eq!(asked.filter(|request| request.contains(path)).count(), tries, "{path}");
+    }
+}
