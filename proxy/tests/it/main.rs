@@ -5,6 +5,7 @@
 mod acme;
 mod admin;
 mod backend_command;
+mod balance;
 mod bodies;
 mod both_forwarders;
 mod closing;
