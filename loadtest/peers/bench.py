@@ -164,16 +164,31 @@ class Bench:
         self.backends = [f"127.0.{number // 250}.{number % 250 + 1}:{port}" for number in range(most)]
         origin = Path(binaries.ours("origin"))
         stack.enter_context(origins(origin, self.backends, self.cores.load, self.run_directory))
+        # A process for each delay, and the addresses of it.
+        self.delayed: dict[int, list[str]] = {}
+        for delay in {delay for row in plan.rows for delay in row.delays}:
+            most = max(row.delays.count(delay) for row in plan.rows)
+            port = split(free_address())[1]
+            addresses = [f"127.0.{delay}.{number + 1}:{port}" for number in range(most)]
+            options = ["--delay", str(delay)]
+            stack.enter_context(origins(origin, addresses, self.cores.load, self.run_directory, options))
+            self.delayed[delay] = addresses
 
     def setup(self, peer: Peer, row: Row | None = None, limited: bool = False, trusted: bool = False) -> Setup:
         return Setup(
             directory=self.run_directory / peer.name,
             certificate=self.certificate,
-            backends=self.backends[: row.backends if row else 3],
+            backends=self.backends_of(row),
+            least=bool(row and row.delays),
             limited=row.limited if row else limited,
             trusted=row.trusted if row else trusted,
             grpc=bool(row and row.message),
         )
+
+    def backends_of(self, row: Row | None) -> list[str]:
+        if not row or not row.delays:
+            return self.backends[: row.backends if row else 3]
+        return [self.delayed[delay][row.delays[:number].count(delay)] for number, delay in enumerate(row.delays)]
 
     def message(self, row: Row) -> Path | None:
         """A file with the message of a call: a byte that says that it is not compressed, its length, and as many zeros."""
@@ -192,9 +207,9 @@ class Bench:
         until("the warm-up's connections are closed", lambda: connections_to(split(address)[1]) == 0)
 
     def load(self, row: Row, address: str) -> Load:
-        if row.pace:
+        if row.pace or row.rate:
             pacer = Path(self.binaries.ours("pacer"))
-            return pace(pacer, address, row.path, self.rate(row), self.plan.seconds, self.cores.load)
+            return pace(pacer, address, row.path, self.rate(row), self.plan.seconds * row.longer, self.cores.load)
         seconds = self.plan.seconds * row.longer
         if row.streams:
             message = self.message(row)
@@ -254,7 +269,7 @@ class Bench:
             raise Failure(f"{peer.title}: {lines} lines in the log of {load.requests} requests")
 
     def rate(self, row: Row) -> int:
-        return int(self.most * row.pace)
+        return row.rate or int(self.most * row.pace)
 
     def calibrate(self) -> None:
         self.most = self.measure(PEERS[OURS], ROWS["get"])["throughput"]
@@ -336,7 +351,7 @@ def main() -> int:
             say(f"{peer.title}: answers are right")
         if any(row.pace for row in chosen.rows):
             bench.calibrate()
-        results["paces"] = {row.name: bench.rate(row) for row in chosen.rows if row.pace}
+        results["paces"] = {row.name: bench.rate(row) for row in chosen.rows if row.pace or row.rate}
         results["measurements"] = bench.rounds()
         results["extras"] = extras.measure(chosen.extras, chosen.peers, bench, say)
     say("\n" + report.tables(results))

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,9 +167,11 @@ def accepts(address: str) -> bool:
 
 
 @contextmanager
-def origins(binary: Path, addresses: list[str], core: int, directory: Path) -> Iterator[list[str]]:
+def origins(
+    binary: Path, addresses: list[str], core: int, directory: Path, options: Sequence[str] = ()
+) -> Iterator[list[str]]:
     """One origin process that serves at all `addresses`."""
-    with running(Process([str(binary), *addresses], core, directory, env={"RUST_LOG": "warn"})) as process:
+    with running(Process([str(binary), *options, *addresses], core, directory, env={"RUST_LOG": "warn"})) as process:
 
         def listening() -> bool:
             process.check_alive()

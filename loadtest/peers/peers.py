@@ -56,6 +56,8 @@ class Setup:
     trusted: bool = False
     # The origins speak HTTP/2 without TLS.
     grpc: bool = False
+    # The backend with the fewest requests in flight gets the next one.
+    least: bool = False
     listen: str = field(default_factory=free_address)
     tls: str = field(default_factory=free_address)
     admin: str = field(default_factory=free_address)
@@ -80,6 +82,9 @@ class Peer:
     # What says that backends speak HTTP/1.1, and what says that they speak HTTP/2 without TLS.
     http1: str = ""
     h2c: str = ""
+    # What says that backends take turns, and what says that the one with the fewest requests in flight is next.
+    turns: str = ""
+    least: str = ""
     between: str = "\n"
     # What is said where the generator is trusted to tell the client, and where it is not.
     trust: str = ""
@@ -113,6 +118,7 @@ class Peer:
             "admin_port": str(split(setup.admin)[1]),
             "trust": self.trust if setup.trusted else self.no_trust,
             "protocol": self.h2c if setup.grpc else self.http1,
+            "balance": self.least if setup.least else self.turns,
             "depth": "1" if setup.trusted else "0",
         }
         for name in self.files:
@@ -173,6 +179,8 @@ PEERS: dict[str, Peer] = {
             backend="{address}",
             http1="http1",
             h2c="h2c",
+            turns="round_robin",
+            least="least_requests",
             between=", ",
             trust=LOOPBACK,
             logs_to_stdout=True,
@@ -208,6 +216,8 @@ PEERS: dict[str, Peer] = {
             files=["haproxy.cfg"],
             backend="server s{number} {address}",
             h2c="proto h2",
+            turns="roundrobin",
+            least="leastconn",
             trust=f"http-request set-src req.hdr_ip(x-forwarded-for,-1) if {{ src {LOOPBACK} }}",
             logs_to_stdout=True,
         ),
@@ -230,6 +240,8 @@ PEERS: dict[str, Peer] = {
             files=["envoy.yaml"],
             backend="- endpoint: {{address: {{socket_address: {{address: {host}, port_value: {port}}}}}}}",
             h2c="http2_protocol_options: {}",
+            turns="ROUND_ROBIN",
+            least="LEAST_REQUEST",
             metrics="/stats/prometheus",
             trust="1",
             no_trust="0",

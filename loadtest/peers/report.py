@@ -101,6 +101,17 @@ def ratios(results: Results) -> str:
     return table(["", *(f"to {PEERS[peer].title}" for peer in peers)], lines)
 
 
+def slow_backend(results: Results) -> str:
+    """What a slow backend does to the latency where the one with the fewest requests in flight is next."""
+    lines = []
+    for peer in measured_peers(results):
+        found = [median(results, row, peer, "p99_us") for row in ("even", "slow")]
+        if None not in found:
+            grown = ratio(results, "p99_us", ("slow", peer), ("even", peer))
+            lines.append([PEERS[peer].title, *(shown(p99 / 1e3, ".1f") for p99 in found), f"{grown:.2f}" if grown else ""])
+    return table(["p99, ms", ROWS["even"].title, ROWS["slow"].title, "the second to the first"], lines)
+
+
 def latencies(results: Results) -> str:
     """p50 and p99 in microseconds at each fixed rate and saturated. Who can't keep up in most rounds has none."""
     rows = [row for row in ("light", "paced", "get") if row in measured_rows(results)]
@@ -195,6 +206,12 @@ GOALS = [
         1.0,
         lambda results: ratio(results, "p99_us", ("light", OURS), ("light", "nginx")),
     ),
+    Goal(
+        "p99 with a fourth backend that is ten times slower, to without",
+        1.2,
+        1.1,
+        lambda results: ratio(results, "p99_us", ("slow", OURS), ("even", OURS)),
+    ),
     Goal("growth of the CPU from 3 to 1,000 backends, to HAProxy's", 1.0, 0.95, more_backends),
     Goal(
         "CPU with 100,000 clients, to 1",
@@ -246,6 +263,8 @@ def tables(results: Results) -> str:
             figures(results, "cpu_us", ".1f"),
             "### Latency of a small GET\n",
             latencies(results),
+            "### A slow backend\n",
+            slow_backend(results),
             "### Requests a second, saturated\n",
             figures(results, "throughput", ".0f"),
             "### How busy the proxy's core was, percent\n",

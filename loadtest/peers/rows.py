@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 ALL = frozenset({"gopherproxy", "bare", "nginx", "haproxy", "envoy", "traefik", "caddy"})
 # Where a question is what our own number is made of, the two fastest peers are enough to compare it with.
 FASTEST = frozenset({"gopherproxy", "nginx", "haproxy"})
+# Who can choose the backend with the fewest requests in flight without a plugin and tells of each request.
+LEAST = frozenset({"gopherproxy", "haproxy", "envoy"})
 # Whom a row over TLS is compared with.
 SECURE = FASTEST | {"envoy"}
 
@@ -25,6 +27,9 @@ class Row:
     trusted: bool = False
     # A share of what GopherProxy can do, as a fixed rate; 0 is as fast as it goes.
     pace: float = 0.0
+    # So many requests a second, to origins that take so many milliseconds each, and to the one with the fewest requests in flight.
+    rate: int = 0
+    delays: tuple[int, ...] = ()
     # Over TLS 1.3. The handshakes of kept connections are in the measurement, so it takes longer: they are 1 % of it then.
     secure: bool = False
     # Over HTTP/2, with so many streams at a time on each connection; 0 is HTTP/1.1.
@@ -51,6 +56,8 @@ ROWS: dict[str, Row] = {
         Row("conns", "1,000 connections", connections=1000),
         Row("limited", "over the limit: 429", limited=True),
         Row("backends", "1,000 backends", backends=1000, peers=FASTEST | {"envoy", "bare"}),
+        Row("even", "3 backends that take 5 ms", rate=2000, delays=(5, 5, 5), longer=3, peers=LEAST),
+        Row("slow", "… and a fourth that takes 50 ms", rate=2000, delays=(5, 5, 5, 50), longer=3, peers=LEAST),
         Row("tls", "small GET over TLS", secure=True, longer=3, peers=SECURE),
         Row("h2", "small GET over HTTP/2 and TLS, 1 stream a connection", secure=True, streams=1, longer=3, peers=SECURE),
         Row(

@@ -51,11 +51,19 @@ impl Origin {
     /// # Errors
     /// When the socket can't be used by the runtime.
     pub fn serve(socket: TcpListener) -> io::Result<Self> {
+        Self::serve_after(Duration::ZERO, socket)
+    }
+
+    /// The same, and every answer waits for `delay`.
+    ///
+    /// # Errors
+    /// When the socket can't be used by the runtime.
+    pub fn serve_after(delay: Duration, socket: TcpListener) -> io::Result<Self> {
         let address = socket.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(socket)?;
         let requests = Arc::new(AtomicU64::new(0));
         let name = HeaderValue::try_from(address.to_string()).map_err(io::Error::other)?;
-        let accepting = tokio::spawn(accept(listener, name, Arc::clone(&requests)));
+        let accepting = tokio::spawn(accept(listener, name, delay, Arc::clone(&requests)));
         Ok(Self {
             address,
             requests,
@@ -86,7 +94,7 @@ impl Drop for Origin {
     }
 }
 
-async fn accept(listener: tokio::net::TcpListener, name: HeaderValue, requests: Arc<AtomicU64>) {
+async fn accept(listener: tokio::net::TcpListener, name: HeaderValue, delay: Duration, requests: Arc<AtomicU64>) {
     // The connections end with this task, because the set that owns them does.
     let mut connections = JoinSet::new();
     loop {
@@ -99,7 +107,13 @@ async fn accept(listener: tokio::net::TcpListener, name: HeaderValue, requests: 
         let (name, requests) = (name.clone(), Arc::clone(&requests));
         let serve = service_fn(move |request| {
             requests.fetch_add(1, Ordering::SeqCst);
-            answer(request, name.clone())
+            let name = name.clone();
+            async move {
+                if !delay.is_zero() {
+                    tokio::time::sleep(delay).await;
+                }
+                answer(request, name).await
+            }
         });
         let mut server = auto::Builder::new(TokioExecutor::new());
         server.http1().timer(TokioTimer::new());

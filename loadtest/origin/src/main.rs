@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use chassis::{healthcheck, listener, process};
 use clap::Parser;
@@ -17,6 +18,10 @@ struct Arguments {
     /// Where to listen, one origin each.
     #[arg(value_name = "ADDRESS", default_values = ["127.0.0.1:8081", "127.0.0.1:8082", "127.0.0.1:8083"])]
     addresses: Vec<SocketAddr>,
+
+    /// How long every answer waits, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    delay: u64,
 
     /// Ask the origins that run at these addresses whether they answer, and exit with 0 if all do.
     #[arg(long)]
@@ -33,18 +38,21 @@ fn main() -> ExitCode {
     }
     process::run("info", "origin failed", || {
         let runtime = tokio::runtime::Runtime::new()?;
-        runtime.block_on(run(&arguments.addresses))
+        runtime.block_on(run(&arguments.addresses, Duration::from_millis(arguments.delay)))
     })
 }
 
-async fn run(addresses: &[SocketAddr]) -> Result<(), Box<dyn Error>> {
+async fn run(addresses: &[SocketAddr], delay: Duration) -> Result<(), Box<dyn Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let sockets = addresses
         .iter()
         .map(|address| listener::bind(*address))
         .collect::<Result<Vec<_>, _>>()?;
-    let origins = sockets.into_iter().map(Origin::serve).collect::<Result<Vec<_>, _>>()?;
+    let origins = sockets
+        .into_iter()
+        .map(|socket| Origin::serve_after(delay, socket))
+        .collect::<Result<Vec<_>, _>>()?;
     for origin in &origins {
         info!(service = "origin", address = origin.address().to_string().as_str(); "listening");
     }
