@@ -18,6 +18,7 @@
 //! - [`admin`]: `/metrics`, `/healthz` and `/readyz` over HTTP.
 //! - [`healthcheck`]: asks a running process whether it is ready.
 //! - [`pauses`]: times when the process did not run, which deadlines don't count.
+//! - [`regular_file`]: files of a limited size that are read as a whole.
 //! - [`replace`]: files that are replaced as a whole.
 //! - [`shortage`]: connect errors caused by this machine, not by the peer.
 //! - [`supervisor`]: background loops that outlive their own panics.
@@ -35,6 +36,7 @@ pub mod memory;
 pub mod pauses;
 pub mod process;
 pub mod process_metrics;
+pub mod regular_file;
 pub mod replace;
 pub mod service_manager;
 pub mod settings;

@@ -9,14 +9,13 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
+use crate::regular_file::{self, Problem};
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Tag};
 
 /// The longest file, in bytes.
-const MAX_SIZE: u64 = 1 << 20;
+const MAX_SIZE: usize = 1 << 20;
 /// The deepest nesting. Dropping and cloning a tree recurses, and this is what bounds that.
 const MAX_DEPTH: usize = 32;
 const TOO_DEEP: &str = "nested more than 32 levels deep";
@@ -90,28 +89,22 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Reads the text of a file, which must be a regular one of at most 1 MiB. (A FIFO would block, a device might never end.)
+/// Reads the text of a file, which must be a regular one of at most 1 MiB.
 ///
 /// # Errors
 /// What is wrong with the file.
 pub fn read_file(path: &Path) -> Result<String, String> {
-    let kind = std::fs::metadata(path).map_err(|error| error.to_string())?.file_type();
-    if !kind.is_file() {
-        let what = if kind.is_dir() {
-            "a directory"
-        } else {
-            "a device, a pipe or a socket"
-        };
-        return Err(format!("it is {what}, not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    file.take(MAX_SIZE + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| error.to_string())?;
-    if bytes.len() as u64 > MAX_SIZE {
-        return Err("it is larger than 1 MiB".into());
-    }
+    let (bytes, _) = regular_file::read(path, MAX_SIZE).map_err(|problem| match problem {
+        Problem::NotRegular(kind) => {
+            let what = if kind.is_dir() {
+                "a directory"
+            } else {
+                "a device, a pipe or a socket"
+            };
+            format!("it is {what}, not a regular file")
+        }
+        problem => problem.to_string(),
+    })?;
     String::from_utf8(bytes).map_err(|error| {
         let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;

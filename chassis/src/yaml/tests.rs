@@ -161,7 +161,7 @@ fn only_a_regular_file_of_a_sane_size_is_read() {
     if made.is_ok_and(|status| status.success()) {
         assert!(read_file(&at("fifo")).unwrap_err().contains("a pipe"));
     }
-    File::create(at("large")).unwrap().set_len(1 << 30).unwrap();
+    std::fs::File::create(at("large")).unwrap().set_len(1 << 30).unwrap();
     assert!(read_file(&at("large")).unwrap_err().contains("larger than 1 MiB"));
     std::fs::write(at("latin1"), b"a: 1\nb: caf\xe9\n").unwrap();
     assert_eq!(read_file(&at("latin1")).unwrap_err(), "line 2: it is not UTF-8 text");

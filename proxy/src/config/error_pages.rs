@@ -1,11 +1,10 @@
 //! `error_pages`: what users see instead of the proxy's own words.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use chassis::regular_file;
 use chassis::settings::Section;
 
 use crate::rejection::{Kind, Page, Pages, Rejection};
@@ -80,19 +79,7 @@ fn kind(path: &Path) -> Option<Kind> {
 
 fn page(status: u16, path: &Path) -> Result<Page, String> {
     let kind = kind(path).ok_or("its name ends in none of .html, .htm, .json and .txt")?;
-    let about = std::fs::metadata(path).map_err(|error| error.to_string())?;
-    // A pipe would block, and a device might never end.
-    if !about.is_file() {
-        return Err("it is not a regular file".into());
-    }
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    let mut text = Vec::new();
-    file.take(MAX_SIZE as u64 + 1)
-        .read_to_end(&mut text)
-        .map_err(|error| error.to_string())?;
-    if text.len() > MAX_SIZE {
-        return Err("it is larger than 64 KiB".into());
-    }
+    let (text, _) = regular_file::read(path, MAX_SIZE).map_err(|problem| problem.to_string())?;
     let text = String::from_utf8(text).map_err(|_| "it is not UTF-8 text")?;
     Ok(Page::new(kind, &text, status))
 }

@@ -6,12 +6,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use chassis::regular_file::{self, Problem};
 use log::warn;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
@@ -25,7 +26,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::Source;
 
 /// No certificate with its chain, and no list of authorities, is longer, in bytes.
-const MAX_SIZE: u64 = 1 << 20;
+const MAX_SIZE: usize = 1 << 20;
 
 /// Why certificates can't be used: the file, and the reason. It never quotes what is in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -412,21 +413,13 @@ pub(super) fn marks(sources: &[Source], others: &[&Path]) -> Vec<Mark> {
         .collect()
 }
 
-/// Reads a regular file. (A FIFO would block, a device might never end.)
+/// Reads a file of certificates or of a key.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
-    if !metadata.is_file() {
-        return Err("it is not a regular file".into());
+    match regular_file::read(path, MAX_SIZE) {
+        Ok((bytes, _)) => Ok(bytes),
+        Err(Problem::TooLarge(_)) => Err("it is longer than 1 MiB".into()),
+        Err(problem) => Err(problem.to_string()),
     }
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    file.take(MAX_SIZE + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| error.to_string())?;
-    if bytes.len() as u64 > MAX_SIZE {
-        return Err("it is longer than 1 MiB".into());
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::{File, Metadata};
-use std::io::Read;
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use bcrypt::HashParts;
+use chassis::regular_file;
 
 /// The longest file, in bytes.
-const MAX_SIZE: u64 = 1 << 20;
+const MAX_SIZE: usize = 1 << 20;
 
 /// Each step doubles what a password costs to verify. At 15 that is some seconds.
 const MOST_COST: u32 = 14;
@@ -41,19 +41,7 @@ impl Users {
     /// # Errors
     /// What is wrong with it, and in which line; nothing of the line.
     pub fn load(path: &Path) -> Result<Self, String> {
-        let about = std::fs::metadata(path).map_err(|error| error.to_string())?;
-        // A pipe would block, and a device might never end.
-        if !about.is_file() {
-            return Err("it is not a regular file".into());
-        }
-        let mut text = Vec::new();
-        let file = File::open(path).map_err(|error| error.to_string())?;
-        file.take(MAX_SIZE + 1)
-            .read_to_end(&mut text)
-            .map_err(|error| error.to_string())?;
-        if text.len() as u64 > MAX_SIZE {
-            return Err("it is larger than 1 MiB".into());
-        }
+        let (text, about) = regular_file::read(path, MAX_SIZE).map_err(|problem| problem.to_string())?;
         let text = String::from_utf8(text).map_err(|_| "it is not UTF-8 text")?;
         Self::read(&text, stamp(&about))
     }
