@@ -18,6 +18,7 @@
 //! - [`admin`]: `/metrics`, `/healthz` and `/readyz` over HTTP.
 //! - [`healthcheck`]: asks a running process whether it is ready.
 //! - [`pauses`]: times when the process did not run, which deadlines don't count.
+//! - [`pool_label`]: the label `pool` of metrics.
 //! - [`regular_file`]: files of a limited size that are read as a whole.
 //! - [`replace`]: files that are replaced as a whole.
 //! - [`shortage`]: connect errors caused by this machine, not by the peer.
@@ -34,6 +35,7 @@ pub mod json_log;
 pub mod listener;
 pub mod memory;
 pub mod pauses;
+pub mod pool_label;
 pub mod process;
 pub mod process_metrics;
 pub mod regular_file;

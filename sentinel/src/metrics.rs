@@ -1,23 +1,18 @@
 //! The metrics of the sentinel, for each pool.
 //!
-//! Where there is one pool they have the names and labels that they had when there could be no other, so that existing queries keep
-//! working. Where there are several each series has the label `pool` too. The label is put on when the series are collected, because
-//! a reload can bring a second pool, and a registry of Prometheus takes no other labels for a name once it is registered.
+//! [`pool_label`] says which labels they have.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use chassis::clock;
+use chassis::{clock, pool_label};
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{LabelPair, MetricFamily};
+use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 use registry::PoolName;
 
 use crate::target::State;
-
-/// The label that tells pools apart.
-const POOL: &str = "pool";
 
 /// The metrics of one pool; clones share the same series.
 #[derive(Clone)]
@@ -181,23 +176,11 @@ impl Collector for Metrics {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let pools = self.pools().clone();
-        let mut families = Vec::new();
-        for (name, metrics) in &pools {
-            for mut family in metrics.all().into_iter().flat_map(Collector::collect) {
-                for metric in family.mut_metric().iter_mut().filter(|_| pools.len() > 1) {
-                    let mut label = LabelPair::default();
-                    label.set_name(POOL.into());
-                    label.set_value(name.to_string());
-                    let mut labels = metric.take_label();
-                    labels.push(label);
-                    // Prometheus has them in the order of their names.
-                    labels.sort();
-                    metric.set_label(labels);
-                }
-                families.push(family);
-            }
-        }
-        families
+        let collectors: Vec<_> = pools
+            .iter()
+            .map(|(name, metrics)| (name.as_str(), metrics.all()))
+            .collect();
+        pool_label::collect(&collectors)
     }
 }
 

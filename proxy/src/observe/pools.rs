@@ -1,15 +1,14 @@
 //! The metrics of backends, for each pool.
 //!
-//! Where there is one pool they have the names and labels that they had when there could be no other, so that existing queries keep
-//! working. Where there are several each series has the label `pool` too. The label is put on when the series are collected, because
-//! a reload can bring a second pool, and a registry of Prometheus takes no other labels for a name once it is registered.
+//! [`pool_label`] says which labels they have.
 //!
 //! The series of a pool are gone when its last request is: whoever uses a pool holds them.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use chassis::pool_label;
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{LabelPair, MetricFamily};
+use prometheus::proto::MetricFamily;
 use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge};
 use registry::PoolName;
 
@@ -17,9 +16,6 @@ use registry::PoolName;
 pub(super) const BUCKETS: [f64; 16] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
-
-/// The label that tells pools apart.
-const POOL: &str = "pool";
 
 /// The metrics of one pool's backends.
 #[derive(Debug)]
@@ -168,22 +164,11 @@ impl Collector for PoolsMetrics {
         let living = |(name, series): &(PoolName, Weak<PoolMetrics>)| Some((name.clone(), series.upgrade()?));
         let living: Vec<_> = pools.iter().filter_map(living).collect();
         drop(pools);
-        let several = living.len() > 1;
-        let mut families = Vec::new();
-        for (name, series) in &living {
-            for mut family in series.all().into_iter().flat_map(Collector::collect) {
-                for metric in family.mut_metric().iter_mut().filter(|_| several) {
-                    let mut label = LabelPair::default();
-                    label.set_name(POOL.into());
-                    label.set_value(name.to_string());
-                    let mut labels = metric.take_label();
-                    labels.push(label);
-                    metric.set_label(labels);
-                }
-                families.push(family);
-            }
-        }
-        families
+        let collectors: Vec<_> = living
+            .iter()
+            .map(|(name, series)| (name.as_str(), series.all()))
+            .collect();
+        pool_label::collect(&collectors)
     }
 }
 
