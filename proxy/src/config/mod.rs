@@ -216,7 +216,7 @@ impl Config {
         };
         upstream.finish();
         let pools = Pools::read(&mut section, &every_pool);
-        let names: BTreeSet<_> = pools.all.keys().map(PoolName::as_str).collect();
+        let names: BTreeSet<_> = pools.all.keys().cloned().collect();
         let routes = routes::read(&mut section, &names, &limit);
         pools.check(&section, &routes);
         if pools.all.values().all(|pool| pool.health.kind == HealthKind::Tcp) {

@@ -82,7 +82,7 @@ impl Pools {
         let used: BTreeSet<_> = routes.iter().flat_map(|route| route.action.pools()).collect();
         let is_used = |name: &PoolName| match routes {
             [] => *name == default,
-            _ => used.contains(name.as_str()),
+            _ => used.contains(name),
         };
         for (_, place) in self.places.iter().filter(|(name, _)| !is_used(name)) {
             section

@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use registry::PoolName;
+
 use crate::config::Config;
 use crate::config::routes::{Action, Host, LONGEST_HOST, Misfit, Path, Rank, Redirect, Route, RouteLimit, plain_host};
 use crate::http1::head::{self, Rules};
@@ -105,10 +107,10 @@ fn describe(text: &mut String, config: &Config, route: &Route, method: &str, url
     line("paths", &list(&matches.paths, Path::to_string));
     line("methods", &list(&matches.methods, String::clone));
     match &route.action {
-        Action::Pool(pool) => line("pool", pool),
+        Action::Pool(pool) => line("pool", pool.as_str()),
         Action::Split(split) => {
             let total: u64 = split.pools.iter().map(|(_, share)| u64::from(*share)).sum();
-            let share = |(pool, share): &(String, u32)| format!("{pool} ({share} of {total} clients)");
+            let share = |(pool, share): &(PoolName, u32)| format!("{pool} ({share} of {total} clients)");
             line("split", &split.pools.iter().map(share).collect::<Vec<_>>().join(", "));
         }
         Action::Redirect(redirect) => {

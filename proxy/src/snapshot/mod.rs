@@ -222,11 +222,10 @@ impl Live {
 
 /// The routes that `config` sets.
 fn routes(config: &Config, pools: &ByName, metrics: &RouteMetrics, before: Option<&Routes>) -> Routes {
-    let of_name = |name: &str| {
+    let of_name = |name: &PoolName| {
         // Routes name only pools that `config` has, and `pools` are made from it.
-        let name: PoolName = name.parse().unwrap_or_default();
         let shown = (pools.len() > 1).then(|| name.as_str().into());
-        (Arc::clone(&pools[&name]), config.pools[&name].upstream.clone(), shown)
+        (Arc::clone(&pools[name]), config.pools[name].upstream.clone(), shown)
     };
     let parts = Parts {
         pools: &of_name,

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use registry::PoolName;
+
 use crate::config::{Config, Limit, Shape, UpstreamLimits, routes};
 use crate::http1::head::Head;
 use crate::http1::path;
@@ -101,7 +103,7 @@ pub type ToPool = (Arc<Pool>, UpstreamLimits, Option<Arc<str>>);
 /// What routes are made with.
 pub struct Parts<'p> {
     /// The pool of a name.
-    pub pools: &'p dyn Fn(&str) -> ToPool,
+    pub pools: &'p dyn Fn(&PoolName) -> ToPool,
     /// Where requests are counted.
     pub metrics: &'p RouteMetrics,
     /// The routes until now. Clients keep the buckets of a limit that stays the same.
@@ -112,7 +114,7 @@ impl Routes {
     /// The rules that `config` sets.
     pub fn new(config: &Config, parts: &Parts<'_>) -> Self {
         if config.routes.is_empty() {
-            let (pool, upstream, pool_name) = (parts.pools)(routes::DEFAULT_POOL);
+            let (pool, upstream, pool_name) = (parts.pools)(&PoolName::default());
             return Self::One(Arc::new(Route {
                 name: None,
                 pool_name,
@@ -165,7 +167,7 @@ impl Rule {
     fn new(route: &routes::Route, config: &Config, parts: &Parts<'_>) -> Self {
         let name: Arc<str> = route.name.as_str().into();
         let shape = (route.shape != Shape::default()).then(|| Arc::new(route.shape.clone()));
-        let to_pool = |pool: &String| {
+        let to_pool = |pool: &PoolName| {
             let (pool, upstream, pool_name) = (parts.pools)(pool);
             Arc::new(Route {
                 name: Some(Arc::clone(&name)),

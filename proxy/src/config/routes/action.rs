@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chassis::settings::{Section, nearest, quoted, whole};
+use registry::PoolName;
 
 use crate::http1::head::Head;
 use crate::http1::path::without_query;
@@ -12,14 +13,11 @@ use crate::http1::redirect::{push_encoded, without_port};
 use crate::http1::violation::Violation;
 use crate::rejection::Prepared;
 
-/// The pool of a route that names none.
-pub const DEFAULT_POOL: &str = "default";
-
 /// What is done with the requests of a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// They go to the backends of this pool.
-    Pool(String),
+    Pool(PoolName),
     /// Each client's go to one of these pools.
     Split(Split),
     /// They are sent to another URL.
@@ -32,7 +30,7 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
     /// Two or more, by their names, in order. Not all shares are zero.
-    pub pools: Vec<(String, u32)>,
+    pub pools: Vec<(PoolName, u32)>,
 }
 
 /// A URL to send clients to.
@@ -59,7 +57,7 @@ pub enum RedirectPart {
 
 impl Action {
     /// Reads what is done; there are these `pools`.
-    pub(super) fn read(section: &mut Section<'_>, pools: &BTreeSet<&str>) -> Self {
+    pub(super) fn read(section: &mut Section<'_>, pools: &BTreeSet<PoolName>) -> Self {
         let known = |text: &str| known_pool(text, pools);
         let pool = section.value("pool", None, None, |text| known(text).map(Some));
         let has_split = section.has("split");
@@ -123,20 +121,21 @@ impl Action {
             split.check(section);
             return Self::Split(split);
         }
-        if pool.is_none() && !pools.contains(DEFAULT_POOL) {
+        let default = PoolName::default();
+        if pool.is_none() && !pools.contains(&default) {
             section.settings().mistake(
                 &section.place("pool"),
-                format_args!("the route has no pool of its own, and there is none named {DEFAULT_POOL}; set one"),
+                format_args!("the route has no pool of its own, and there is none named {default}; set one"),
             );
         }
-        Self::Pool(pool.unwrap_or_else(|| DEFAULT_POOL.to_owned()))
+        Self::Pool(pool.unwrap_or(default))
     }
 
     /// The pools that the requests go to.
-    pub fn pools(&self) -> Vec<&str> {
+    pub fn pools(&self) -> Vec<&PoolName> {
         match self {
             Self::Pool(pool) => vec![pool],
-            Self::Split(split) => split.pools.iter().map(|(pool, _)| pool.as_str()).collect(),
+            Self::Split(split) => split.pools.iter().map(|(pool, _)| pool).collect(),
             Self::Redirect(_) | Self::Answer(_) => Vec::new(),
         }
     }
@@ -202,7 +201,7 @@ impl Split {
         // The point of this client between 0 and the total.
         let point = (u128::from(spread(client)) * u128::from(total)) >> 64;
         let mut end = 0;
-        let is_here = |(_, share): &(String, u32)| {
+        let is_here = |(_, share): &(PoolName, u32)| {
             end += u128::from(*share);
             point < end
         };
@@ -221,16 +220,14 @@ fn spread(key: u128) -> u64 {
     mix(mix(high.wrapping_add(0x9e37_79b9_7f4a_7c15)) ^ low)
 }
 
-fn known_pool(text: &str, pools: &BTreeSet<&str>) -> Result<String, String> {
-    if pools.contains(text) {
-        return Ok(text.to_owned());
+fn known_pool(text: &str, pools: &BTreeSet<PoolName>) -> Result<PoolName, String> {
+    let names = || pools.iter().map(PoolName::as_str);
+    if let Some(pool) = pools.iter().find(|pool| pool.as_str() == text) {
+        return Ok(pool.clone());
     }
-    Err(match nearest(text, pools.iter().copied()) {
+    Err(match nearest(text, names()) {
         Some(near) => format!("the name of a pool (did you mean {near}?)"),
-        None => format!(
-            "the name of a pool ({})",
-            pools.iter().copied().collect::<Vec<_>>().join(", ")
-        ),
+        None => format!("the name of a pool ({})", names().collect::<Vec<_>>().join(", ")),
     })
 }
 

@@ -9,12 +9,13 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use chassis::settings::{Section, duration, whole};
+use registry::PoolName;
 
 use super::limit::{Limit, Rate};
 use super::shape::Shape;
 use super::size_or_none;
 use super::upstream::{MOST_RETRIES, UpstreamLimits};
-pub use action::{Action, DEFAULT_POOL, Redirect, RedirectPart, Split};
+pub use action::{Action, Redirect, RedirectPart, Split};
 pub use matches::{Host, LONGEST_HOST, Matches, Misfit, Path, Rank, any_or_each, plain_host};
 
 /// The most patterns in all routes together: each host of a route with each of its paths and each of its methods is one.
@@ -111,7 +112,7 @@ const OF_BACKENDS: [&str; 6] = [
 ];
 
 /// Reads the routes. There are these `pools`, and without a limit of its own a route has this one.
-pub(super) fn read(section: &mut Section<'_>, pools: &BTreeSet<&str>, global: &Limit) -> Vec<Route> {
+pub(super) fn read(section: &mut Section<'_>, pools: &BTreeSet<PoolName>, global: &Limit) -> Vec<Route> {
     let settings = section.settings();
     let mut taken = HashMap::new();
     let mut routes: Vec<Route> = Vec::new();

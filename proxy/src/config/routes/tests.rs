@@ -1,4 +1,5 @@
 use chassis::settings::{Remark, Settings};
+use registry::PoolName;
 
 use super::*;
 use crate::config::Config;
@@ -44,7 +45,7 @@ fn patterns_are_kept_as_requests_are_compared() {
             methods: vec!["GET".into(), "M-SEARCH".into()],
         }
     );
-    assert_eq!(one("").action, Action::Pool("default".into()));
+    assert_eq!(one("").action, Action::Pool(PoolName::default()));
     assert_eq!(one("").matches, one("hosts: [], paths: none").matches);
 }
 
@@ -329,7 +330,10 @@ fn a_key_without_effect_is_remarked() {
 #[test]
 fn a_client_keeps_its_pool_and_each_pool_gets_its_share() {
     let split = |pools: &[(&str, u32)]| Split {
-        pools: pools.iter().map(|(name, share)| ((*name).to_owned(), *share)).collect(),
+        pools: pools
+            .iter()
+            .map(|(name, share)| (name.parse().unwrap(), *share))
+            .collect(),
     };
     let clients = || (0..100_000u128).map(|number| 0xffff_0a00_0000 + number);
     let canaries = |split: &Split| -> Vec<u128> { clients().filter(|client| split.of_client(*client) == 0).collect() };
