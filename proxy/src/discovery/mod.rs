@@ -269,7 +269,8 @@ impl PoolDiscovery {
     /// Takes the weight and the like of each of `members` from what the registry said, or else what they had before.
     fn describe(&self, members: &mut Members, meta: &BTreeMap<Member, Meta>, error: Option<registry::Error>) {
         let before = self.members();
-        let failed_before = std::mem::replace(&mut self.memory().meta_failed, error.is_some());
+        let failed = error.is_some();
+        let failed_before = std::mem::replace(&mut self.memory().meta_failed, failed);
         match error {
             Some(error) if !failed_before => {
                 let text = error.to_string();
@@ -280,7 +281,7 @@ impl PoolDiscovery {
         }
         let names: Vec<_> = members.iter().map(|(name, _)| Arc::clone(name)).collect();
         for name in names {
-            let meta = if self.memory().meta_failed {
+            let meta = if failed {
                 before.meta(&name)
             } else {
                 let member = name.parse().ok();

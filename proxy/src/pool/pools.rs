@@ -167,18 +167,7 @@ impl Pools {
 
     /// What is wrong with pools that have no backend, as one line of text; `None` when each has one.
     pub fn without_backends(&self) -> Option<String> {
-        let all = self.all.borrow();
-        let several = all.len() > 1;
-        let named = |(name, pool): (&PoolName, &Arc<Pool>)| {
-            let problem = pool.problem()?;
-            Some(if several {
-                format!("pool {name}: {problem}")
-            } else {
-                problem
-            })
-        };
-        let problems: Vec<_> = all.iter().filter_map(named).collect();
-        (!problems.is_empty()).then(|| problems.join("; "))
+        self.said(Pool::problem, |name, problem| format!("pool {name}: {problem}"), "; ")
     }
 
     /// Whether there is a set of backends for any pool.
@@ -194,18 +183,25 @@ impl Pools {
 
     /// How old the sets are whose last read gave none, as one line of text.
     pub fn staleness(&self) -> Option<String> {
+        let named = |name: &PoolName, staleness| format!("in the pool {name} {staleness}");
+        self.said(|pool| pool.discovery.staleness(), named, ", and ")
+    }
+
+    /// What there is to say of the pools, with what is `between` them; with their names if there are several.
+    fn said(
+        &self,
+        what: impl Fn(&Pool) -> Option<String>,
+        named: impl Fn(&PoolName, String) -> String,
+        between: &str,
+    ) -> Option<String> {
         let all = self.all.borrow();
         let several = all.len() > 1;
-        let named = |(name, pool): (&PoolName, &Arc<Pool>)| {
-            let staleness = pool.discovery.staleness()?;
-            Some(if several {
-                format!("in the pool {name} {staleness}")
-            } else {
-                staleness
-            })
-        };
-        let stale: Vec<_> = all.iter().filter_map(named).collect();
-        (!stale.is_empty()).then(|| stale.join(", and "))
+        let said = all.iter().filter_map(|(name, pool)| {
+            let text = what(pool)?;
+            Some(if several { named(name, text) } else { text })
+        });
+        let said: Vec<_> = said.collect();
+        (!said.is_empty()).then(|| said.join(between))
     }
 }
 
