@@ -10,9 +10,9 @@ use crate::support::{Process, RawOrigin, eventually, origin};
 
 const DOWN: &str = "backend went down";
 
-/// A proxy whose only pool has these backends and this check.
-async fn proxy(backends: &str, health: &str, more: &str) -> Process {
-    let file = format!(
+/// A configuration whose only pool has these backends and this check.
+fn configuration(backends: &str, health: &str, more: &str) -> String {
+    format!(
         "threads: 2
 gopherproxy:
   listen: 127.0.0.1:0
@@ -23,8 +23,12 @@ gopherproxy:
       backends: ['{backends}']
       health: {{kind: http, interval: 50ms, {health}}}
 {more}"
-    );
-    Process::proxy(&file).await
+    )
+}
+
+/// A proxy with that.
+async fn proxy(backends: &str, health: &str, more: &str) -> Process {
+    Process::proxy(&configuration(backends, health, more)).await
 }
 
 async fn reason(proxy: &Process) -> String {
@@ -225,17 +229,7 @@ async fn a_reload_changes_what_a_check_is() {
         } else {
             format!("{before}, {health}")
         };
-        let file = format!(
-            "threads: 2
-gopherproxy:
-  listen: 127.0.0.1:0
-  admin_listen: 127.0.0.1:0
-  discovery: {{interval: 100ms}}
-  pools: {{default: {{backends: ['{}'], health: {{kind: http, interval: 50ms, {health}}}}}}}
-",
-            origin.address()
-        );
-        proxy.reconfigure(&file);
+        proxy.reconfigure(&configuration(&origin.address().to_string(), &health, ""));
         proxy.signal("HUP");
         proxy.active_backends(alive).await;
     }

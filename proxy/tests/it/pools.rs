@@ -1,5 +1,6 @@
 //! Several pools: each with its set, its state file, its series and its place in what the process says of itself.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,6 +24,11 @@ fn with_pools(configuration: &str, pools: &[&str]) -> String {
     format!("{configuration}  pools:\n{}", lines.concat())
 }
 
+/// Makes an origin a member of this set.
+async fn register(redis: &Redis, set: &str, origin: SocketAddr) {
+    redis.command(&format!("SADD {set} http://{origin}")).await;
+}
+
 async fn reload(proxy: &Process, configuration: &str) {
     let before = proxy.lines(RELOADED).len();
     proxy.reconfigure(configuration);
@@ -34,12 +40,8 @@ async fn reload(proxy: &Process, configuration: &str) {
 async fn each_pool_has_its_set_and_its_series_and_one_alone_has_those_of_version_1() {
     let redis = Redis::start().await;
     let (web, fixed, api) = (origin(), origin(), Http2Origin::plain().await);
-    redis
-        .command(&format!("SADD gopher_backends http://{}", web.address()))
-        .await;
-    redis
-        .command(&format!("SADD gopher_backends:api http://{}", api.address))
-        .await;
+    register(&redis, "gopher_backends", web.address()).await;
+    register(&redis, "gopher_backends:api", api.address).await;
     let plain = with_redis(&redis);
     let api_line = "api: {protocol: h2c, health: {kind: http, path: /healthz}}";
     let old_line = format!("old: {{backends: ['localhost:{}']}}", fixed.address().port());
@@ -64,9 +66,7 @@ async fn each_pool_has_its_set_and_its_series_and_one_alone_has_those_of_version
 
     // A member of one pool is nothing to another.
     redis.command("DEL gopher_backends:api").await;
-    redis
-        .command(&format!("SADD gopher_backends:api http://127.0.0.1:{}", free_port()))
-        .await;
+    register(&redis, "gopher_backends:api", ([127, 0, 0, 1], free_port()).into()).await;
     proxy.reaches(&active("api"), 0.0).await;
     assert_eq!(proxy.metric(&active("default")).await, 1.0);
     let line = proxy.said("backend went down", |_| true).await;
@@ -97,12 +97,8 @@ async fn each_pool_has_its_set_and_its_series_and_one_alone_has_those_of_version
 async fn each_pool_has_a_state_file_and_starts_from_it() {
     let (redis, files) = (Redis::start().await, tempfile::tempdir().expect("a directory"));
     let (web, api, fixed) = (origin(), origin(), origin());
-    redis
-        .command(&format!("SADD gopher_backends http://{}", web.address()))
-        .await;
-    redis
-        .command(&format!("SADD gopher_backends:api http://{}", api.address()))
-        .await;
+    register(&redis, "gopher_backends", web.address()).await;
+    register(&redis, "gopher_backends:api", api.address()).await;
     let file = files.path().join("set");
     let state_file = format!("discovery: {{interval: 100ms, state_file: {}}}", file.display());
     let plain = with_redis(&redis).replace("discovery: {interval: 100ms}", &state_file);
@@ -146,9 +142,7 @@ async fn a_dead_pool_is_named_and_keeps_the_process_from_being_ready_only_while_
     assert_eq!(status, 503);
     assert!(text.contains("pool default: no backends discovered yet"), "{text}");
     let web = origin();
-    redis
-        .command(&format!("SADD gopher_backends http://{}", web.address()))
-        .await;
+    register(&redis, "gopher_backends", web.address()).await;
     eventually("it is ready without those", async || {
         let (status, text) = readyz(&proxy).await;
         status == 200
@@ -188,9 +182,7 @@ async fn a_set_that_can_not_be_read_yet_is_waited_for() {
     );
     redis.go().await;
     let web = origin();
-    redis
-        .command(&format!("SADD gopher_backends http://{}", web.address()))
-        .await;
+    register(&redis, "gopher_backends", web.address()).await;
     eventually("it is ready", async || readyz(&proxy).await == (200, "ready\n".into())).await;
 }
 
@@ -198,12 +190,8 @@ async fn a_set_that_can_not_be_read_yet_is_waited_for() {
 async fn pools_come_change_and_go_under_traffic_and_no_request_is_lost() {
     let redis = Redis::start().await;
     let (one, other, third) = (origin(), origin(), origin());
-    redis
-        .command(&format!("SADD gopher_backends http://{}", one.address()))
-        .await;
-    redis
-        .command(&format!("SADD gopher_backends:more http://{}", third.address()))
-        .await;
+    register(&redis, "gopher_backends", one.address()).await;
+    register(&redis, "gopher_backends:more", third.address()).await;
     let plain = with_redis(&redis);
     let proxy = Process::proxy(&plain).await;
     proxy.active_backends(1).await;
@@ -242,9 +230,7 @@ async fn pools_come_change_and_go_under_traffic_and_no_request_is_lost() {
 async fn a_bad_pool_refuses_the_whole_reload() {
     let redis = Redis::start().await;
     let web = origin();
-    redis
-        .command(&format!("SADD gopher_backends http://{}", web.address()))
-        .await;
+    register(&redis, "gopher_backends", web.address()).await;
     let plain = with_redis(&redis);
     let proxy = Process::proxy(&plain).await;
     proxy.active_backends(1).await;
@@ -278,12 +264,8 @@ async fn a_bad_pool_refuses_the_whole_reload() {
 async fn requests_go_to_the_pool_of_their_route_in_its_way() {
     let redis = Redis::start().await;
     let (web, fixed, api) = (origin(), origin(), Http2Origin::plain().await);
-    redis
-        .command(&format!("SADD gopher_backends http://{}", web.address()))
-        .await;
-    redis
-        .command(&format!("SADD gopher_backends:api http://{}", api.address))
-        .await;
+    register(&redis, "gopher_backends", web.address()).await;
+    register(&redis, "gopher_backends:api", api.address).await;
     let old_line = format!("old: {{backends: ['{}'], read_timeout: 200ms}}", fixed.address());
     let configuration = with_pools(&with_redis(&redis), &["default:", "api: {protocol: h2c}", &old_line])
         + "  routes:\n    app: {}\n    api: {paths: [/v1/], pool: api}\n    old: {paths: [/old/, /delay/], pool: old}\n";
@@ -303,9 +285,7 @@ async fn requests_go_to_the_pool_of_their_route_in_its_way() {
     }
     // A pool without a backend is one for its own requests.
     redis.command("DEL gopher_backends:api").await;
-    redis
-        .command(&format!("SADD gopher_backends:api http://127.0.0.1:{}", free_port()))
-        .await;
+    register(&redis, "gopher_backends:api", ([127, 0, 0, 1], free_port()).into()).await;
     proxy.reaches(&active("api"), 0.0).await;
     assert_eq!(get(proxy.address(), "/v1/x").await.status, 503);
     assert_eq!(get(proxy.address(), "/").await.status, 200);
