@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
+use crate::exchange::record::Record;
 use crate::exchange::request::Request;
 use crate::headers::origin_response::{Delivery as HeadDelivery, Framing, ResponseHead};
 use crate::http1::downstream::{ClientFault, Downstream};
@@ -200,6 +201,30 @@ pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
             Poll::Ready(Ok(()))
         })
     }
+}
+
+/// Answers `request` with a rejection, and notes that in `record`. `keeps`: another request may follow.
+///
+/// # Errors
+/// When the client is gone.
+pub async fn answer_here(
+    client: &mut impl ClientSide,
+    request: &Request,
+    record: &mut Record,
+    rejection: Rejection,
+    keeps: bool,
+) -> Result<(), ClientFault> {
+    let delivery = Delivery {
+        keeps,
+        head_only: request.to_head,
+        form: request.form(),
+    };
+    let pages = &request.policy.error_pages;
+    let body = pages.body(rejection, delivery.form, record.id.as_str());
+    let length = body.length();
+    client.reject(rejection, &body, delivery).await?;
+    record.answered_here(rejection, delivery, length);
+    Ok(())
 }
 
 impl ClientSide for Downstream {

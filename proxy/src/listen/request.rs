@@ -20,14 +20,14 @@ use crate::exchange::connection::Connection;
 use crate::exchange::passwords::Verdict;
 use crate::exchange::record::Record;
 use crate::exchange::request::{Request, is_idempotent};
-use crate::forward::client::{Client, ClientSide};
+use crate::forward::client::{Client, ClientSide, answer_here};
 use crate::forward::direct::Ending;
 use crate::forward::handover::{Exchange, HANDOVER, Handover};
 use crate::forward::session;
 use crate::headers::request::{Origination, Shaping, Span, write_request};
 use crate::http1::head::{Body, Head, Version};
 use crate::lifecycle::Connected;
-use crate::rejection::{Delivery, Rejection};
+use crate::rejection::Rejection;
 use crate::snapshot::Policy;
 
 /// What a field of a request takes beside its bytes, in the head that Pingora has.
@@ -230,17 +230,10 @@ async fn deny(
     may_keep: bool,
 ) -> Ending {
     record.failed(rejection, None);
-    let delivery = Delivery {
-        keeps: may_keep && !client.leaves_doubt(request, false),
-        head_only: request.to_head,
-        form: request.form(),
-    };
-    let pages = &request.policy.error_pages;
-    let body = pages.body(rejection, delivery.form, record.id.as_str());
-    let length = body.length();
-    if client.reject(rejection, &body, delivery).await.is_err() {
-        return Ending::Cut;
+    let keeps = may_keep && !client.leaves_doubt(request, false);
+    match answer_here(client, request, record, rejection, keeps).await {
+        Err(_) => Ending::Cut,
+        Ok(()) if keeps => Ending::Keep,
+        Ok(()) => Ending::Close,
     }
-    record.answered_here(rejection, delivery, length);
-    if delivery.keeps { Ending::Keep } else { Ending::Close }
 }

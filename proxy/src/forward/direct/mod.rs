@@ -22,14 +22,14 @@ use pingora::server::configuration::ServerConf;
 use crate::exchange::record::Record;
 use crate::exchange::request::Request;
 use crate::exchange::retry::{self, Failure, Next, Try};
-use crate::forward::client::ClientSide;
+use crate::forward::client::{ClientSide, answer_here};
 use crate::http1::downstream::ClientFault;
 use crate::lifecycle::Lifecycle;
 use crate::pool::balance::place::Place;
 use crate::pool::endpoint::{Endpoint, Upstream};
 use crate::pool::failure;
 use crate::pool::stream::OriginStream;
-use crate::rejection::{Delivery, Rejection};
+use crate::rejection::Rejection;
 
 mod coming;
 mod connect;
@@ -322,17 +322,8 @@ async fn fail(broken: Broken, request: &Request, client: &mut impl ClientSide, r
     if record.status != 0 || rejection == Rejection::ClientGone {
         return if stalls { Ending::Abandon } else { Ending::Cut };
     }
-    let delivery = Delivery {
-        keeps: false,
-        head_only: request.to_head,
-        form: request.form(),
-    };
-    let pages = &request.policy.error_pages;
-    let body = pages.body(rejection, delivery.form, record.id.as_str());
-    let length = body.length();
-    if client.reject(rejection, &body, delivery).await.is_err() {
-        return Ending::Cut;
+    match answer_here(client, request, record, rejection, false).await {
+        Err(_) => Ending::Cut,
+        Ok(()) => Ending::Close,
     }
-    record.answered_here(rejection, delivery, length);
-    Ending::Close
 }
