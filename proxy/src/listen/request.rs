@@ -80,10 +80,11 @@ impl Edge {
         if !self.held.has_room(self.lifecycle.in_flight(), policy.held) {
             return Err(Rejection::HeldTooMuch.into());
         }
-        let client = connection.text_of(record.client.unwrap_or(connection.peer));
-        let shaping = route.shape.as_deref().map(|shape| Shaping {
+        let shape = route.shape.as_deref();
+        let client = shape.map(|_| connection.text_of(record.client.unwrap_or(connection.peer)));
+        let shaping = shape.map(|shape| Shaping {
             shape,
-            client: &client,
+            client: client.as_deref().unwrap_or_default(),
             route: route.name.as_deref().unwrap_or_default(),
         });
         let about = Origination {
@@ -94,8 +95,8 @@ impl Edge {
             id: &record.id,
             shape: shaping,
         };
-        let authorization = route.shape.as_ref().filter(|shape| shape.users.is_some());
-        let authorization = authorization.and_then(|_| head.values("authorization").next().map(Bytes::copy_from_slice));
+        let users = shape.and_then(|shape| shape.users.as_ref());
+        let authorization = users.and_then(|_| head.values("authorization").next().map(Bytes::copy_from_slice));
         let response_fields = shaping.map_or(Bytes::new(), |shaping| shaping.response_fields(head, &about));
         let upgrade = head.upgrade.is_some();
         let mut forwarder = if endpoint.speaks_http1(&route.upstream, upgrade) {
