@@ -49,8 +49,10 @@ async fn accept(socket: Arc<TcpListener>, port: Arc<Port>, shutdown: ShutdownWat
     let mut down = pin!(watch.wait_for(|down| *down));
     loop {
         let accepted = tokio::select! {
-            accepted = socket.accept() => accepted,
+            // A connection that comes now is the successor's.
+            biased;
             _ = &mut down => return,
+            accepted = socket.accept() => accepted,
         };
         match accepted {
             Ok((stream, peer)) => {

@@ -88,9 +88,9 @@ impl Edge {
         let policy = self.live.policy();
         let (stream, received, hold) = client.into_parts();
         let io = Io::new(stream, received, policy.client.transfer);
-        let handshake = builder(&policy).handshake(io);
         // Boxed, so that no connection has room for it for longer than it takes.
-        let Ok(Ok(mut http2)) = Box::pin(timeout(policy.client.head_timeout, handshake)).await else {
+        let handshake = Box::pin(timeout(policy.client.head_timeout, builder(&policy).handshake(io)));
+        let Some(Ok(Ok(mut http2))) = self.until_last_call(true, handshake, down.as_mut()).await else {
             return;
         };
         drop(policy);
@@ -99,7 +99,7 @@ impl Edge {
         let mut idle_since = Instant::now();
         let mut idle_limit = self.live.idle_timeout();
         let mut under_way = None;
-        let (mut leaving, mut closing) = (false, false);
+        let (mut draining, mut leaving, mut closing) = (false, false, false);
         loop {
             let event = std::future::poll_fn(|context| {
                 if let Poll::Ready(Some(ended)) = streams.running.poll_join_next(context) {
@@ -111,7 +111,8 @@ impl Edge {
                     Poll::Ready(None) => return Poll::Ready(Event::Closed(None)),
                     Poll::Pending => {}
                 }
-                if !down.is_terminated() && down.as_mut().poll(context).is_ready() {
+                // It may have been so since before the first byte.
+                if !draining && (down.is_terminated() || down.as_mut().poll(context).is_ready()) {
                     return Poll::Ready(Event::Leaving);
                 }
                 if closing || !streams.running.is_empty() {
@@ -138,7 +139,7 @@ impl Edge {
                 Event::Ended(reset) => {
                     idle_since = Instant::now();
                     // A reload may have changed it. During a drain it is another.
-                    if !down.is_terminated() {
+                    if !draining {
                         idle_limit = self.live.idle_timeout();
                     }
                     streams.resets += u64::from(reset);
@@ -147,6 +148,7 @@ impl Edge {
                 // Streams that the client has opened before it hears of that are accepted and answered. As a client of HTTP/1.1 sends its
                 // first request as soon as it is connected, so does this one.
                 Event::Leaving => {
+                    draining = true;
                     let first = streams.accepted == 0;
                     under_way = first.then(|| self.lifecycle.enter());
                     idle_since = Instant::now();

@@ -7,8 +7,12 @@
 
 use std::path::Path;
 
+use h2::client::Builder;
+use tokio::net::TcpStream;
+
+use crate::support::http2::{CLEARTEXT, END_STREAM, Frames, GOAWAY, HEADERS, Http2, get, head, headers};
 use crate::support::tls::{Authority, shown, with_tls};
-use crate::support::traffic::{CONNECTIONS, HOST, Traffic};
+use crate::support::traffic::{CONNECTIONS, HOST, Traffic, is_goodbye};
 use crate::support::{Process, embedded, eventually, free_port, origin, thorough};
 use crate::upgrade::{TOOK_OVER, WAITING, upgradable};
 
@@ -89,7 +93,7 @@ async fn upgrades_under_tls_http2_and_websockets_end_connections_with_goaway_and
         assert_eq!(traffic.sockets.opened(), sockets);
         assert!(!proxy.has_ended());
         eventually("every connection of HTTP/2 is replaced", async || {
-            traffic.streams.connections() == streams + CONNECTIONS
+            traffic.streams.connections() >= streams + CONNECTIONS
         })
         .await;
         traffic.sockets.replace();
@@ -111,4 +115,47 @@ async fn upgrades_under_tls_http2_and_websockets_end_connections_with_goaway_and
         "{upgrades} upgrades, {answered} requests answered and none lost; {connections} connections of HTTP/2 and {sockets} \
          WebSockets in all, none reset"
     );
+}
+
+#[tokio::test]
+async fn a_connection_that_is_accepted_before_an_upgrade_and_begins_after_it_is_served_and_told_to_go() {
+    let (origin, files, authority) = (origin(), tempfile::tempdir().unwrap(), Authority::new());
+    let certificates = files.path().join("certificates");
+    std::fs::create_dir(&certificates).unwrap();
+    authority.issue(&[HOST]).write(&certificates, "a");
+    let configuration = configuration(&origin, &certificates, files.path()) + CLEARTEXT;
+    let proxy = Process::proxy(&configuration).await;
+    proxy.active_backends(1).await;
+    let open = Http2::open(proxy.address()).await;
+    let plain = TcpStream::connect(proxy.address()).await.unwrap();
+    let secure = TcpStream::connect(proxy.tls_address()).await.unwrap();
+    proxy.reaches("gopherproxy_connections", 3.0).await;
+    let successor = Process::successor(&configuration);
+    successor.said(WAITING, |_| true).await;
+    proxy.signal("QUIT");
+    successor.said(TOOK_OVER, |_| true).await;
+    told_to_go(open).await;
+    let mut plain = Frames::over(plain, &[]).await;
+    plain.send(headers(1, END_STREAM, &head("GET", "/"))).await;
+    let (mut answered, mut told) = (false, false);
+    while !(answered && told) {
+        let frame = plain.next().await.expect("an answer and a GOAWAY");
+        answered |= frame.kind == HEADERS;
+        told |= frame.kind == GOAWAY && frame.code() == 0;
+    }
+    drop(plain);
+    let secure = authority.client().over_http2().shake(secure, HOST).await.unwrap();
+    told_to_go(Http2::over(secure.into_stream(), &Builder::new()).await).await;
+    let (status, _) = proxy.ended().await;
+    assert_eq!(status.code(), Some(0));
+}
+
+/// Sends requests, which are answered, until a GOAWAY comes.
+async fn told_to_go(mut client: Http2) {
+    let goodbye = loop {
+        if let Err(error) = client.send(get("/"), b"").await {
+            break error;
+        }
+    };
+    assert!(is_goodbye(&goodbye), "{goodbye}");
 }

@@ -221,6 +221,11 @@ impl Frames {
             .await
             .expect("in time")
             .expect("a connection");
+        Self::over(stream, settings).await
+    }
+
+    /// One over this stream, on which nothing has been sent.
+    pub async fn over(stream: TcpStream, settings: &[(u16, u32)]) -> Self {
         stream.set_nodelay(true).expect("a socket");
         let mut frames = Self {
             stream,

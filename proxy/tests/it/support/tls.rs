@@ -154,11 +154,15 @@ impl Client {
         self.try_open(to, name).await.expect("a handshake")
     }
 
-    /// The same for HTTP/2.
-    pub async fn open_http2(&self, to: SocketAddr, name: &str) -> Http2 {
+    /// The same client, which speaks HTTP/2.
+    pub fn over_http2(&self) -> Self {
         let mut client = self.clone();
         client.0.alpn_protocols = vec![b"h2".to_vec()];
-        let connection = client.open(to, name).await;
+        client
+    }
+
+    pub async fn open_http2(&self, to: SocketAddr, name: &str) -> Http2 {
+        let connection = self.over_http2().open(to, name).await;
         Http2::over(connection.into_stream(), &h2::client::Builder::new()).await
     }
 }

@@ -90,7 +90,7 @@ pub struct Streams {
 
 impl Streams {
     pub fn start(to: SocketAddr, client: &Client, exchange: Exchange) -> Self {
-        let (counts, client) = (Arc::new(Counts::default()), over_http2(client));
+        let (counts, client) = (Arc::new(Counts::default()), client.over_http2());
         let clients = (0..CONNECTIONS).map(|_| {
             let (counts, client) = (Arc::clone(&counts), client.clone());
             tokio::spawn(async move {
@@ -143,12 +143,6 @@ async fn end(counts: &Counts, clients: Vec<JoinHandle<()>>) {
     );
 }
 
-fn over_http2(client: &Client) -> Client {
-    let mut client = client.clone();
-    client.0.alpn_protocols = vec![b"h2".to_vec()];
-    client
-}
-
 async fn connect(client: &Client, to: SocketAddr) -> io::Result<SendRequest<Bytes>> {
     let stream = client.try_open(to, HOST).await?.into_stream();
     let handshake = h2::client::handshake(stream).await;
@@ -191,7 +185,7 @@ async fn lane(mut requests: SendRequest<Bytes>, exchange: Exchange, counts: &Cou
 }
 
 /// Whether a connection has ended as it should: the request was not taken, or not even sent.
-fn is_goodbye(error: &h2::Error) -> bool {
+pub fn is_goodbye(error: &h2::Error) -> bool {
     error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
 }
 
@@ -206,7 +200,7 @@ impl Sockets {
         let counts: [Arc<Counts>; 2] = Default::default();
         let start = |http2: bool| {
             let counts = &counts[usize::from(http2)];
-            let client = if http2 { over_http2(client) } else { client.clone() };
+            let client = if http2 { client.over_http2() } else { client.clone() };
             let task = |_| {
                 let (counts, client) = (Arc::clone(counts), client.clone());
                 tokio::spawn(async move {
