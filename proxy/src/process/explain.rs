@@ -1,15 +1,15 @@
 //! What happens to a request by the routes of a configuration, in words: `gopherproxy -t --explain URL`.
 
-use std::fmt::Write;
-use std::time::Duration;
+mod description;
 
-use registry::PoolName;
+use std::fmt::Write;
 
 use crate::config::Config;
-use crate::config::routes::{Action, Host, LONGEST_HOST, Misfit, Path, Rank, Redirect, Route, RouteLimit, plain_host};
-use crate::http1::head::{self, Rules};
+use crate::config::routes::{LONGEST_HOST, Misfit, Rank, Route, plain_host};
+use crate::http1::head;
 use crate::http1::path;
 use crate::http1::target::{Scheme, is_authority, split_target};
+use crate::http1::violation::Violation;
 use crate::snapshot::table::Table;
 
 /// Says which route of `config` the request with this method for this URL takes, what is done with it, and why the others are not
@@ -18,7 +18,7 @@ use crate::snapshot::table::Table;
 /// # Errors
 /// When that is no request.
 pub fn explain(config: &Config, method: &str, url: &str) -> Result<String, String> {
-    let (origin, target) = split_target(url.as_bytes());
+    let (origin, _) = split_target(url.as_bytes());
     let Some(origin) = origin.filter(|origin| is_authority(origin.authority)) else {
         return Err(format!(
             "expected a URL such as https://www.example.com/path, got {}",
@@ -32,9 +32,17 @@ pub fn explain(config: &Config, method: &str, url: &str) -> Result<String, Strin
     if config.routes.is_empty() {
         return Ok(text + "\n  there are no routes: it goes to the pool default, as all requests do");
     }
-    let path = match path::plain(target) {
-        Ok(path) => path,
-        Err(problem) => return Ok(format!("{text}\n  is answered 400: {problem}")),
+    // The request, so that this refuses what the proxy does, with the same words.
+    let host = String::from_utf8_lossy(origin.authority);
+    let request = format!("{method} {url} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    let mut scratch = head::scratch();
+    let parsed = head::parse(request.as_bytes(), &mut scratch, &config.client.head);
+    let read = parsed.and_then(|head| Ok((head, path::plain(head.path).map_err(Violation::malformed)?)));
+    let (head, path) = match read {
+        Ok(read) => read,
+        Err(Violation { rejection, rule }) => {
+            return Ok(format!("{text}\n  is answered {}: {rule}", rejection.status()));
+        }
     };
     let routes = &config.routes;
     let table = Table::new(routes.iter().map(|route| &route.matches));
@@ -47,7 +55,9 @@ pub fn explain(config: &Config, method: &str, url: &str) -> Result<String, Strin
     match chosen {
         Some(route) => {
             let _ = write!(text, "\n  takes the route {}", route.name);
-            describe(&mut text, config, route, method, url);
+            for (name, value) in description::lines(config, route, &head) {
+                let _ = write!(text, "\n    {name}: {value}");
+            }
         }
         None => text += "\n  takes no route, and is answered 404",
     }
@@ -97,83 +107,6 @@ fn why_less(best: Rank, other: Rank) -> &'static str {
     "is for any method"
 }
 
-/// What is done with the requests of `route`.
-fn describe(text: &mut String, config: &Config, route: &Route, method: &str, url: &str) {
-    let mut line = |name: &str, value: &str| {
-        let _ = write!(text, "\n    {name}: {value}");
-    };
-    let matches = &route.matches;
-    line("hosts", &list(&matches.hosts, Host::to_string));
-    line("paths", &list(&matches.paths, Path::to_string));
-    line("methods", &list(&matches.methods, String::clone));
-    match &route.action {
-        Action::Pool(pool) => line("pool", pool.as_str()),
-        Action::Split(split) => {
-            let total: u64 = split.pools.iter().map(|(_, share)| u64::from(*share)).sum();
-            let share = |(pool, share): &(PoolName, u32)| format!("{pool} ({share} of {total} clients)");
-            line("split", &split.pools.iter().map(share).collect::<Vec<_>>().join(", "));
-        }
-        Action::Redirect(redirect) => {
-            let location = location(redirect, method, url).unwrap_or_else(|| "none".to_owned());
-            line("redirect", &format!("{location} (status {})", redirect.status));
-        }
-        Action::Answer(answer) => {
-            let length = answer.body.len();
-            line(
-                "answer",
-                &format!("status {}, {length} bytes of {}", answer.status, answer.content_type),
-            );
-        }
-    }
-    let all = match config.limit_enabled {
-        true => rate(config.limit.burst, config.limit.per_second),
-        false => "none for all requests".to_owned(),
-    };
-    match route.limit {
-        RouteLimit::Global => line("limit", &all),
-        RouteLimit::Unlimited => line("limit", "none"),
-        RouteLimit::Own(own) => {
-            let own = rate(own.burst, own.per_second);
-            line("limit", &format!("{own} on this route; and {all}"));
-        }
-    }
-    let own = &route.overrides;
-    let mut own_line = |name: &str, value: Option<String>| {
-        if let Some(value) = value {
-            line(name, &value);
-        }
-    };
-    let duration = |duration: Option<Duration>| duration.map(|duration| format!("{duration:?}"));
-    own_line("connect_timeout", duration(own.connect_timeout));
-    own_line("read_timeout", duration(own.read_timeout));
-    own_line("write_timeout", duration(own.write_timeout));
-    own_line("tunnel_idle_timeout", duration(own.tunnel_idle_timeout));
-    own_line("retries", own.retries.map(|retries| retries.to_string()));
-    let size = |size: Option<u64>| size.map_or("none".to_owned(), |bytes| format!("{bytes} bytes"));
-    own_line("max_body", own.max_body.map(size));
-}
-
-fn rate(burst: u32, per_second: f64) -> String {
-    format!("{burst} at once, then {per_second} a second, for each client")
-}
-
-fn list<T>(all: &[T], text: impl Fn(&T) -> String) -> String {
-    match all {
-        [] => "any".to_owned(),
-        all => all.iter().map(text).collect::<Vec<_>>().join(", "),
-    }
-}
-
-/// Where the client is sent.
-fn location(redirect: &Redirect, method: &str, url: &str) -> Option<String> {
-    let (origin, _) = split_target(url.as_bytes());
-    let host = String::from_utf8_lossy(origin?.authority).into_owned();
-    let request = format!("{method} {url} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-    let mut scratch = head::scratch();
-    let head = head::parse(request.as_bytes(), &mut scratch, &Rules::default()).ok()?;
-    redirect.location(&head).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use chassis::settings::Settings;
@@ -219,6 +152,74 @@ mod tests {
     }
 
     #[test]
+    fn it_says_all_that_a_route_does_and_no_value_of_a_field() {
+        let text = "gopherproxy:
+  limit: {exempt: [192.0.2.0/24]}
+  client: {max_body: 1MiB}
+  pools: {stable: {read_timeout: 7s}, canary: {read_timeout: 9s}}
+  routes:
+    shop:
+      paths: [/shop]
+      split: {stable: 95, canary: 5}
+      allow: [10.0.0.0/8]
+      deny: [10.9.0.0/16, '2001:db8::/32']
+      basic_auth: /etc/users
+      request_headers: {set: {X-Key: hush}, add: {X-Site: hush}, remove: [Cookie]}
+      response_headers: {remove: [Server]}
+      strip_prefix: /shop
+      add_prefix: /v1
+      retries: 1
+    plain: {paths: [/plain], answer: hush, allow: [10.0.0.0/8]}
+";
+        let config = config(text);
+        let shop = explain(&config, "GET", "http://a.example/shop/cart?q").unwrap();
+        let expected = "    split: canary (5 of 100 clients), stable (95 of 100 clients)
+    limit: 5 at once, then 2 a second, for each client; none for 192.0.2.0/24
+    allow: 10.0.0.0/8; 403 for others
+    deny: 403 for 10.9.0.0/16, 2001:db8::/32
+    basic_auth: 401 without a password of /etc/users (0 users); backends get no Authorization
+    request_headers: set X-Key; add X-Site; remove cookie
+    response_headers: remove server
+    strip_prefix: /shop
+    add_prefix: /v1
+    backends get: /v1/cart?q, with X-Forwarded-Prefix: /shop
+    connect_timeout: 2s (canary's), 2s (stable's)
+    read_timeout: 9s (canary's), 7s (stable's)
+    write_timeout: 60s (canary's), 60s (stable's)
+    tunnel_idle_timeout: 3600s (canary's), 3600s (stable's)
+    retries: 1
+    max_body: 1048576 bytes (client.max_body)
+";
+        assert!(shop.contains(expected) && !shop.contains("hush"), "{shop}");
+        let plain = explain(&config, "GET", "http://a.example/plain").unwrap();
+        assert!(plain.contains("allow: 10.0.0.0/8; 403 for others"), "{plain}");
+        assert!(!plain.contains("_timeout") && !plain.contains("hush"), "{plain}");
+    }
+
+    #[test]
+    fn what_the_proxy_refuses_is_said_to_be_refused() {
+        let config = config("gopherproxy: {routes: {all: {}}}");
+        for (method, url, answer) in [
+            (
+                "TRACE",
+                "http://a/",
+                "is answered 405: CONNECT and TRACE are not proxied",
+            ),
+            ("GET", "http://a/x#y", "is answered 400: the target has a fragment"),
+            ("GE T", "http://a/", "is answered 400: "),
+            ("GET", "http://a/x y", "is answered 400: "),
+            (
+                "GET",
+                "http://a/x/../y",
+                "is answered 400: the path has a segment . or ..",
+            ),
+        ] {
+            let text = explain(&config, method, url).unwrap();
+            assert!(text.contains(answer) && !text.contains("takes"), "{text}");
+        }
+    }
+
+    #[test]
     fn it_says_what_is_done_and_why_the_others_lost() {
         let text = "gopherproxy:
   limit: {burst: 9}
@@ -242,7 +243,10 @@ mod tests {
     methods: any
     pool: default
     limit: 50 at once, then 2 a second, for each client on this route; and 9 at once, then 2 a second, for each client
+    connect_timeout: 2s (default's)
     read_timeout: 10s
+    write_timeout: 60s (default's)
+    tunnel_idle_timeout: 3600s (default's)
     retries: 0
     max_body: none
   not all: it is for any path

@@ -1,5 +1,7 @@
 //! `request_headers` and `response_headers`: fields that are set, added and removed.
 
+use std::fmt;
+
 use chassis::settings::{Section, nearest};
 
 use crate::http1::names::{is, is_alike, is_claim, is_hop_by_hop, is_in_token};
@@ -88,6 +90,25 @@ impl Edits {
     /// The fields that come, in order.
     pub fn added(&self) -> &[(String, Vec<Part>)] {
         &self.added
+    }
+}
+
+/// The names of the fields, without their values, which may be secrets.
+impl fmt::Display for Edits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_dropped = |name: &str| self.dropped.iter().any(|dropped| is(dropped, name));
+        let added = |replaces: bool| {
+            let names = self.added.iter().map(|(name, _)| name.as_str());
+            names.filter(|name| is_dropped(name) == replaces).collect::<Vec<_>>()
+        };
+        let dropped = self.dropped.iter().map(String::as_str);
+        let removed: Vec<_> = dropped.filter(|name| !self.adds(name)).collect();
+        let all = [("set", added(true)), ("add", added(false)), ("remove", removed)];
+        let parts = all.iter().filter(|(_, names)| !names.is_empty());
+        let parts: Vec<_> = parts
+            .map(|(key, names)| format!("{key} {}", names.join(", ")))
+            .collect();
+        f.write_str(&parts.join("; "))
     }
 }
 
@@ -199,6 +220,16 @@ mod tests {
         for wrong in ["", "a\r\nb", "a\nb", "\0", "a\tb", "\u{7f}"] {
             assert!(value(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn the_names_of_fields_are_shown_and_no_value() {
+        let shape = crate::config::Shape::of(
+            "request_headers: {set: {X-Key: hush, X-b: hush}, add: {X-Site: hush}, remove: [Cookie, X-C]}",
+        );
+        let edits = shape.unwrap().request_headers;
+        assert_eq!(edits.to_string(), "set X-Key, X-b; add X-Site; remove cookie, x-c");
+        assert_eq!(Edits::default().to_string(), "");
     }
 
     #[test]

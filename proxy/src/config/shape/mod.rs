@@ -50,9 +50,9 @@ impl Shape {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Access {
     /// Only these, unless it is empty.
-    allow: Networks,
+    pub allow: Networks,
     /// All but these.
-    deny: Networks,
+    pub deny: Networks,
 }
 
 impl Access {

@@ -8,9 +8,9 @@ use crate::http1::path;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Prefix {
     /// Taken away where a path begins with it, as whole segments.
-    strip: Option<String>,
+    pub strip: Option<String>,
     /// Put in front of what is left.
-    add: Option<String>,
+    pub add: Option<String>,
 }
 
 impl Prefix {

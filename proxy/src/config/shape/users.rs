@@ -30,7 +30,7 @@ type Stamp = (u64, i64, i64, u64);
 impl fmt::Debug for Users {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Users")
-            .field("count", &self.hashes.len())
+            .field("count", &self.count())
             .finish_non_exhaustive()
     }
 }
@@ -84,6 +84,11 @@ impl Users {
     /// The hash of the password of `user`.
     pub fn hash(&self, user: &str) -> Option<&str> {
         self.hashes.get(user).map(String::as_str)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.hashes.len()
     }
 
     /// What verifying a password costs at most, as bcrypt counts it.

@@ -1,0 +1,163 @@
+//! What is done with the requests of a route, in lines of `key: value`.
+//!
+//! Fields that a route writes are named without their values: one may be a key for the backends, and this text is for tickets and chats.
+
+use registry::PoolName;
+
+use crate::config::routes::{Action, Host, Overrides, Path, Route, RouteLimit};
+use crate::config::{Config, Edits, Shape, UpstreamLimits, Users};
+use crate::http1::head::Head;
+
+type Lines = Vec<(&'static str, String)>;
+
+/// What happens to the request with this head, which takes this `route`.
+pub fn lines(config: &Config, route: &Route, head: &Head<'_>) -> Lines {
+    let mut lines = Lines::new();
+    of_matches(&mut lines, route);
+    of_action(&mut lines, route, head);
+    lines.push(("limit", limit(config, route.limit)));
+    of_access(&mut lines, &route.shape);
+    if route.action.is_forward() {
+        of_shape(&mut lines, &route.shape, head);
+        of_pools(&mut lines, config, &route.overrides, &route.action.pools());
+    }
+    lines
+}
+
+fn of_matches(lines: &mut Lines, route: &Route) {
+    let matches = &route.matches;
+    lines.push(("hosts", list(&matches.hosts, Host::to_string)));
+    lines.push(("paths", list(&matches.paths, Path::to_string)));
+    lines.push(("methods", list(&matches.methods, String::clone)));
+}
+
+fn of_action(lines: &mut Lines, route: &Route, head: &Head<'_>) {
+    lines.push(match &route.action {
+        Action::Pool(pool) => ("pool", pool.to_string()),
+        Action::Split(split) => {
+            let total: u64 = split.pools.iter().map(|(_, share)| u64::from(*share)).sum();
+            let share = |(pool, share): &(PoolName, u32)| format!("{pool} ({share} of {total} clients)");
+            ("split", list(&split.pools, share))
+        }
+        Action::Redirect(redirect) => {
+            let location = redirect.location(head).unwrap_or_else(|_| "none".to_owned());
+            ("redirect", format!("{location} (status {})", redirect.status))
+        }
+        Action::Answer(answer) => {
+            let (status, length, content_type) = (answer.status, answer.body.len(), &answer.content_type);
+            ("answer", format!("status {status}, {length} bytes of {content_type}"))
+        }
+    });
+}
+
+fn limit(config: &Config, limit: RouteLimit) -> String {
+    let rate = |burst: u32, per_second: f64| format!("{burst} at once, then {per_second} a second, for each client");
+    let exempt = match &config.limit.exempt[..] {
+        [] => String::new(),
+        exempt => format!("; none for {}", list(exempt, ToString::to_string)),
+    };
+    let all = match config.limit_enabled {
+        true => rate(config.limit.burst, config.limit.per_second),
+        false => "none for all requests".to_owned(),
+    };
+    match limit {
+        RouteLimit::Global if config.limit_enabled => all + &exempt,
+        RouteLimit::Global => all,
+        RouteLimit::Unlimited => "none".to_owned(),
+        RouteLimit::Own(own) => {
+            let own = rate(own.burst, own.per_second);
+            format!("{own} on this route; and {all}{exempt}")
+        }
+    }
+}
+
+/// Who may use the route.
+fn of_access(lines: &mut Lines, shape: &Shape) {
+    let access = &shape.access;
+    if !access.allow.is_empty() {
+        lines.push(("allow", format!("{}; 403 for others", access.allow)));
+    }
+    if !access.deny.is_empty() {
+        lines.push(("deny", format!("403 for {}", access.deny)));
+    }
+}
+
+/// What is done to requests that go to a backend, and to their responses.
+fn of_shape(lines: &mut Lines, shape: &Shape, head: &Head<'_>) {
+    // Each part by its name, so that none that is added is forgotten here.
+    let Shape {
+        access: _,
+        users,
+        request_headers,
+        response_headers,
+        prefix,
+    } = shape;
+    if let Some(file) = users {
+        let count = file.users.as_ref().map_or(0, Users::count);
+        let (path, s) = (file.path.display(), if count == 1 { "" } else { "s" });
+        lines.push((
+            "basic_auth",
+            format!("401 without a password of {path} ({count} user{s}); backends get no Authorization"),
+        ));
+    }
+    let mut edits = |name, edits: &Edits| {
+        if !edits.is_empty() {
+            lines.push((name, edits.to_string()));
+        }
+    };
+    edits("request_headers", request_headers);
+    edits("response_headers", response_headers);
+    if prefix.strip.is_some() || prefix.add.is_some() {
+        let (target, stripped) = prefix.apply(head.path);
+        for (name, value) in [("strip_prefix", &prefix.strip), ("add_prefix", &prefix.add)] {
+            lines.extend(value.as_ref().map(|value| (name, value.clone())));
+        }
+        let target = String::from_utf8_lossy(&target.concat()).into_owned();
+        let stripped = stripped.map_or(String::new(), |prefix| format!(", with X-Forwarded-Prefix: {prefix}"));
+        lines.push(("backends get", target + &stripped));
+    }
+}
+
+/// What backends and clients may take where requests go to these `pools`.
+fn of_pools(lines: &mut Lines, config: &Config, own: &Overrides, pools: &[&PoolName]) {
+    type Value = fn(&UpstreamLimits) -> String;
+    let values: [(&str, bool, Value); 5] = [
+        ("connect_timeout", own.connect_timeout.is_some(), |limits| {
+            format!("{:?}", limits.connect_timeout)
+        }),
+        ("read_timeout", own.read_timeout.is_some(), |limits| {
+            format!("{:?}", limits.read_timeout)
+        }),
+        ("write_timeout", own.write_timeout.is_some(), |limits| {
+            format!("{:?}", limits.write_timeout)
+        }),
+        ("tunnel_idle_timeout", own.tunnel_idle_timeout.is_some(), |limits| {
+            format!("{:?}", limits.tunnel_idle_timeout)
+        }),
+        ("retries", own.retries.is_some(), |limits| limits.retries.to_string()),
+    ];
+    for (name, is_own, value) in values {
+        let of_pool = |pool: &&PoolName| {
+            let value = value(&own.over(&config.pools.get(*pool)?.upstream));
+            Some(if is_own { value } else { format!("{value} ({pool}'s)") })
+        };
+        let mut all: Vec<_> = pools.iter().filter_map(of_pool).collect();
+        all.dedup();
+        lines.push((name, all.join(", ")));
+    }
+    let size = |size: Option<u64>| size.map_or("none".to_owned(), |bytes| format!("{bytes} bytes"));
+    lines.push((
+        "max_body",
+        match own.max_body {
+            Some(own) => size(own),
+            None => format!("{} (client.max_body)", size(config.client.transfer.max_body)),
+        },
+    ));
+}
+
+fn list<T>(all: &[T], text: impl Fn(&T) -> String) -> String {
+    match all {
+        [] => "any".to_owned(),
+        all => all.iter().map(text).collect::<Vec<_>>().join(", "),
+    }
+}
