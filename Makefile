@@ -15,7 +15,7 @@ PROFILE   = $(CURDIR)/loadtest/pgo/release.profdata
 OPTIMISED = RUSTFLAGS="$(RUSTFLAGS) -Cprofile-use=$(PROFILE) --cfg=profile_$(firstword $(shell cksum $(PROFILE)))"
 # How long each fuzz target runs, in seconds, and the targets.
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS ?= member forwarded_for config head http2_head response_head response_chunks proxy_protocol certificate limiter
+FUZZ_TARGETS ?= member forwarded_for config head http2_head response_head response_chunks proxy_protocol certificate limiter routes
 # cargo-fuzz passes flags that only the nightly compiler accepts; RUSTC_BOOTSTRAP makes the stable one accept them.
 FUZZ = RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 # The tests of what clients and origins see of HTTP. They pass over both forwarders; proxy/tests/it/support/forwarder.rs has the exceptions.

@@ -4,6 +4,8 @@
 //! the path is searched for in a sorted list.
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
