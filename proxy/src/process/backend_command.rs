@@ -111,14 +111,28 @@ impl Pool {
         &self,
         question: impl AsyncFnOnce(&dyn Registry) -> Result<String, Box<dyn Error>>,
     ) -> Result<String, Box<dyn Error>> {
-        let registry = open(self.conf.as_deref())?;
+        let registry = open(self.conf.as_deref(), &self.pool)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(question(registry.as_ref()))
     }
 }
 
-fn open(conf: Option<&Path>) -> Result<Arc<dyn Registry>, Box<dyn Error>> {
-    match Config::load(conf)?.registry {
+/// The registry of the configuration, which has the backends of `pool`.
+fn open(conf: Option<&Path>, pool: &PoolName) -> Result<Arc<dyn Registry>, Box<dyn Error>> {
+    let config = Config::load(conf)?;
+    // What the registry says of a backend would change nothing for one that comes from the file.
+    if config
+        .pools
+        .get(pool)
+        .is_some_and(|settings| !settings.backends.is_empty())
+    {
+        return Err(format!(
+            "the backends of the pool {pool} are in the configuration (gopherproxy.pools.{pool}.backends) and not in the registry; \
+             change them there, and reload"
+        )
+        .into());
+    }
+    match config.registry {
         RegistryKind::Redis(url) => Ok(Arc::new(RedisStore::new(&url)?)),
         RegistryKind::InProcess => Err(
             "registry.kind is in-process, so only the proxy itself knows its backends, and there is no Redis to \

@@ -101,6 +101,11 @@ async fn what_it_cant_do_it_says_and_does_not_do() {
     )
     .expect("written");
     let in_process = format!("drain a:1 -c {}", embedded.display());
+    let listed = files.path().join("listed.yaml");
+    std::fs::write(&listed, "gopherproxy: {pools: {default: {}, old: {backends: [a:1]}}}").expect("written");
+    let of_the_file =
+        ["drain a:1", "weight 3 a:1 -f", "list"].map(|what| format!("{what} -p old -c {}", listed.display()));
+    let elsewhere = "the backends of the pool old are in the configuration (gopherproxy.pools.old.backends)";
     for (arguments, url, code, named) in [
         (
             "drain a:1",
@@ -133,12 +138,17 @@ async fn what_it_cant_do_it_says_and_does_not_do() {
         ("drain a:1", &"127.0.0.1:1".to_owned(), 1, "redis://127.0.0.1:1"),
         ("drain a:1 -c /no/such/file", &url, 1, "can't read the configuration"),
         (in_process.as_str(), &url, 1, "registry.kind is in-process"),
+        (&of_the_file[0], &url, 1, elsewhere),
+        (&of_the_file[1], &url, 1, elsewhere),
+        (&of_the_file[2], &url, 1, elsewhere),
     ] {
         let (got, said) = backend(arguments, &[("REDIS_URL", url)]).await;
         assert_eq!(got, code, "{arguments}: {said}");
         assert!(said.contains(named) && !said.contains("hunter2"), "{arguments}: {said}");
     }
-    assert_eq!(redis.command("EXISTS {gopher_backends}:meta").await, ["0"]);
+    for key in ["{gopher_backends}:meta", "{gopher_backends:old}:meta"] {
+        assert_eq!(redis.command(&format!("EXISTS {key}")).await, ["0"], "{key}");
+    }
 }
 
 #[tokio::test]
