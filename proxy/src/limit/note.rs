@@ -23,9 +23,9 @@ const MOST: usize = 131_072;
 impl ClientLimiter {
     /// The buckets that are not full at `now`.
     pub fn export(&self, now: Instant) -> Vec<u8> {
-        let now = self.nanos(now);
+        let now = self.buckets.nanos(now);
         let mut owing: Vec<(u128, u64)> = Vec::new();
-        for shard in &self.shards {
+        for shard in &self.buckets.shards {
             for (client, full_at) in &lock(shard).full_at {
                 if *full_at > now {
                     owing.push((*client, full_at - now));
@@ -45,7 +45,7 @@ impl ClientLimiter {
 
     /// Takes the buckets of a note at `now`, as many as there are places for; returns how many.
     pub fn import(&self, note: &[u8], now: Instant) -> usize {
-        let now = self.nanos(now);
+        let now = self.buckets.nanos(now);
         let Some(entries) = note.strip_prefix(self.header().as_slice()) else {
             return 0;
         };
@@ -55,9 +55,9 @@ impl ClientLimiter {
             let (client, ahead) = entry.split_at(16);
             let client = client.try_into().map_or(0, u128::from_le_bytes);
             let ahead = ahead.try_into().map_or(0, u64::from_le_bytes);
-            let mut shard = self.shard(client);
-            if shard.has_place(self.places_in_shard, now) {
-                shard.full_at.insert(client, now + ahead.min(self.bucket));
+            let mut shard = self.buckets.shard(client);
+            if self.buckets.has_place(&mut shard, now) {
+                shard.full_at.insert(client, now + ahead.min(self.rate.bucket));
                 taken += 1;
             }
         }
@@ -68,8 +68,8 @@ impl ClientLimiter {
     fn header(&self) -> Vec<u8> {
         let mut header = Vec::with_capacity(HEADER);
         header.extend_from_slice(FORMAT);
-        header.extend_from_slice(&self.token.to_le_bytes());
-        header.extend_from_slice(&self.bucket.to_le_bytes());
+        header.extend_from_slice(&self.rate.token.to_le_bytes());
+        header.extend_from_slice(&self.rate.bucket.to_le_bytes());
         header.extend_from_slice(&self.ipv6_mask.to_le_bytes());
         header
     }

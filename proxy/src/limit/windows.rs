@@ -23,6 +23,8 @@ pub(super) struct Windows {
     current: AtomicU64,
     counts: [Estimator; 2],
     turning: Mutex<()>,
+    /// Until when anything that was counted is remembered.
+    remembers_until: AtomicU64,
 }
 
 impl Windows {
@@ -32,11 +34,13 @@ impl Windows {
             current: AtomicU64::new(0),
             counts: [Estimator::new(ROWS, columns), Estimator::new(ROWS, columns)],
             turning: Mutex::new(()),
+            remembers_until: AtomicU64::new(0),
         }
     }
 
     /// Counts one request of `client` and returns how many there were in this window and the one before.
     pub(super) fn observe(&self, client: u128, now: u64) -> u64 {
+        self.remembers_until.fetch_max(now + 2 * self.length, Ordering::Relaxed);
         let [this, before] = self.at(now);
         let seen = this.incr(client, 1).saturating_add(before.get(client));
         u64::try_from(seen).unwrap_or(u64::MAX).max(1)
@@ -44,6 +48,9 @@ impl Windows {
 
     /// How many requests of `client` were counted in this window and the one before.
     pub(super) fn count(&self, client: u128, now: u64) -> u64 {
+        if now >= self.remembers_until.load(Ordering::Relaxed) {
+            return 0;
+        }
         let [this, before] = self.at(now);
         let seen = this.get(client).saturating_add(before.get(client));
         u64::try_from(seen).unwrap_or(u64::MAX)

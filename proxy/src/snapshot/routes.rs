@@ -10,6 +10,7 @@ use crate::http1::head::Head;
 use crate::http1::path;
 use crate::http1::violation::Violation;
 use crate::limit::ClientLimiter;
+use crate::limit::shared::Shared;
 use crate::observe::routes::{RouteMetrics, RouteSeries};
 use crate::pool::Pool;
 use crate::rejection::{LimitedAnswers, Prepared};
@@ -26,6 +27,8 @@ pub enum Routes {
         table: Table,
         /// The rules, by the numbers in the table.
         rules: Vec<Arc<Rule>>,
+        /// Where the limits of routes have their buckets.
+        limits: Arc<Shared>,
     },
 }
 
@@ -124,12 +127,17 @@ impl Routes {
                 shape: None,
             }));
         }
+        let limits = match parts.before {
+            Some(Self::Many { limits, .. }) if limits.clients() == config.limit.clients => Arc::clone(limits),
+            _ => Arc::new(Shared::new(config.limit.clients, Instant::now())),
+        };
         let rules = config
             .routes
             .iter()
-            .map(|route| Arc::new(Rule::new(route, config, parts)));
+            .map(|route| Arc::new(Rule::new(route, config, parts, &limits)));
         Self::Many {
             rules: rules.collect(),
+            limits,
             table: Table::new(config.routes.iter().map(|route| &route.matches)),
         }
     }
@@ -141,7 +149,7 @@ impl Routes {
     pub fn choose(&self, head: &Head<'_>) -> Result<Choice<'_>, Violation> {
         let (table, rules) = match self {
             Self::One(route) => return Ok(Choice::One(route)),
-            Self::Many { table, rules } => (table, rules),
+            Self::Many { table, rules, .. } => (table, rules),
         };
         let path = path::plain(head.path).map_err(Violation::malformed)?;
         let number = table.pick(head.host, &path, head.method);
@@ -164,7 +172,7 @@ impl Routes {
 }
 
 impl Rule {
-    fn new(route: &routes::Route, config: &Config, parts: &Parts<'_>) -> Self {
+    fn new(route: &routes::Route, config: &Config, parts: &Parts<'_>, limits: &Shared) -> Self {
         let name: Arc<str> = route.name.as_str().into();
         let shape = (route.shape != Shape::default()).then(|| Arc::new(route.shape.clone()));
         let to_pool = |pool: &PoolName| {
@@ -193,7 +201,8 @@ impl Rule {
             routes::RouteLimit::Own(rate) => {
                 let limit = config.limit.at(rate);
                 let before = parts.before.and_then(|before| before.limiter_of(&name, &limit));
-                RuleLimit::Own(OwnLimit::new(limit, before))
+                let limiter = before.unwrap_or_else(|| Arc::new(limits.limiter(&limit)));
+                RuleLimit::Own(OwnLimit::new(limit, limiter))
             }
         };
         Self {
@@ -219,8 +228,7 @@ impl Routes {
 }
 
 impl OwnLimit {
-    fn new(config: Limit, before: Option<Arc<ClientLimiter>>) -> Self {
-        let limiter = before.unwrap_or_else(|| Arc::new(ClientLimiter::new(&config, Instant::now())));
+    fn new(config: Limit, limiter: Arc<ClientLimiter>) -> Self {
         Self {
             answers: LimitedAnswers::new(config.burst, limiter.refill()),
             config,

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::support::http::Response;
 use crate::support::http2::{self, CLEARTEXT, Http2};
-use crate::support::{Connection, Process, RawOrigin, UNLIMITED, embedded, origin, proxy_to};
+use crate::support::{Connection, Process, RawOrigin, UNLIMITED, embedded, origin, proxy_to, resident_kib};
 
 /// What a client of either version got.
 #[derive(Debug, PartialEq)]
@@ -366,4 +366,21 @@ async fn a_route_has_retries_of_its_own() {
         let asked = origins.iter().flat_map(RawOrigin::requests);
         assert_eq!(asked.filter(|request| request.contains(path)).count(), tries, "{path}");
     }
+}
+
+#[tokio::test]
+async fn a_thousand_routes_with_limits_of_their_own_take_hardly_more_memory_than_one() {
+    let origin = origin();
+    let resident_with = async |routes: u32| {
+        let route = |number| {
+            let (host, burst) = (number % 300, 50 + number % 10);
+            format!("    r{number}: {{hosts: [site{host}.example], paths: [/{number}], limit: {{burst: {burst}}}}}\n")
+        };
+        let text: String = (0..routes).map(route).collect();
+        let proxy = Process::proxy(&(embedded(&[origin.address()]) + "  routes:\n" + &text)).await;
+        proxy.active_backends(1).await;
+        resident_kib(&proxy)
+    };
+    let (one, thousand) = (resident_with(1).await, resident_with(1000).await);
+    assert!(thousand.saturating_sub(one) < 32 << 10, "{one} KiB and {thousand} KiB");
 }
