@@ -73,7 +73,8 @@ mod tests {
     use std::net::IpAddr;
     use std::time::Duration;
 
-    use super::super::{Verdict, tests::LIMIT};
+    use super::super::Verdict;
+    use super::super::tests::{LIMIT, Reference};
     use super::*;
 
     fn address(number: u32) -> IpAddr {
@@ -167,6 +168,36 @@ mod tests {
             3,
             "a new limit begins with full buckets"
         );
+    }
+
+    #[test]
+    fn each_limit_equals_the_reference_model_on_random_schedules() {
+        let mut random = fastrand::Rng::with_seed(20_261_126);
+        for _ in 0..100 {
+            let start = Instant::now();
+            let shared = Shared::new(131_072, start);
+            let limits = (0..4).map(|_| {
+                let limiter = shared.limiter(&Limit {
+                    burst: random.u32(1..20),
+                    per_second: f64::from(random.u32(1..100)) / 3.0,
+                    ..LIMIT
+                });
+                let burst = u32::try_from(limiter.rate.bucket / limiter.rate.token).unwrap();
+                let model = || Reference::new(burst, Duration::from_nanos(limiter.rate.token));
+                let models = [model(), model(), model()];
+                (limiter, models)
+            });
+            let mut limits: Vec<_> = limits.collect();
+            let mut now = Duration::ZERO;
+            for _ in 0..500 {
+                now += Duration::from_secs_f64(random.f64() * random.f64());
+                let (limiter, models) = random.choice(&mut limits).unwrap();
+                let client = random.usize(0..models.len());
+                let verdict = limiter.check(address(u32::try_from(client).unwrap()), start + now);
+                let expected = models[client].check(u64::try_from(now.as_nanos()).unwrap());
+                assert_eq!(verdict, expected, "at {now:?}");
+            }
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ fn allowed(verdict: Verdict) -> bool {
 }
 
 /// A token bucket as a textbook has it: so many tokens, one more each period, in whole nanoseconds.
-struct Reference {
+pub(super) struct Reference {
     tokens: u64,
     period: u64,
     burst: u64,
@@ -27,7 +27,7 @@ struct Reference {
 }
 
 impl Reference {
-    fn new(burst: u32, period: Duration) -> Self {
+    pub(super) fn new(burst: u32, period: Duration) -> Self {
         let period = period.as_nanos() as u64;
         let burst = u64::from(burst);
         // Tokens are kept in parts of a nanosecond's refill, so that nothing is rounded.
@@ -39,7 +39,7 @@ impl Reference {
         }
     }
 
-    fn check(&mut self, now: u64) -> Verdict {
+    pub(super) fn check(&mut self, now: u64) -> Verdict {
         self.tokens = (self.tokens + now - self.last).min(self.burst * self.period);
         self.last = now;
         if self.tokens >= self.period {
