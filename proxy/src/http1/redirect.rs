@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::http1::head::Head;
+use crate::http1::path::plain;
 use crate::http1::violation::Violation;
 use crate::rejection::Rejection;
 
@@ -24,8 +25,9 @@ impl Redirect {
     /// # Errors
     /// When the request names no host, as only HTTP/1.0 may.
     pub fn location(&self, head: &Head<'_>) -> Option<Result<String, Violation>> {
-        let exempt = self.exempt.iter().map(String::as_str);
-        if exempt.chain([CHALLENGES]).any(|exempt| is_below(head.path, exempt)) {
+        let mut exempt = self.exempt.iter().map(String::as_str).chain([CHALLENGES]);
+        // A path with two meanings may lie elsewhere for the origin.
+        if plain(head.path).is_ok_and(|path| exempt.any(|exempt| is_below(&path, exempt))) {
             return None;
         }
         let Some(host) = head.host else {
@@ -60,10 +62,10 @@ pub fn push_encoded(url: &mut String, part: &[u8]) {
     }
 }
 
-/// Whether `path`, which may have a query, is `exempt` or below it.
+/// Whether `path` is `exempt` or below it.
 fn is_below(path: &[u8], exempt: &str) -> bool {
     let below = path.strip_prefix(exempt.as_bytes());
-    below.is_some_and(|rest| matches!(rest.first(), None | Some(b'/' | b'?')) || exempt.ends_with('/'))
+    below.is_some_and(|rest| matches!(rest.first(), None | Some(b'/')) || exempt.ends_with('/'))
 }
 
 /// An authority without its port.
@@ -140,7 +142,12 @@ mod tests {
             ("/health", true),
             ("/health?deep", true),
             ("/health/db", true),
+            ("/%68ealth", true),
+            ("/health;v=1/db", true),
             ("/healthy", false),
+            ("/health/../orders", false),
+            ("/health/%2e%2e/orders", false),
+            ("/.well-known/acme-challenge/..%2f..%2forders", false),
             ("/open/", true),
             ("/open/a", true),
             ("/open", false),
