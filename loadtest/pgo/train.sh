@@ -5,6 +5,9 @@
 # have counted becomes release.profdata. The profile fits the sources and the compiler that it was made with. A function that has
 # changed since is optimised without it, as all of them are by another compiler: nothing breaks, but the gain is gone.
 #
+# It also says what never ran, which is optimised for size; a sparse profile (`merge --sparse`) would leave that out. So what has to be
+# fast needs a row below.
+#
 # It takes llvm-profdata of the compiler's LLVM or a later one: from `rustup component add llvm-tools`, a package named llvm, or
 # LLVM_PROFDATA.
 set -eu
@@ -35,5 +38,5 @@ rm -rf "$counts"
 $cargo build --bin origin --bin pacer --bin sentinel
 cp target/debug/origin target/debug/pacer target/debug/sentinel $target/release/
 python3 loadtest/peers/bench.py --bin $target/release --peers gopherproxy,bare --rows $rows --rounds 1 --seconds 3
-"$profdata" merge --sparse -o loadtest/pgo/release.profdata "$counts"/*.profraw
+"$profdata" merge -o loadtest/pgo/release.profdata "$counts"/*.profraw
 ls -l loadtest/pgo/release.profdata
