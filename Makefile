@@ -176,6 +176,7 @@ lint: rust ## checks formatting, clippy, docs and dependencies
 	CARGO_TARGET_DIR=$${CARGO_TARGET_DIR:-target} $(CARGO) clippy --manifest-path fuzz/Cargo.toml -- -D warnings; \
 	else echo "a C++ compiler is not installed: fuzz targets not checked"; fi
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+	@CARGO="$(CARGO)" sh loadtest/pgo/names.sh
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check bans licenses sources; \
 	else echo "cargo-deny is not installed: dependencies not checked (cargo install cargo-deny)"; fi
 	@if cargo-machete --version >/dev/null 2>&1; then $(CARGO) machete; \
