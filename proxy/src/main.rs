@@ -17,6 +17,7 @@ use clap::{Parser, Subcommand};
 use gopherproxy::config::{Config, RegistryKind};
 use gopherproxy::exchange::admission::Admission;
 use gopherproxy::exchange::passwords::Passwords;
+use gopherproxy::forward::authentication::Authentication;
 use gopherproxy::forward::direct::Direct;
 use gopherproxy::forward::proxy::EdgeProxy;
 use gopherproxy::http1::held::Budget;
@@ -242,6 +243,7 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
             certificates: certificates.clone(),
         },
         passwords: Passwords::new().map_err(|_| "the system has no random numbers")?,
+        authentication: Authentication::default(),
         live: Arc::clone(&live),
         held,
         by_client: Inflight::new(),

@@ -50,7 +50,7 @@ pub use pools::PoolSettings;
 use pools::Pools;
 pub use routes::Route;
 pub use server::NO_ROOTS;
-pub use shape::{Edits, Part, Prefix, Shape, UserFile, Users};
+pub use shape::{Edits, ForwardAuth, Part, Prefix, Shape, UserFile, Users};
 pub use tls::Tls;
 use upstream::MOST_RETRIES;
 pub use upstream::{Ejection, Protocol, UpstreamLimits};

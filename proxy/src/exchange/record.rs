@@ -149,7 +149,7 @@ impl Record {
             && !is_answer
             && !matches!(
                 self.rejection,
-                Some(Rejection::NoBackend | Rejection::BackendsBusy | Rejection::Internal)
+                Some(Rejection::NoBackend | Rejection::BackendsBusy | Rejection::AuthUnavailable | Rejection::Internal)
             );
         let client = self.client();
         !is_refusal || self.connection.refusals.allows(client, Instant::now())

@@ -46,12 +46,21 @@ pub struct Request {
     pub expects: bool,
     /// The protocol that the client asks to switch to.
     pub upgrade: Option<Bytes>,
-    /// What the client says of itself (`Authorization`), where its route asks for a password.
-    pub authorization: Option<Bytes>,
+    /// What its client has to show before it goes to a backend.
+    pub guarded: Option<Box<Guarded>>,
     /// The fields that its route adds to the response, each a line with its CRLF.
     pub response_fields: Bytes,
     /// For so many seconds the client should use TLS and nothing else.
     pub hsts: Option<u64>,
+}
+
+/// What is looked at before a request goes to a backend.
+#[derive(Debug, Clone)]
+pub struct Guarded {
+    /// What the client says of itself (`Authorization`), where its route asks for a password.
+    pub authorization: Option<Bytes>,
+    /// What the route's authentication service is asked.
+    pub question: Option<Bytes>,
 }
 
 impl Request {

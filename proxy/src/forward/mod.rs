@@ -1,5 +1,6 @@
 //! Sends an admitted request to a backend and its response to the client.
 //!
+//! - [`authentication`]: asks a service whether a request may pass.
 //! - [`client`]: the client's side of an exchange, as both forwarders see it.
 //! - [`proxy`]: Pingora's hooks, through which every admitted request passes.
 //! - [`handover`]: what travels beside a request through Pingora.
@@ -8,6 +9,7 @@
 //! - `ready`: futures of hooks that wait for nothing.
 //! - [`direct`]: our own forwarder, for HTTP/1.1, with TLS or without.
 
+pub mod authentication;
 pub mod client;
 pub mod direct;
 pub mod forwarding;

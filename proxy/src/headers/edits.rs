@@ -2,7 +2,17 @@
 
 use bytes::Bytes;
 
-use crate::config::{Edits, Part};
+use crate::config::{Edits, Part, Shape};
+
+/// The trailers of a request that its backend gets, of these `lines`: some servers take them for fields of the head.
+pub fn kept_trailers(lines: &[u8], shape: &Shape) -> Vec<u8> {
+    let name =
+        |line: &[u8]| String::from_utf8_lossy(line.split(|byte| *byte == b':').next().unwrap_or_default()).into_owned();
+    let kept = lines
+        .split_inclusive(|byte| *byte == b'\n')
+        .filter(|line| !shape.drops(&name(line)));
+    kept.flatten().copied().collect()
+}
 
 /// What the values of fields may name.
 #[derive(Debug, Clone, Copy)]
@@ -44,5 +54,18 @@ impl Values<'_> {
             lines.extend_from_slice(b"\r\n");
         }
         lines.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trailer_is_no_way_around_what_a_route_removes() {
+        let shape =
+            Shape::of("{request_headers: {set: {X-A: b}, remove: [C]}, forward_auth: {url: http://a, copy: [User]}}");
+        let lines = b"x_a: 1\r\nx-sum: 2\r\nC: 3\r\nUSER: admin\r\n";
+        assert_eq!(kept_trailers(lines, &shape.unwrap()), b"x-sum: 2\r\n");
     }
 }

@@ -318,14 +318,30 @@ impl<'b> ResponseHead<'b> {
 
     /// The same for a response that is known to have no body, though its head doesn't say so: HTTP/2 says that beside the head.
     pub fn without_body(self) -> Self {
+        self.with_length(0)
+    }
+
+    /// The same for a response whose body is known to have this `length`, though its head may not say so.
+    pub fn with_length(self, length: u64) -> Self {
         match self.framing {
             Framing::Chunked | Framing::Close => Self {
-                framing: Framing::Length(0),
-                length: Some(0),
+                framing: Framing::Length(length),
+                length: Some(length),
                 ..self
             },
             Framing::None | Framing::Length(_) => self,
         }
+    }
+
+    /// The values of all fields of this name that may be passed on, in order.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
+        let dropped = self.dropped;
+        let passed = self
+            .fields
+            .iter()
+            .enumerate()
+            .filter(move |(index, _)| !dropped.contains(*index));
+        passed.filter_map(move |(_, field)| is(field.name, name).then_some(field.value))
     }
 
     /// The protocol to which a 101 switches; `None` for any other response, and where not exactly one `Upgrade` field names it.

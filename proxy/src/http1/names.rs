@@ -53,6 +53,11 @@ pub fn is_alike(name: &str, known: &str) -> bool {
             .all(|(byte, known)| byte.to_ascii_lowercase() == known || (byte == b'_' && known == b'-'))
 }
 
+/// The spelling of `name` that [`is_alike`] takes for every other.
+pub fn unified(name: &str) -> String {
+    name.to_ascii_lowercase().replace('_', "-")
+}
+
 /// The field with the subject of the client's certificate, which nobody but this proxy writes.
 pub const CLIENT_CERT_SUBJECT: &str = "x-client-cert-subject";
 

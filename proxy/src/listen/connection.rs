@@ -28,6 +28,7 @@ use crate::exchange::connection::Connection;
 use crate::exchange::passwords::Passwords;
 use crate::exchange::record::Record;
 use crate::exchange::request::Request;
+use crate::forward::authentication::Authentication;
 use crate::forward::client::{Client, ClientSide};
 use crate::forward::direct::Ending;
 use crate::forward::handover::Exchange;
@@ -60,6 +61,8 @@ pub struct Edge {
     pub admission: Admission,
     /// What verifies passwords.
     pub passwords: Passwords,
+    /// What asks authentication services.
+    pub authentication: Authentication,
     /// The rules, which a reload can change.
     pub live: Arc<Live>,
     /// What all clients make the proxy hold.

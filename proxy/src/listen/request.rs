@@ -14,19 +14,22 @@ use pingora::server::ShutdownWatch;
 use pingora_limits::inflight;
 
 use super::connection::Edge;
-use crate::config::{Forwarder, UserFile};
+use crate::config::{Forwarder, Shape, UserFile};
 use crate::exchange::admission::{Admitted, Rejected};
 use crate::exchange::connection::Connection;
 use crate::exchange::passwords::Verdict;
 use crate::exchange::record::Record;
-use crate::exchange::request::{Request, is_idempotent};
+use crate::exchange::request::{Guarded, Request, is_idempotent};
+use crate::forward::authentication::{Answer, Words};
 use crate::forward::client::{Client, ClientSide, answer_here};
 use crate::forward::direct::Ending;
 use crate::forward::handover::{Exchange, HANDOVER, Handover};
 use crate::forward::session;
+use crate::headers::authentication::question;
 use crate::headers::request::{Origination, Shaping, Span, write_request};
 use crate::http1::head::{Body, Head, Version};
 use crate::lifecycle::Connected;
+use crate::pool::endpoint::Upstream;
 use crate::rejection::Rejection;
 use crate::snapshot::Policy;
 
@@ -95,8 +98,6 @@ impl Edge {
             id: &record.id,
             shape: shaping,
         };
-        let users = shape.and_then(|shape| shape.users.as_ref());
-        let authorization = users.and_then(|_| head.values("authorization").next().map(Bytes::copy_from_slice));
         let response_fields = shaping.map_or(Bytes::new(), |shaping| shaping.response_fields(head, &about));
         let upgrade = head.upgrade.is_some();
         let mut forwarder = if endpoint.speaks_http1(&route.upstream, upgrade) {
@@ -104,11 +105,12 @@ impl Edge {
         } else {
             Forwarder::Pingora
         };
-        let (written, fields, header) = WRITTEN.with_borrow_mut(|(bytes, spans)| {
+        let (written, fields, header, guarded) = WRITTEN.with_borrow_mut(|(bytes, spans)| {
             bytes.clear();
             spans.clear();
             write_request(head, about, bytes, spans);
             let written = Bytes::copy_from_slice(bytes);
+            let guarded = shape.and_then(|shape| guarded(head, shape, &written, spans));
             let cases = forwarder == Forwarder::Pingora;
             let mut header = session::header(&written, head.method, spans, cases);
             if cases && header.is_err() && endpoint.upstream.may_speak_http1(&route.upstream, upgrade) {
@@ -116,7 +118,7 @@ impl Edge {
                 forwarder = policy.forwarder;
                 header = session::header(&written, head.method, spans, forwarder == Forwarder::Pingora);
             }
-            (written, spans.len(), header)
+            (written, spans.len(), header, guarded)
         });
         // What is no request to the library that holds the head is none to anybody.
         let header = header.map_err(|_| Rejected::from(Rejection::BadRequest))?;
@@ -137,7 +139,7 @@ impl Edge {
             last: false,
             expects: head.expects,
             upgrade: head.upgrade.map(Bytes::copy_from_slice),
-            authorization,
+            guarded,
             response_fields,
             hsts: policy.hsts.filter(|_| connection.tls.is_some()),
         };
@@ -147,21 +149,15 @@ impl Edge {
     /// Has an admitted request served by Pingora's hooks. Returns the client, and how its connection goes on.
     pub(super) async fn pass(
         &self,
-        header: Box<RequestHeader>,
-        exchange: Exchange,
+        mut header: Box<RequestHeader>,
+        mut exchange: Exchange,
         shutdown: &ShutdownWatch,
     ) -> Option<(Client, Ending)> {
-        if let Some(users) = exchange
-            .request
-            .route
-            .shape
-            .as_ref()
-            .and_then(|shape| shape.users.as_ref())
-        {
+        if let Some(guarded) = exchange.request.guarded.take() {
             // Boxed, so that no other request has room for it.
-            let asked = Box::pin(self.authenticate(users, exchange.request.authorization.as_deref()));
-            if let Some(rejection) = asked.await {
-                return Box::pin(self.deny(exchange, rejection)).await;
+            let asked = Box::pin(self.may_pass(&guarded, &mut header, &mut exchange));
+            if let Err(refusal) = asked.await {
+                return Box::pin(self.deny(exchange, refusal)).await;
             }
         }
         let (session, handover) = session::open(header, exchange, &self.lifecycle);
@@ -175,24 +171,56 @@ impl Edge {
         HANDOVER.scope(handover, served).await
     }
 
-    /// Why a client that says this of itself is none of `users`.
-    async fn authenticate(&self, users: &UserFile, authorization: Option<&[u8]>) -> Option<Rejection> {
-        let Some(authorization) = authorization else {
-            return Some(Rejection::Unauthorized);
+    /// Whether an admitted request may go to a backend. It has no place there while that is found out, so that others don't wait for it.
+    async fn may_pass(
+        &self,
+        guarded: &Guarded,
+        header: &mut RequestHeader,
+        exchange: &mut Exchange,
+    ) -> Result<(), Refusal> {
+        let (request, record) = (&mut exchange.request, &mut exchange.record);
+        let route = Arc::clone(&request.route);
+        let timed = record.place.leave();
+        if let Some(users) = route.shape.as_ref().and_then(|shape| shape.users.as_ref()) {
+            self.knows(users, guarded.authorization.as_deref()).await?;
+        }
+        if let Some(auth) = route.forward_auth() {
+            let (Some(service), Some(question)) = (&route.auth, &guarded.question) else {
+                return Err(Rejection::Internal.into());
+            };
+            let asked = self.authentication.ask(service, auth, question).await;
+            let answer = asked.map_err(|why| Refusal::Rejection(Rejection::AuthUnavailable, Some(why)))?;
+            if !answer.allows() {
+                record.failed(Rejection::AuthRefused, Some(answer.why(auth)));
+                return Err(Refusal::Answer(answer));
+            }
+            answer.apply(auth, request, header).map_err(|_| Rejection::Internal)?;
+        }
+        let fits = |upstream: &Upstream| {
+            request.forwarder == Forwarder::Pingora
+                || upstream.may_speak_http1(&route.upstream, request.upgrade.is_some())
         };
+        let picked = route.pool.pick_later(&request.endpoint, timed, &request.affinity, fits);
+        let picked = picked.ok_or(Rejection::BackendsBusy)?;
+        request.endpoint = picked.endpoint;
+        record.place = picked.place;
+        Ok(())
+    }
+
+    /// Whether a client that says this of itself is one of `users`.
+    async fn knows(&self, users: &UserFile, authorization: Option<&[u8]>) -> Result<(), Rejection> {
+        let authorization = authorization.ok_or(Rejection::Unauthorized)?;
         let now = Instant::now();
-        let Some(users) = self.passwords.users(users, now).await else {
-            return Some(Rejection::Internal);
-        };
+        let users = self.passwords.users(users, now).await.ok_or(Rejection::Internal)?;
         match self.passwords.check(&users, authorization, now).await {
-            Verdict::Good => None,
-            Verdict::Wrong => Some(Rejection::Unauthorized),
-            Verdict::Busy => Some(Rejection::AuthBusy),
+            Verdict::Good => Ok(()),
+            Verdict::Wrong => Err(Rejection::Unauthorized),
+            Verdict::Busy => Err(Rejection::AuthBusy),
         }
     }
 
-    /// Answers an admitted request with a rejection. Nothing of it has gone to a backend.
-    async fn deny(&self, exchange: Exchange, rejection: Rejection) -> Option<(Client, Ending)> {
+    /// Answers an admitted request that may not pass. Nothing of it has gone to a backend.
+    async fn deny(&self, exchange: Exchange, refusal: Refusal) -> Option<(Client, Ending)> {
         let Exchange {
             request,
             mut record,
@@ -202,11 +230,11 @@ impl Edge {
         let may_keep = request.keeps && !self.lifecycle.is_draining();
         match client? {
             Client::Http1(mut client) => {
-                let ending = deny(&mut *client, &request, &mut record, rejection, may_keep).await;
+                let ending = deny(&mut *client, &request, &mut record, refusal, may_keep).await;
                 Some((Client::Http1(client), ending))
             }
             Client::Http2(mut client) => {
-                let ending = deny(&mut *client, &request, &mut record, rejection, may_keep).await;
+                let ending = deny(&mut *client, &request, &mut record, refusal, may_keep).await;
                 Some((Client::Http2(client), ending))
             }
         }
@@ -223,16 +251,50 @@ impl Edge {
     }
 }
 
+/// Why an admitted request may not pass.
+enum Refusal {
+    /// By this rejection, with the words for the log.
+    Rejection(Rejection, Option<Words>),
+    /// An authentication service says so.
+    Answer(Answer),
+}
+
+impl From<Rejection> for Refusal {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejection(rejection, None)
+    }
+}
+
+/// What is looked at before the request with this head goes to a backend, which gets the fields at `spans` of `written`; `None` if that
+/// is nothing.
+fn guarded(head: &Head<'_>, shape: &Shape, written: &[u8], spans: &[Span]) -> Option<Box<Guarded>> {
+    if shape.users.is_none() && shape.auth.is_none() {
+        return None;
+    }
+    let authorization = shape.users.as_ref().and_then(|_| head.values("authorization").next());
+    let auth = shape.auth.as_ref();
+    Some(Box::new(Guarded {
+        authorization: authorization.map(Bytes::copy_from_slice),
+        question: auth.map(|auth| question(head, shape, auth, written, spans)),
+    }))
+}
+
 async fn deny(
     client: &mut impl ClientSide,
     request: &Request,
     record: &mut Record,
-    rejection: Rejection,
+    refusal: Refusal,
     may_keep: bool,
 ) -> Ending {
-    record.failed(rejection, None);
     let keeps = may_keep && !client.leaves_doubt(request, false);
-    match answer_here(client, request, record, rejection, keeps).await {
+    let answered = match refusal {
+        Refusal::Answer(answer) => answer.give(client, request, record, keeps).await,
+        Refusal::Rejection(rejection, why) => {
+            record.failed(rejection, why);
+            answer_here(client, request, record, rejection, keeps).await
+        }
+    };
+    match answered {
         Err(_) => Ending::Cut,
         Ok(()) if keeps => Ending::Keep,
         Ok(()) => Ending::Close,

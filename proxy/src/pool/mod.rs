@@ -9,6 +9,7 @@
 //! that fails never looks at more than its own backend.
 //!
 //! - [`pools`]: all pools, by name.
+//! - [`auth_service`]: a service that is asked before a backend is.
 //! - [`balance`]: which backend gets a request.
 //! - [`endpoint`]: one backend and its addresses.
 //! - [`health`]: whether an address is healthy, and `http_check`: whether it answers a request well.
@@ -38,6 +39,7 @@ use crate::pool::kept::Room;
 use crate::pool::publication::Known;
 use crate::pool::retry_budget::RetryBudget;
 
+pub mod auth_service;
 pub mod balance;
 pub mod ejection;
 pub mod endpoint;
@@ -173,6 +175,28 @@ impl Pool {
     /// When none takes it.
     pub fn pick(&self, asked: Asked<'_>) -> Result<(Picked, Affinity), Unavailable> {
         self.alive.load().pick(asked, &self.turn)
+    }
+
+    /// Where to send a request that has given up its place at `endpoint` for a while: to it, or else to a backend that `fits`. `timed`: how
+    /// long that takes to answer is noted.
+    pub fn pick_later(
+        &self,
+        endpoint: &Endpoint,
+        timed: bool,
+        affinity: &Affinity,
+        fits: impl Fn(&Upstream) -> bool,
+    ) -> Option<Picked> {
+        let alive = self.alive.load();
+        let same = alive.enter(&endpoint.upstream).map(|place| Picked {
+            endpoint: endpoint.clone(),
+            place,
+        });
+        let other = || alive.choose(affinity, &self.turn_again, |upstream| fits(upstream));
+        let mut picked = same.or_else(other)?;
+        if timed {
+            picked.place.time();
+        }
+        Some(picked)
     }
 
     /// Where to send a request again that none of `tried` answered. A backend that could not be `connected` to may have another

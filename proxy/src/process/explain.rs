@@ -164,6 +164,7 @@ mod tests {
       allow: [10.0.0.0/8]
       deny: [10.9.0.0/16, '2001:db8::/32']
       basic_auth: /etc/users
+      forward_auth: {url: 'http://10.0.0.5/verify?key=hush', copy: [Remote-User, Remote-Groups]}
       request_headers: {set: {X-Key: hush}, add: {X-Site: hush}, remove: [Cookie]}
       response_headers: {remove: [Server]}
       strip_prefix: /shop
@@ -178,6 +179,7 @@ mod tests {
     allow: 10.0.0.0/8; 403 for others
     deny: 403 for 10.9.0.0/16, 2001:db8::/32
     basic_auth: 401 without a password of /etc/users (0 users); backends get no Authorization
+    forward_auth: asks http://10.0.0.5:80/verify first, 503 after 2s; backends get Remote-User, Remote-Groups of a 2xx answer, and clients any other answer
     request_headers: set X-Key; add X-Site; remove cookie
     response_headers: remove server
     strip_prefix: /shop

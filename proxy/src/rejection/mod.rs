@@ -46,6 +46,10 @@ pub enum Rejection {
     Unauthorized,
     /// So many passwords are being verified that this one would wait too long.
     AuthBusy,
+    /// The route's authentication service (`forward_auth`) has refused the request. The client gets its answer.
+    AuthRefused,
+    /// The route's authentication service gave no answer that means anything.
+    AuthUnavailable,
     /// CONNECT and TRACE are not proxied.
     MethodNotAllowed,
     /// The client took too long to send its request.
@@ -72,7 +76,7 @@ pub enum Rejection {
 
 impl Rejection {
     /// All of them, so that each has its series from the start.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::Limited,
         Self::NoBackend,
         Self::NoRoute,
@@ -87,6 +91,8 @@ impl Rejection {
         Self::Forbidden,
         Self::Unauthorized,
         Self::AuthBusy,
+        Self::AuthRefused,
+        Self::AuthUnavailable,
         Self::MethodNotAllowed,
         Self::RequestTimeout,
         Self::BodyTooLarge,
@@ -157,6 +163,13 @@ impl Rejection {
                 "Service Unavailable",
                 "auth_busy",
                 "too many passwords are being verified; try again later",
+            ),
+            Self::AuthRefused => (403, "Forbidden", "auth_refused", "you may not use this URL"),
+            Self::AuthUnavailable => (
+                503,
+                "Service Unavailable",
+                "auth_unavailable",
+                "nobody can say whether you may use this URL; try again later",
             ),
             Self::MethodNotAllowed => (
                 405,
@@ -256,7 +269,7 @@ impl Rejection {
             // UNAUTHENTICATED
             Self::Unauthorized => 16,
             // PERMISSION_DENIED
-            Self::Forbidden => 7,
+            Self::Forbidden | Self::AuthRefused => 7,
             // RESOURCE_EXHAUSTED
             Self::Limited | Self::BodyTooLarge | Self::HeadTooLarge | Self::UriTooLong => 8,
             // FAILED_PRECONDITION: the same call can't pass here, but over TLS.
@@ -271,7 +284,8 @@ impl Rejection {
             | Self::BackendFailed
             | Self::TooManyConnections
             | Self::HeldTooMuch
-            | Self::AuthBusy => 14,
+            | Self::AuthBusy
+            | Self::AuthUnavailable => 14,
         }
     }
 

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::config::{Shape, UpstreamLimits};
+use crate::config::{ForwardAuth, Shape, UpstreamLimits};
 use crate::pool::Pool;
+use crate::pool::auth_service::AuthService;
 
 /// A route to one pool. A request keeps the one that it was admitted by.
 pub struct Route {
@@ -19,4 +20,13 @@ pub struct Route {
     pub max_body: Option<Option<u64>>,
     /// What it does to requests and responses, if it does anything.
     pub shape: Option<Arc<Shape>>,
+    /// The service of its `forward_auth`.
+    pub auth: Option<Arc<AuthService>>,
+}
+
+impl Route {
+    /// Who says whether a request may pass.
+    pub fn forward_auth(&self) -> Option<&ForwardAuth> {
+        self.shape.as_ref()?.auth.as_ref()
+    }
 }

@@ -1,9 +1,10 @@
 //! Which rule a request is served by: that of its route, or the one for all requests where there are no routes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use registry::PoolName;
+use registry::{Member, PoolName};
 
 use crate::config::{Config, Limit, Shape, UpstreamLimits, routes};
 use crate::http1::head::Head;
@@ -13,6 +14,7 @@ use crate::limit::ClientLimiter;
 use crate::limit::shared::Shared;
 use crate::observe::routes::{RouteMetrics, RouteSeries};
 use crate::pool::Pool;
+use crate::pool::auth_service::AuthService;
 use crate::rejection::{LimitedAnswers, Prepared};
 use crate::snapshot::route::Route;
 use crate::snapshot::table::Table;
@@ -103,6 +105,9 @@ impl<'r> Choice<'r> {
 /// A pool, what its backends may take, and its name if there is more than one.
 pub type ToPool = (Arc<Pool>, UpstreamLimits, Option<Arc<str>>);
 
+/// The authentication services of all routes. A route whose service is another's too shares it.
+type Services = HashMap<Member, Arc<AuthService>>;
+
 /// What routes are made with.
 pub struct Parts<'p> {
     /// The pool of a name.
@@ -125,16 +130,18 @@ impl Routes {
                 upstream,
                 max_body: None,
                 shape: None,
+                auth: None,
             }));
         }
         let limits = match parts.before {
             Some(Self::Many { limits, .. }) if limits.clients() == config.limit.clients => Arc::clone(limits),
             _ => Arc::new(Shared::new(config.limit.clients, Instant::now())),
         };
+        let mut services = Services::new();
         let rules = config
             .routes
             .iter()
-            .map(|route| Arc::new(Rule::new(route, config, parts, &limits)));
+            .map(|route| Arc::new(Rule::new(route, config, parts, &limits, &mut services)));
         Self::Many {
             rules: rules.collect(),
             limits,
@@ -172,9 +179,17 @@ impl Routes {
 }
 
 impl Rule {
-    fn new(route: &routes::Route, config: &Config, parts: &Parts<'_>, limits: &Shared) -> Self {
+    fn new(
+        route: &routes::Route,
+        config: &Config,
+        parts: &Parts<'_>,
+        limits: &Shared,
+        services: &mut Services,
+    ) -> Self {
         let name: Arc<str> = route.name.as_str().into();
         let shape = (route.shape != Shape::default()).then(|| Arc::new(route.shape.clone()));
+        let auth = route.shape.auth.as_ref();
+        let service = auth.map(|auth| Arc::clone(services.entry(auth.url.service.clone()).or_default()));
         let to_pool = |pool: &PoolName| {
             let (pool, upstream, pool_name) = (parts.pools)(pool);
             Arc::new(Route {
@@ -184,6 +199,7 @@ impl Rule {
                 upstream: route.overrides.over(&upstream),
                 max_body: route.overrides.max_body,
                 shape: shape.clone(),
+                auth: service.clone(),
             })
         };
         let action = match &route.action {

@@ -19,6 +19,7 @@ mod discovery;
 mod error_pages;
 mod failing_backends;
 mod faulty_origins;
+mod forward_auth;
 mod forwarding;
 mod full_duplex;
 mod grpc;

@@ -4,15 +4,15 @@ use std::fmt;
 
 use chassis::settings::{Section, nearest};
 
-use crate::http1::names::{is, is_alike, is_claim, is_hop_by_hop, is_in_token};
+use crate::http1::names::{is, is_alike, is_claim, is_hop_by_hop, is_in_token, unified};
 
 /// The most fields that a route may set, add and remove in one direction: each costs every request time.
-const MOST: usize = 64;
+pub(super) const MOST: usize = 64;
 
 /// Changes to the fields of a head.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Edits {
-    /// The fields that go, in lower case: those that are removed, and those that are set, in place of which others come.
+    /// The fields that go, as [`is_alike`] compares them: those that are removed, and those that are set, in place of which others come.
     dropped: Vec<String>,
     /// The fields that come, in order, each with its value.
     added: Vec<(String, Vec<Part>)>,
@@ -63,10 +63,7 @@ impl Edits {
         section.finish();
         let set_names = set.iter().map(|(name, _)| name);
         Self {
-            dropped: set_names
-                .chain(&removed)
-                .map(|name| name.to_ascii_lowercase())
-                .collect(),
+            dropped: set_names.chain(&removed).map(|name| unified(name)).collect(),
             added: set.into_iter().chain(added).collect(),
         }
     }
@@ -113,7 +110,7 @@ impl fmt::Display for Edits {
 }
 
 /// The name of a field that a client may send and an origin get.
-fn request_name(text: &str) -> Result<String, String> {
+pub(super) fn request_name(text: &str) -> Result<String, String> {
     let name = field_name(text)?;
     if is_claim(&name) || is_alike(&name, "via") {
         return Err("a field that the proxy does not write itself; it tells backends who the client is by X-Forwarded-*, X-Request-Id and Via".into());

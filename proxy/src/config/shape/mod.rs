@@ -1,6 +1,7 @@
 //! What a route does to its requests and their responses.
 
 mod edits;
+mod forward_auth;
 mod prefix;
 mod users;
 
@@ -10,12 +11,13 @@ use chassis::settings::Settings;
 use std::net::IpAddr;
 
 pub use edits::{Edits, Part};
+pub use forward_auth::ForwardAuth;
 pub use prefix::Prefix;
 pub use users::{UserFile, Users};
 
 use super::Networks;
 use super::address::network;
-use crate::http1::names::is_alike;
+use crate::http1::names::{is_alike, unified};
 
 /// What a route does to its requests and their responses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub struct Shape {
     pub access: Access,
     /// Who may use it, with a password.
     pub users: Option<UserFile>,
+    /// Who says whether a request may pass.
+    pub auth: Option<ForwardAuth>,
     /// What is changed in the fields that its backends get.
     pub request_headers: Edits,
     /// What is changed in the fields that clients get from them.
@@ -68,8 +72,14 @@ impl Shape {
 
     /// Whether a field of this name that a client has sent does not reach its backends.
     pub fn drops(&self, name: &str) -> bool {
-        // A password is for the proxy alone.
-        self.request_headers.drop(name) || (self.users.is_some() && is_alike(name, "authorization"))
+        self.request_headers.drop(name)
+            || self.is_password(name)
+            || self.auth.as_ref().is_some_and(|auth| auth.decides(name))
+    }
+
+    /// Whether a field of this name holds a password for the proxy alone.
+    pub fn is_password(&self, name: &str) -> bool {
+        self.users.is_some() && is_alike(name, "authorization")
     }
 
     /// Notes as a mistake what would protect nothing in a route that has no backends.
@@ -80,6 +90,12 @@ impl Shape {
                 "the proxy answers the requests of this route itself, and asks for no password; only routes to a pool can have one",
             );
         }
+        if self.auth.is_some() {
+            section.settings().mistake(
+                &section.place("forward_auth"),
+                "the proxy answers the requests of this route itself, and asks no service; only routes to a pool can have one",
+            );
+        }
     }
 
     /// Reads the files that it names.
@@ -88,16 +104,29 @@ impl Shape {
     }
 
     pub(super) fn read(section: &mut Section<'_>) -> Self {
-        Self {
+        let shape = Self {
             access: Access {
                 allow: Networks::new(section.list("allow", None, Vec::new(), network)),
                 deny: Networks::new(section.list("deny", None, Vec::new(), network)),
             },
             users: section.value("basic_auth", None, None, UserFile::parse),
+            auth: ForwardAuth::read(section),
             request_headers: Edits::of_requests(section.section("request_headers")),
             response_headers: Edits::of_responses(section.section("response_headers")),
             prefix: Prefix::read(section),
+        };
+        let edits = &shape.request_headers;
+        let clashes =
+            |name: &str| edits.drop(name) || edits.added().iter().any(|(added, _)| is_alike(added, &unified(name)));
+        let copied = shape
+            .auth
+            .iter()
+            .flat_map(|auth| auth.copy.iter().filter(|name| clashes(name)));
+        for name in copied {
+            let problem = format_args!("{name} is changed in request_headers too; leave it out of one of them");
+            section.settings().mistake(&section.place("forward_auth.copy"), problem);
         }
+        shape
     }
 }
 

@@ -2,13 +2,16 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
+use crate::config::Shape;
 use crate::exchange::request::Request;
 use crate::forward::client::ClientSide;
+use crate::headers::edits::kept_trailers;
 use crate::http1::chunked::{CHUNK_OVERHEAD, Decoder, write_data, write_last};
 use crate::http1::downstream::ClientFault;
 use crate::http1::scratch::Scratch;
@@ -23,6 +26,8 @@ pub struct Upload {
     head_sent: usize,
     /// The body is sent in chunks.
     chunked: bool,
+    /// What the route does to the request.
+    shape: Option<Arc<Shape>>,
     /// The body as it is sent: from its beginning while it is held, or else what has not been sent.
     body: BytesMut,
     /// How much of `body` has been sent in this try; 0 when it is not held.
@@ -42,6 +47,7 @@ impl Upload {
             head: request.head.clone(),
             head_sent: 0,
             chunked: request.chunked,
+            shape: request.route.shape.clone(),
             body: BytesMut::new(),
             body_sent: 0,
             hold: request.idempotent.then_some(hold),
@@ -183,7 +189,10 @@ impl Upload {
         }
         if client.body_ended() {
             if self.chunked {
-                write_last(&mut self.body, client.trailers());
+                match (&self.shape, client.trailers()) {
+                    (Some(shape), trailers @ [_, ..]) => write_last(&mut self.body, &kept_trailers(trailers, shape)),
+                    (_, trailers) => write_last(&mut self.body, trailers),
+                }
             }
             self.whole = true;
         }

@@ -37,8 +37,13 @@ impl Place {
     }
 
     /// How long the backend takes from now to its answer is noted.
-    pub(super) fn time(&mut self) {
+    pub(in crate::pool) fn time(&mut self) {
         self.since = Some(Instant::now());
+    }
+
+    /// Gives the place up. Returns whether an answer was timed.
+    pub fn leave(&mut self) -> bool {
+        std::mem::take(self).since.is_some()
     }
 
     /// The backend has answered.

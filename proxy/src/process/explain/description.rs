@@ -88,6 +88,7 @@ fn of_shape(lines: &mut Lines, shape: &Shape, head: &Head<'_>) {
     let Shape {
         access: _,
         users,
+        auth,
         request_headers,
         response_headers,
         prefix,
@@ -98,6 +99,17 @@ fn of_shape(lines: &mut Lines, shape: &Shape, head: &Head<'_>) {
         lines.push((
             "basic_auth",
             format!("401 without a password of {path} ({count} user{s}); backends get no Authorization"),
+        ));
+    }
+    if let Some(auth) = auth {
+        let (url, timeout) = (&auth.url, auth.timeout);
+        let copied = match &auth.copy[..] {
+            [] => "nothing".to_owned(),
+            copy => copy.join(", "),
+        };
+        lines.push((
+            "forward_auth",
+            format!("asks {url} first, 503 after {timeout:?}; backends get {copied} of a 2xx answer, and clients any other answer"),
         ));
     }
     let mut edits = |name, edits: &Edits| {
