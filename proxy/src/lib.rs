@@ -15,10 +15,12 @@
 //! - [`lifecycle`]: whether the process serves, drains or leaves, and what it still has to finish.
 //! - [`config`]: the file and the environment, validated.
 //! - [`http2`]: reads and writes HTTP/2.
+//! - [`compression`]: compresses the bodies of responses.
 //! - [`http1`]: reads and writes HTTP/1.1.
 //! - [`tls`]: TLS with clients: certificates, session tickets and the encrypted connection.
 //! - [`rejection`]: every response that the proxy makes itself.
 
+pub mod compression;
 pub mod config;
 pub mod discovery;
 pub mod exchange;

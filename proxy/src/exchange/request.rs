@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::compression::accept::Coding;
 use crate::config::Forwarder;
 use crate::pool::balance::Affinity;
 use crate::pool::endpoint::Endpoint;
@@ -50,6 +51,8 @@ pub struct Request {
     pub guarded: Option<Box<Guarded>>,
     /// The fields that its route adds to the response, each a line with its CRLF.
     pub response_fields: Bytes,
+    /// Its route compresses responses: with this coding, if the client accepts one.
+    pub compress: Option<Option<Coding>>,
     /// For so many seconds the client should use TLS and nothing else.
     pub hsts: Option<u64>,
 }

@@ -305,7 +305,7 @@ impl Answer {
             }
         }
         out.extend_from_slice(body);
-        client.write_all(&out, true).await?;
+        client.write_all(&out, true, 0).await?;
         record.status = self.status;
         record.bytes = body.len() as u64;
         record.ended();

@@ -181,15 +181,21 @@ pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
         }
     }
 
-    /// Writes all of `bytes`, within the deadlines of a response. `last`: nothing follows them, and no trailers.
+    /// Writes all of `bytes`, within the deadlines of a response. `last`: nothing follows them, and no trailers. `beside`: so many bytes are
+    /// held for the response beside them.
     ///
     /// # Errors
     /// When the client is gone, or too slow.
-    fn write_all(&mut self, mut bytes: &[u8], last: bool) -> impl Future<Output = Result<(), ClientFault>> + Send {
+    fn write_all(
+        &mut self,
+        mut bytes: &[u8],
+        last: bool,
+        beside: usize,
+    ) -> impl Future<Output = Result<(), ClientFault>> + Send {
         poll_fn(move |context| {
             while !bytes.is_empty() {
                 let Poll::Ready(written) = self.poll_write(context, bytes, b"", last) else {
-                    let held = bytes.len() + self.held() + SENDING;
+                    let held = bytes.len() + beside + self.held() + SENDING;
                     if self.hold().poll(context, held, false).is_ready() {
                         return Poll::Ready(Err(ClientFault::HeldTooMuch));
                     }
@@ -290,7 +296,7 @@ impl ClientSide for Downstream {
     }
 
     async fn reject(&mut self, rejection: Rejection, body: &Body<'_>, delivery: Delivery) -> Result<(), ClientFault> {
-        self.write_all(&rejection.answer(body, delivery), true).await
+        self.write_all(&rejection.answer(body, delivery), true, 0).await
     }
 
     fn switch(&mut self) {

@@ -14,8 +14,10 @@ use http::HeaderMap;
 use pingora::http::{HeaderNameVariant, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, Result};
 
+use crate::compression::encoder::{Encoder, Then};
 use crate::exchange::request::Request;
 use crate::forward::client::ClientSide;
+use crate::forward::compress;
 use crate::forward::direct::Ending;
 use crate::forward::handover::Handover;
 use crate::headers::origin_response::{Delivery, Edited, Framing, ResponseHead};
@@ -81,6 +83,8 @@ pub(super) struct Forwarding<C> {
     /// Since when the origin sends nothing but interim responses, and how much of the body had been read then.
     interim_since: Option<(Instant, usize)>,
     pub(super) written: Option<Box<ResponseHeader>>,
+    /// What compresses the body of the response.
+    encoder: Option<Box<Encoder>>,
     /// How the body of the response is framed to the client, and whether its end was sent.
     pub(super) framing: Option<Framing>,
     pub(super) ended: bool,
@@ -108,6 +112,7 @@ impl<C: ClientSide> Forwarding<C> {
             silent_since: None,
             interim_since: None,
             written: None,
+            encoder: None,
             framing: None,
             ended: false,
             switched: false,
@@ -177,8 +182,8 @@ impl<C: ClientSide> Forwarding<C> {
 
     /// Ready when what is held while somebody is waited for is too much.
     fn poll_held(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let least = self.request.weight + self.client.held() + self.encoder_size();
         let client = &mut self.client;
-        let least = self.request.weight + client.held();
         let held = self.held.as_ref().map_or(0, BytesMut::capacity);
         ready!(client.hold().poll(context, least + held, false));
         // A request that could be sent again is worth more than another try of it.
@@ -186,6 +191,10 @@ impl<C: ClientSide> Forwarding<C> {
             return client.hold().poll(context, least, false);
         }
         Poll::Ready(())
+    }
+
+    fn encoder_size(&self) -> usize {
+        self.encoder.as_ref().map_or(0, |encoder| encoder.size())
     }
 
     pub(super) fn poll_silent(&mut self, context: &mut Context<'_>) -> Poll<Box<Error>> {
@@ -258,10 +267,12 @@ impl<C: ClientSide> Forwarding<C> {
             cookie: cookie.as_deref(),
             edits: Edited::of(&self.request),
         };
-        let framing = self.client.write_head(&head, &delivery, out);
         if informational {
+            self.client.write_head(&head, &delivery, out);
             return Ok(());
         }
+        let (framing, encoder) = compress::begin(&mut *self.client, &self.request, &head, &delivery, out);
+        self.encoder = encoder;
         if status == 101 {
             self.switched = true;
             self.keeps = false;
@@ -284,10 +295,14 @@ impl<C: ClientSide> Forwarding<C> {
         if matches!(self.framing, Some(Framing::None)) && !self.switched {
             return;
         }
-        self.sent += data.len();
-        if chunked {
+        if let Some(encoder) = &mut self.encoder {
+            let then = if ends { Then::End } else { Then::More };
+            self.sent += encoder.write(data, then, chunked, out);
+        } else if chunked {
+            self.sent += data.len();
             write_data(out, data);
         } else {
+            self.sent += data.len();
             out.extend_from_slice(data);
         }
         if ends && chunked {
@@ -301,10 +316,15 @@ impl<C: ClientSide> Forwarding<C> {
         self.body(None, true, out);
     }
 
-    pub(super) async fn write(&mut self, out: &[u8]) -> Result<()> {
+    /// Sends the client what is in `out`, and what its encoder holds back: no more is at hand.
+    pub(super) async fn write(&mut self, out: &mut BytesMut) -> Result<()> {
         self.silent_since = None;
+        if let Some(encoder) = self.encoder.as_mut().filter(|encoder| encoder.holds_back()) {
+            let chunked = matches!(self.framing, Some(Framing::Chunked));
+            self.sent += encoder.write(b"", Then::Flush, chunked, out);
+        }
         let last = self.ended && self.trailers.is_empty();
-        let written = self.client.write_all(out, last).await;
+        let written = self.client.write_all(out, last, self.encoder_size()).await;
         if written.is_err_and(ClientFault::is_stall) {
             self.ending = Ending::Abandon;
         }

@@ -2,6 +2,7 @@
 //!
 //! - [`authentication`]: asks a service whether a request may pass.
 //! - [`client`]: the client's side of an exchange, as both forwarders see it.
+//! - `compress`: begins responses, compressed where their route says so.
 //! - [`proxy`]: Pingora's hooks, through which every admitted request passes.
 //! - [`handover`]: what travels beside a request through Pingora.
 //! - [`session`]: presents a request to Pingora as a session.
@@ -11,6 +12,7 @@
 
 pub mod authentication;
 pub mod client;
+mod compress;
 pub mod direct;
 pub mod forwarding;
 pub mod handover;

@@ -203,7 +203,7 @@ impl<C: ClientSide> Custom for Session<C> {
         if end {
             forwarding.body(None, true, &mut out);
         }
-        forwarding.write(&out).await
+        forwarding.write(&mut out).await
     }
 
     async fn write_response_header_ref(&mut self, response: &ResponseHeader, end: bool) -> Result<()> {
@@ -214,14 +214,14 @@ impl<C: ClientSide> Custom for Session<C> {
         let forwarding = self.forwarding()?;
         let mut out = BytesMut::new();
         forwarding.body(Some(&data), end, &mut out);
-        forwarding.write(&out).await
+        forwarding.write(&mut out).await
     }
 
     async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
         let forwarding = self.forwarding()?;
         let mut out = BytesMut::new();
         forwarding.trailers(&trailers, &mut out);
-        forwarding.write(&out).await
+        forwarding.write(&mut out).await
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
@@ -256,7 +256,7 @@ impl<C: ClientSide> Custom for Session<C> {
                 }
             }
         }
-        forwarding.write(&out).await?;
+        forwarding.write(&mut out).await?;
         failed.map_or(Ok(ended), Err)
     }
 

@@ -4,6 +4,7 @@
 //! can be read in two ways is an error, and any doubt about where the response ends costs the connection. The client
 //! gets one framing, and the origin's fields in their order without those that concern the connection alone.
 
+mod compressed;
 mod fields;
 mod http2;
 
@@ -20,6 +21,7 @@ use crate::headers::origin_response::fields::{
 use crate::http1::head;
 use crate::http1::names::{is, is_in_token};
 use crate::http1::violation::{LF_ALONE, has_lf_alone};
+pub use compressed::Compressed;
 
 /// The longest head, in bytes.
 pub const MAX_HEAD: usize = 64 << 10;

@@ -361,7 +361,7 @@ impl Edge {
             (None, None) => why.rejection.answer(&body, delivery),
         };
         let length = body.length();
-        let written = client.write_all(&answer, true).await.is_ok();
+        let written = client.write_all(&answer, true, 0).await.is_ok();
         if written {
             why.sent(&mut record, delivery, length);
         }

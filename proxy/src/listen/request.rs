@@ -14,6 +14,8 @@ use pingora::server::ShutdownWatch;
 use pingora_limits::inflight;
 
 use super::connection::Edge;
+use crate::compression::accept::{Coding, preferred};
+use crate::compression::content::forbids_transforming;
 use crate::config::{Forwarder, Shape, UserFile};
 use crate::exchange::admission::{Admitted, Rejected};
 use crate::exchange::connection::Connection;
@@ -99,6 +101,7 @@ impl Edge {
             shape: shaping,
         };
         let response_fields = shaping.map_or(Bytes::new(), |shaping| shaping.response_fields(head, &about));
+        let compress = shape.and_then(|shape| coding(shape, head));
         let upgrade = head.upgrade.is_some();
         let mut forwarder = if endpoint.speaks_http1(&route.upstream, upgrade) {
             policy.forwarder
@@ -141,6 +144,7 @@ impl Edge {
             upgrade: head.upgrade.map(Bytes::copy_from_slice),
             guarded,
             response_fields,
+            compress,
             hsts: policy.hsts.filter(|_| connection.tls.is_some()),
         };
         Ok((header, request))
@@ -277,6 +281,12 @@ fn guarded(head: &Head<'_>, shape: &Shape, written: &[u8], spans: &[Span]) -> Op
         authorization: authorization.map(Bytes::copy_from_slice),
         question: auth.map(|auth| question(head, shape, auth, written, spans)),
     }))
+}
+
+/// The coding that the client prefers, if it accepts any, where the route compresses responses and the client does not forbid that.
+fn coding(shape: &Shape, head: &Head<'_>) -> Option<Option<Coding>> {
+    let compresses = shape.compress && !head.values("cache-control").any(forbids_transforming);
+    compresses.then(|| preferred(head.values("accept-encoding")))
 }
 
 async fn deny(

@@ -231,7 +231,7 @@ mod tests {
     all: {hosts: [a.example], limit: none}
     exact: {hosts: [a.example], paths: [=/v1]}
     wild: {hosts: ['*.example']}
-    rest: {}
+    rest: {compress: true}
     old: {hosts: [old.example], redirect: 'https://a.example{path}{query}', status: 301}
     ping: {paths: [=/ping], answer: pong}
 ";
@@ -274,6 +274,11 @@ mod tests {
                 "GET",
                 "https://a.example/v1",
                 "not api: it has a prefix for the path, which comes after an exact one",
+            ),
+            (
+                "GET",
+                "https://x.test/",
+                "compress: text, with zstd or gzip, for clients that accept it",
             ),
             ("PUT", "https://a.example/v1/x", "not api: it is for any method"),
             ("GET", "https://a.example/", "limit: none"),

@@ -9,6 +9,7 @@ mod balance;
 mod bodies;
 mod both_forwarders;
 mod closing;
+mod compression;
 mod configuration;
 mod connection_limits;
 mod connection_reuse;

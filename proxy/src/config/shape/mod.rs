@@ -5,9 +5,9 @@ mod forward_auth;
 mod prefix;
 mod users;
 
-use chassis::settings::Section;
 #[cfg(test)]
 use chassis::settings::Settings;
+use chassis::settings::{Section, truth};
 use std::net::IpAddr;
 
 pub use edits::{Edits, Part};
@@ -34,6 +34,8 @@ pub struct Shape {
     pub response_headers: Edits,
     /// What is changed in the paths that its backends get.
     pub prefix: Prefix,
+    /// Whether the bodies of responses are compressed.
+    pub compress: bool,
 }
 
 #[cfg(test)]
@@ -68,7 +70,13 @@ impl Access {
 
 impl Shape {
     /// The keys that only matter where requests go to a pool.
-    pub const OF_BACKENDS: [&'static str; 4] = ["request_headers", "response_headers", "strip_prefix", "add_prefix"];
+    pub const OF_BACKENDS: [&'static str; 5] = [
+        "request_headers",
+        "response_headers",
+        "strip_prefix",
+        "add_prefix",
+        "compress",
+    ];
 
     /// Whether a field of this name that a client has sent does not reach its backends.
     pub fn drops(&self, name: &str) -> bool {
@@ -114,6 +122,7 @@ impl Shape {
             request_headers: Edits::of_requests(section.section("request_headers")),
             response_headers: Edits::of_responses(section.section("response_headers")),
             prefix: Prefix::read(section),
+            compress: section.value("compress", None, false, truth),
         };
         let edits = &shape.request_headers;
         let clashes =
@@ -174,6 +183,7 @@ mod tests {
                 "response_headers.delete: unknown key",
             ),
             ("strip_prefix: api", "strip_prefix: expected the beginning of a path"),
+            ("compress: gzip", "compress: expected"),
             ("allow: [10.0.0.0/33]", "allow: entry 1: expected"),
         ] {
             let error = Shape::of(keys).unwrap_err();

@@ -5,7 +5,6 @@
 //! answer that comes before the end of the request reaches the client at once.
 
 use std::borrow::Cow;
-use std::convert::Infallible;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -14,6 +13,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::AsyncReadExt;
 
 use super::coming::Coming;
+use super::download::Response;
 use super::tunnel::Half;
 use super::upload::Upload;
 use super::{Broken, Ending};
@@ -21,9 +21,10 @@ use crate::exchange::record::Record;
 use crate::exchange::request::Request;
 use crate::exchange::retry::Failure;
 use crate::forward::client::ClientSide;
+use crate::forward::compress;
 use crate::headers::origin_response::{self, Delivery, Edited, Framing, ResponseHead};
 use crate::headers::straighten::{may_straighten, straighten};
-use crate::http1::chunked::{BadFraming, Decoder, write_chunk, write_data, write_last};
+use crate::http1::chunked::Decoder;
 use crate::http1::downstream::ClientFault;
 use crate::http1::head;
 use crate::http1::scratch::Scratch;
@@ -32,17 +33,6 @@ use crate::pool::stream::OriginStream;
 
 /// A body of this size or less is sent together with its head, at the price of a copy.
 const COPIED: usize = 4096;
-
-/// A response whose head has been sent to the client.
-#[derive(Debug)]
-pub(super) struct Response {
-    pub(super) coming: Coming,
-    /// The client gets it in chunks.
-    chunked: bool,
-    /// The origin's connection can be used again once the response has ended.
-    reusable: bool,
-    keeps: bool,
-}
 
 /// One try.
 pub struct Duplex<'t, C> {
@@ -202,7 +192,11 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
                 return Poll::Ready(Ok(if response.keeps { Ending::Keep } else { Ending::Close }));
             }
             let mut read = Scratch::take();
-            match ready!(pin!(self.origin.read_buf(&mut *read)).poll(context)) {
+            let polled = pin!(self.origin.read_buf(&mut *read)).poll(context);
+            if polled.is_pending() {
+                self.flush_encoder(context)?;
+            }
+            match ready!(polled) {
                 Ok(0) => self.origin_closed(true)?,
                 Ok(_) if self.response.is_some() => {
                     self.says_since = None;
@@ -270,31 +264,6 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
             }
         }
         Ok(())
-    }
-
-    /// What it means that the origin has closed its half; `whole`: and has said so, where it speaks TLS.
-    fn origin_closed(&mut self, whole: bool) -> Result<(), Broken> {
-        match &mut self.response {
-            Some(Response {
-                coming: Coming::Close { closed },
-                chunked,
-                ..
-            }) if whole => {
-                *closed = true;
-                if *chunked {
-                    write_last(&mut self.pending, b"");
-                }
-                Ok(())
-            }
-            Some(_) => Err(origin(
-                Failure::Closed,
-                "the backend closed the connection in the middle of a response",
-            )),
-            None => Err(match &self.send_error {
-                Some(error) => Broken::closed(error),
-                None => origin(Failure::Closed, "the backend closed the connection before a response"),
-            }),
-        }
     }
 
     /// Reads the head of a response, and those of informational ones before it, and passes it on.
@@ -414,7 +383,7 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
         let keeps = self.request.keeps && !in_doubt && !self.lifecycle.is_draining();
         let cookie = self.cookie();
         let delivery = self.delivery(keeps, cookie.as_deref());
-        let framing = self.client.write_head(head, &delivery, out);
+        let (framing, encoder) = compress::begin(self.client, self.request, head, &delivery, out);
         self.response = Some(Response {
             coming: match head.framing {
                 Framing::None => Coming::Length(0),
@@ -422,63 +391,12 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
                 Framing::Chunked => Coming::Chunked(Decoder::default()),
                 Framing::Close => Coming::Close { closed: false },
             },
+            encoder,
             chunked: matches!(framing, Framing::Chunked),
             // An origin that answers before it has the request may take the rest of it for the next one.
             reusable: head.reusable && self.upload.is_done(),
             keeps: keeps && !matches!(framing, Framing::Close),
         });
-    }
-
-    /// Passes on `bytes` of the body, behind what is in `out`.
-    fn body(&mut self, context: &mut Context<'_>, bytes: &[u8], mut out: Scratch) -> Result<(), Broken> {
-        let Some(response) = &mut self.response else {
-            return Ok(());
-        };
-        let (mut taken, mut as_they_are) = (bytes.len(), &b""[..]);
-        let mut broken = None;
-        let data = match &mut response.coming {
-            Coming::Length(left) => {
-                taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
-                *left -= taken as u64;
-                as_they_are = &bytes[..taken];
-                taken
-            }
-            Coming::Chunked(decoder) => {
-                let mut decode = |out: &mut BytesMut| {
-                    match decoder.decode(bytes, out, usize::MAX) {
-                        Ok(decoded) => taken = decoded,
-                        Err(bad) => broken = Some(bad),
-                    }
-                    Ok::<_, Infallible>(())
-                };
-                let decoded = if response.chunked {
-                    let Ok(decoded) = write_chunk(&mut out, decode);
-                    decoded
-                } else {
-                    let before = out.len();
-                    let Ok(()) = decode(&mut out);
-                    out.len() - before
-                };
-                if response.chunked && decoder.ended() {
-                    write_last(&mut out, decoder.trailers());
-                }
-                decoded
-            }
-            Coming::Close { .. } if response.chunked => {
-                write_data(&mut out, bytes);
-                bytes.len()
-            }
-            Coming::Close { .. } => {
-                as_they_are = bytes;
-                bytes.len()
-            }
-        };
-        // Whatever comes behind a response belongs to nobody.
-        response.reusable &= taken == bytes.len();
-        self.record.bytes += data as u64;
-        // What came before the framing broke is the client's.
-        self.send(context, out, as_they_are)?;
-        broken.map_or(Ok(()), |BadFraming(what)| Err(origin(Failure::Malformed, what)))
     }
 }
 

@@ -3,7 +3,8 @@
 //! - `connect`: a new connection to an origin.
 //! - `upload`: the request and its body, on the way to the origin.
 //! - `duplex`: one try: both bodies at once.
-//! - `coming`: the body of its response, as the origin delimits it.
+//! - `download`: the body of its response, on the way to the client.
+//! - `coming`: that body, as the origin delimits it.
 //! - `tunnel`: a try that has switched to another protocol.
 //! - `waits`: the deadlines of both ends of a try, and what it holds.
 //!
@@ -33,6 +34,7 @@ use crate::rejection::Rejection;
 
 mod coming;
 mod connect;
+mod download;
 mod duplex;
 mod tunnel;
 mod upload;

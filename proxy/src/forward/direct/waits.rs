@@ -32,6 +32,8 @@ impl<C: ClientSide> Duplex<'_, C> {
     fn held(&self) -> usize {
         let mut held = self.request.weight + self.client.held() + self.partial.capacity();
         held += self.pending_size + self.upload.held();
+        let encoder = self.response.as_ref().and_then(|response| response.encoder.as_ref());
+        held += encoder.map_or(0, |encoder| encoder.size());
         // Where one end stalls, the kernel's buffers fill up at both.
         if !self.pending.is_empty() {
             let receiving = SockRef::from(self.origin.tcp()).recv_buffer_size().unwrap_or_default();

@@ -92,6 +92,7 @@ fn of_shape(lines: &mut Lines, shape: &Shape, head: &Head<'_>) {
         request_headers,
         response_headers,
         prefix,
+        compress,
     } = shape;
     if let Some(file) = users {
         let count = file.users.as_ref().map_or(0, Users::count);
@@ -127,6 +128,12 @@ fn of_shape(lines: &mut Lines, shape: &Shape, head: &Head<'_>) {
         let target = String::from_utf8_lossy(&target.concat()).into_owned();
         let stripped = stripped.map_or(String::new(), |prefix| format!(", with X-Forwarded-Prefix: {prefix}"));
         lines.push(("backends get", target + &stripped));
+    }
+    if *compress {
+        lines.push((
+            "compress",
+            "text, with zstd or gzip, for clients that accept it".to_owned(),
+        ));
     }
 }
 

@@ -1,0 +1,47 @@
+//! Begins responses, compressed where their route says so. Both forwarders do it here.
+
+use bytes::BytesMut;
+
+use crate::compression::accept::Coding;
+use crate::compression::encoder::Encoder;
+use crate::exchange::request::Request;
+use crate::forward::client::ClientSide;
+use crate::headers::origin_response::{Compressed, Delivery, Framing, ResponseHead};
+
+/// Writes the head of a final response to `out`. Returns how its body is framed, and what compresses it.
+pub(super) fn begin<C: ClientSide>(
+    client: &mut C,
+    request: &Request,
+    head: &ResponseHead<'_>,
+    delivery: &Delivery<'_>,
+    out: &mut BytesMut,
+) -> (Framing, Option<Box<Encoder>>) {
+    if let Some(coding) = request.compress
+        && let Some((compressed, encoder)) = compress(head, coding, delivery)
+    {
+        let delivery = Delivery {
+            edits: Some(compressed.edited()),
+            ..*delivery
+        };
+        return (client.write_head(&compressed.head, &delivery, out), encoder);
+    }
+    (client.write_head(head, delivery, out), None)
+}
+
+/// The head for a client that accepts this `coding`, if any, and what compresses the body. `None`: compression changes nothing.
+fn compress<'d>(
+    head: &ResponseHead<'d>,
+    coding: Option<Coding>,
+    delivery: &Delivery<'d>,
+) -> Option<(Box<Compressed<'d>>, Option<Box<Encoder>>)> {
+    let edited = delivery.edits?;
+    let compressed = head.compressed(coding, edited)?;
+    let Some(coding) = compressed.coding else {
+        return Some((Box::new(compressed), None));
+    };
+    match Encoder::new(coding, compressed.length) {
+        Some(encoder) => Some((Box::new(compressed), Some(Box::new(encoder)))),
+        // It goes as it is where there is no memory.
+        None => Some((Box::new(head.compressed(None, edited)?), None)),
+    }
+}

@@ -1,0 +1,157 @@
+//! The head of an origin's response as its client gets it where its route compresses responses.
+
+use super::fields::{Kind, drop_all};
+use super::{Edited, Framing, ResponseHead};
+use crate::compression::accept::Coding;
+use crate::compression::content::{MIN_LENGTH, forbids_transforming, is_compressible, members};
+use crate::config::Edits;
+use crate::http1::names::is;
+
+/// Sums of the body (RFC 9530, and before it). A response with one is not compressed, because the sum would be wrong.
+const SUMS: [&str; 4] = ["content-digest", "repr-digest", "digest", "content-md5"];
+
+/// What is not the same for a compressed body.
+const REPLACED: [&str; 4] = ["content-length", "content-encoding", "accept-ranges", "etag"];
+
+/// A head for a client to which compression matters.
+pub struct Compressed<'b> {
+    /// The head without what the route replaces.
+    pub head: ResponseHead<'b>,
+    /// How the body must be compressed; `None`: not at all, because this client accepts no coding.
+    pub coding: Option<Coding>,
+    /// The length of the body before that, if it is known.
+    pub length: Option<u64>,
+    edits: &'b Edits,
+    lines: Vec<u8>,
+}
+
+impl Compressed<'_> {
+    /// What is changed in its fields.
+    pub fn edited(&self) -> Edited<'_> {
+        Edited {
+            edits: self.edits,
+            lines: &self.lines,
+        }
+    }
+}
+
+/// The fields that decide, as the client would get them.
+#[derive(Default)]
+struct Seen<'b> {
+    content_type: Option<&'b [u8]>,
+    etag: Option<&'b [u8]>,
+    varies: bool,
+    /// It must stay as it is.
+    stays: bool,
+}
+
+impl<'b> Seen<'b> {
+    fn read(&mut self, name: &str, value: &'b [u8]) {
+        if is(name, "content-type") {
+            // Who knows which of two counts.
+            self.stays |= self.content_type.replace(value).is_some();
+        } else if is(name, "content-encoding") {
+            self.stays |= members(value).any(|coding| !coding.eq_ignore_ascii_case(b"identity"));
+        } else if is(name, "cache-control") {
+            self.stays |= forbids_transforming(value);
+        } else if is(name, "etag") {
+            self.etag = Some(value);
+        } else if is(name, "vary") {
+            self.varies |= members(value).any(|field| field == b"*" || field.eq_ignore_ascii_case(b"accept-encoding"));
+        } else {
+            self.stays |= is(name, "content-range") || SUMS.iter().any(|sum| is(name, sum));
+        }
+    }
+}
+
+impl<'b> ResponseHead<'b> {
+    /// The head for a client that accepts this `coding`, if any, where the route compresses responses and changes what `edited` says.
+    /// `None`: compression changes nothing about this response, whatever its client accepts.
+    pub fn compressed(&self, coding: Option<Coding>, edited: Edited<'b>) -> Option<Compressed<'b>> {
+        let length = match self.framing {
+            Framing::None => return None,
+            Framing::Length(length) if length < MIN_LENGTH => return None,
+            Framing::Length(length) => Some(length),
+            Framing::Chunked | Framing::Close => None,
+        };
+        if self.status == 206 {
+            return None;
+        }
+        let mut seen = Seen::default();
+        for (index, field) in self.fields.iter().enumerate() {
+            if !self.dropped.contains(index) && !edited.edits.drop(field.name) {
+                seen.read(field.name, field.value);
+            }
+        }
+        for line in edited.lines.split_inclusive(|byte| *byte == b'\n') {
+            if let Some((name, value)) = parts(line) {
+                seen.read(name, value);
+            }
+        }
+        if seen.stays || !seen.content_type.is_some_and(is_compressible) {
+            return None;
+        }
+        let mut head = *self;
+        let mut lines = Vec::with_capacity(edited.lines.len() + 128);
+        if let Some(coding) = coding {
+            head.compress();
+            for line in edited.lines.split_inclusive(|byte| *byte == b'\n') {
+                if !parts(line).is_some_and(|(name, _)| is_replaced(name)) {
+                    lines.extend_from_slice(line);
+                }
+            }
+            field(&mut lines, "Content-Encoding", &[coding.name().as_bytes()]);
+            // The bytes are others than those that the origin has named so (RFC 9110, section 8.8.3.3).
+            match seen.etag {
+                Some(weak) if weak.starts_with(b"W/\"") => field(&mut lines, "ETag", &[weak]),
+                Some(strong) if strong.starts_with(b"\"") => field(&mut lines, "ETag", &[b"W/", strong]),
+                _ => {}
+            }
+        } else {
+            lines.extend_from_slice(edited.lines);
+        }
+        if !seen.varies {
+            field(&mut lines, "Vary", &[b"Accept-Encoding"]);
+        }
+        Some(Compressed {
+            head,
+            coding,
+            length,
+            edits: edited.edits,
+            lines,
+        })
+    }
+
+    /// Leaves out what does not hold for a compressed body, whose length nobody knows.
+    fn compress(&mut self) {
+        for (index, field) in self.fields.iter().enumerate() {
+            if is_replaced(field.name) {
+                self.dropped.insert(index);
+            }
+        }
+        // A body that was not chunked has no trailers to announce.
+        if self.framing != Framing::Chunked {
+            drop_all(self.fields, &mut self.dropped, Kind::Trailer);
+        }
+        self.length = None;
+        self.framing = Framing::Chunked;
+    }
+}
+
+fn is_replaced(name: &str) -> bool {
+    REPLACED.iter().any(|replaced| is(name, replaced))
+}
+
+/// The name and the value in a line that ends with CRLF.
+fn parts(line: &[u8]) -> Option<(&str, &[u8])> {
+    let line = line.strip_suffix(b"\r\n")?;
+    let end = memchr::memchr(b':', line)?;
+    Some((str::from_utf8(&line[..end]).ok()?, line[end + 1..].trim_ascii()))
+}
+
+fn field(lines: &mut Vec<u8>, name: &str, value: &[&[u8]]) {
+    lines.extend_from_slice(name.as_bytes());
+    lines.extend_from_slice(b": ");
+    value.iter().for_each(|part| lines.extend_from_slice(part));
+    lines.extend_from_slice(b"\r\n");
+}
