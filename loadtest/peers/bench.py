@@ -174,7 +174,14 @@ class Bench:
             stack.enter_context(origins(origin, addresses, self.cores.load, self.run_directory, options))
             self.delayed[delay] = addresses
 
-    def setup(self, peer: Peer, row: Row | None = None, limited: bool = False, trusted: bool = False) -> Setup:
+    def setup(
+        self,
+        peer: Peer,
+        row: Row | None = None,
+        limited: bool = False,
+        trusted: bool = False,
+        compressed: bool = False,
+    ) -> Setup:
         return Setup(
             directory=self.run_directory / peer.name,
             certificate=self.certificate,
@@ -182,6 +189,7 @@ class Bench:
             least=bool(row and row.delays),
             limited=row.limited if row else limited,
             trusted=row.trusted if row else trusted,
+            compressed=row.compressed if row else compressed,
             grpc=bool(row and row.message),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import urllib.request
@@ -139,6 +140,21 @@ def limit_is_right(peer: Peer, binaries: Binaries, setup: Setup, core: int) -> N
         same("another client", forwarded_for(client, {"X-Forwarded-For": "10.9.9.9"})[0], "10.9.9.9")
 
 
+def compression_is_right(peer: Peer, binaries: Binaries, setup: Setup, core: int) -> None:
+    """Text comes compressed to whoever accepts that, and is the same."""
+    with checked(peer, binaries, setup, core) as (_, client):
+        path = "/text/1048576"
+        plain = client.get(path)
+        status, fields, body = client.ask(path, headers={"Accept-Encoding": "gzip"})
+        same("the status", status, 200)
+        same("the coding", fields.get("content-encoding"), "gzip")
+        same("the text", gzip.decompress(body) == plain, True)
+        # All compress about as well, so that nobody is fast because it does not.
+        share = len(body) / len(plain)
+        if not 0.2 < share < 0.5:
+            raise Failure(f"the text is compressed to {share:.0%}")
+
+
 def check(peer: Peer, binaries: Binaries, make: Callable[..., Setup], core: int) -> None:
     """All of it.
 
@@ -148,5 +164,7 @@ def check(peer: Peer, binaries: Binaries, make: Callable[..., Setup], core: int)
         answers_are_right(peer, binaries, make(), core)
         if "limit" not in peer.lacks:
             limit_is_right(peer, binaries, make(limited=True, trusted=True), core)
+        if peer.compress:
+            compression_is_right(peer, binaries, make(compressed=True), core)
     except (Failure, OSError, http.client.HTTPException, ValueError) as problem:
         raise Failure(f"{peer.title}: {problem}") from problem

@@ -54,6 +54,8 @@ class Setup:
     backends: list[str]
     limited: bool = False
     trusted: bool = False
+    # Responses are compressed.
+    compressed: bool = False
     # The origins speak HTTP/2 without TLS.
     grpc: bool = False
     # The backend with the fewest requests in flight gets the next one.
@@ -89,6 +91,8 @@ class Peer:
     # What is said where the generator is trusted to tell the client, and where it is not.
     trust: str = ""
     no_trust: str = ""
+    # What has text compressed with gzip at level 5.
+    compress: str = ""
     metrics: str = "/metrics"
     lacks: frozenset[str] = frozenset()
     logs_to_stdout: bool = False
@@ -119,6 +123,7 @@ class Peer:
             "trust": self.trust if setup.trusted else self.no_trust,
             "protocol": self.h2c if setup.grpc else self.http1,
             "balance": self.least if setup.least else self.turns,
+            "compress": self.compress if setup.compressed else "",
             "depth": "1" if setup.trusted else "0",
         }
         for name in self.files:
@@ -183,6 +188,8 @@ PEERS: dict[str, Peer] = {
             least="least_requests",
             between=", ",
             trust=LOOPBACK,
+            # At level 5 always.
+            compress="routes: {all: {compress: true}}",
             logs_to_stdout=True,
         ),
         Peer(
@@ -206,6 +213,7 @@ PEERS: dict[str, Peer] = {
             http1="proxy_pass http://origins;",
             h2c="grpc_pass grpc://origins;",
             trust=f"set_real_ip_from {LOOPBACK};\n    real_ip_header X-Forwarded-For;",
+            compress="gzip on;\n    gzip_comp_level 5;\n    gzip_types text/plain;\n    gzip_min_length 1024;\n    gzip_vary on;",
         ),
         Peer(
             name="haproxy",

@@ -9,6 +9,8 @@ ALL = frozenset({"gopherproxy", "bare", "nginx", "haproxy", "envoy", "traefik", 
 FASTEST = frozenset({"gopherproxy", "nginx", "haproxy"})
 # Who can choose the backend with the fewest requests in flight without a plugin and tells of each request.
 LEAST = frozenset({"gopherproxy", "haproxy", "envoy"})
+# Who compresses at a level that can be the same as GopherProxy's.
+COMPRESSING = frozenset({"gopherproxy", "nginx"})
 # Whom a row over TLS is compared with.
 SECURE = FASTEST | {"envoy"}
 
@@ -25,6 +27,8 @@ class Row:
     backends: int = 3
     limited: bool = False
     trusted: bool = False
+    # Responses are compressed with gzip, at the level that GopherProxy has.
+    compressed: bool = False
     # A share of what GopherProxy can do, as a fixed rate; 0 is as fast as it goes.
     pace: float = 0.0
     # So many requests a second, to origins that take so many milliseconds each, and to the one with the fewest requests in flight.
@@ -51,6 +55,16 @@ ROWS: dict[str, Row] = {
         Row("light", "small GET at a fifth of GopherProxy's throughput", pace=0.2),
         Row("64k", "64 KiB response", path="/bytes/65536", connections=32),
         Row("1m", "1 MiB response", path="/bytes/1048576", connections=8),
+        Row(
+            "gzip",
+            "1 MiB of text, compressed with gzip at level 5",
+            path="/text/1048576",
+            connections=8,
+            script=["gzip"],
+            compressed=True,
+            longer=3,
+            peers=COMPRESSING,
+        ),
         Row("upload", "1 MiB upload", path="/upload", connections=8, script=["upload", "1048576"]),
         Row("connect", "new connection each request", script=["close"]),
         Row("conns", "1,000 connections", connections=1000),

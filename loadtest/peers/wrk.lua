@@ -1,6 +1,7 @@
 -- What wrk sends, told by the words after `--`, and its result as one line of JSON.
 --
 --   get            the request that wrk makes by itself
+--   gzip           the same, from a client that accepts gzip
 --   close          the same, and the connection closes after each
 --   upload BYTES   a POST with a body
 --   clients COUNT  a GET for each of so many client addresses in turn, told in X-Forwarded-For
@@ -12,6 +13,8 @@ function init(args)
     local kind, count = args[1], tonumber(args[2])
     if kind == "close" then
         requests[1] = wrk.format("GET", nil, { Host = wrk.headers["Host"], Connection = "close" })
+    elseif kind == "gzip" then
+        requests[1] = wrk.format("GET", nil, { Host = wrk.headers["Host"], ["Accept-Encoding"] = "gzip" })
     elseif kind == "upload" then
         requests[1] = wrk.format("POST", nil, nil, string.rep("x", count))
     elseif kind == "clients" then

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `/status/204` | that status |
 //! | `/bytes/1024` | so many bytes |
+//! | `/text/1024` | so many bytes of text |
 //! | `/chunked/3` | so many chunks, a line each |
 //! | `/delay/500` | after so many milliseconds |
 //! | `/echo` | the request's body, streamed back |
@@ -20,8 +21,8 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -145,6 +146,7 @@ async fn answer(request: Request<Incoming>, name: HeaderValue) -> Result<Respons
             response
         }
         "bytes" => bytes(number.into()),
+        "text" => text(number.into()),
         "chunked" => {
             let chunks = (0..number).map(|chunk| Ok(Frame::data(Bytes::from(format!("chunk {chunk}\n")))));
             Response::new(StreamBody::new(futures::stream::iter(chunks)).boxed())
@@ -192,16 +194,59 @@ fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed()
 }
 
-/// So many bytes, of which only a piece is in memory, however many clients want however much.
 fn bytes(length: u64) -> Response<Body> {
     static PIECE: [u8; 64 << 10] = [b'x'; 64 << 10];
-    let pieces = (0..length).step_by(PIECE.len()).map(move |start| {
-        let end = PIECE.len().min(usize::try_from(length - start).unwrap_or(usize::MAX));
-        Ok(Frame::data(Bytes::from_static(&PIECE[..end])))
+    repeated(&PIECE, length)
+}
+
+/// So many bytes of `piece`, again and again, of which only one is in memory, however many clients want however much.
+fn repeated(piece: &'static [u8], length: u64) -> Response<Body> {
+    let pieces = (0..length).step_by(piece.len()).map(move |start| {
+        let end = piece.len().min(usize::try_from(length - start).unwrap_or(usize::MAX));
+        Ok(Frame::data(Bytes::from_static(&piece[..end])))
     });
     let mut response = Response::new(StreamBody::new(futures::stream::iter(pieces)).boxed());
     response.headers_mut().insert(CONTENT_LENGTH, length.into());
     response
+}
+
+/// The same of a text that compresses to about a third, as pages and answers in JSON do.
+fn text(length: u64) -> Response<Body> {
+    // No compressor looks so far back that it finds the piece again.
+    static PIECE: LazyLock<Vec<u8>> = LazyLock::new(|| prose(256 << 10));
+    let mut response = repeated(&PIECE, length);
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+/// Words of a small vocabulary, the first ones most often, with numbers between them; the same in every run.
+fn prose(length: usize) -> Vec<u8> {
+    const SYLLABLES: [&str; 16] = [
+        "an", "be", "con", "de", "er", "for", "in", "ly", "ment", "no", "or", "pro", "re", "sta", "ti", "un",
+    ];
+    // The generator that POSIX gives as an example.
+    let mut state = 1_u32;
+    let mut below = |bound: usize| {
+        state = state.wrapping_mul(1_103_515_245).wrapping_add(12_345);
+        (state >> 16) as usize % bound
+    };
+    let mut text = String::with_capacity(length + 64);
+    while text.len() < length {
+        // The product of two falls off like the frequencies of words.
+        let word = below(64) * below(64);
+        match below(24) {
+            0 => text += ".\n",
+            1 => text += &format!("{}", below(10_000)),
+            _ => {}
+        }
+        for place in [word % 16, word / 16 % 16, word / 256] {
+            text += SYLLABLES[place];
+        }
+        text.push(' ');
+    }
+    text.truncate(length);
+    text.into_bytes()
 }
 
 fn greeting(name: &HeaderValue) -> Bytes {
