@@ -66,6 +66,7 @@ impl EjectionState {
     }
 
     /// Whether the backend is ejected: from [`EjectionState::eject`] to [`EjectionState::readmit`].
+    #[inline]
     pub fn is_ejected(&self) -> bool {
         self.ejected.load(Ordering::Relaxed)
     }

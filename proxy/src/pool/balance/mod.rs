@@ -308,9 +308,9 @@ impl List {
     fn least_of_all(&self, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<usize> {
         let means = self.backends.iter().map(Weighted::mean);
         let fastest = means.reduce(faster).unwrap_or_default();
-        let (mut least_load, mut its_weight) = (u64::MAX, 1);
-        // Of more than there is room for, the first ones.
-        let (mut ties, mut count) = ([0; COMPARED], 0);
+        let (mut first, mut least_load, mut its_weight) = (None, u64::MAX, 1);
+        // A bit for each of the first 64.
+        let mut ties = 0u64;
         for (index, backend) in self.backends.iter().enumerate() {
             if !fits(&backend.upstream) {
                 continue;
@@ -318,17 +318,16 @@ impl List {
             let (load, weight) = (backend.load(fastest), u64::from(backend.weight));
             let (this, least) = (load * its_weight, least_load.saturating_mul(weight));
             if this < least {
-                (least_load, its_weight, count) = (load, weight, 0);
+                (first, least_load, its_weight, ties) = (Some(index), load, weight, 0);
             }
-            if this <= least && count < COMPARED {
-                ties[count] = index;
-                count += 1;
-            }
+            ties |= u64::from(this <= least) << (index % 64) & u64::from(index >= 64).wrapping_sub(1);
         }
-        match count {
-            0 => None,
-            1 => Some(ties[0]),
-            _ => Some(ties[fastrand::usize(..count)]),
+        match ties.count_ones() {
+            0 | 1 => first,
+            count => {
+                (0..fastrand::u32(..count)).for_each(|_| ties &= ties - 1);
+                usize::try_from(ties.trailing_zeros()).ok()
+            }
         }
     }
 
@@ -382,11 +381,13 @@ impl List {
 }
 
 impl Weighted {
+    #[inline]
     fn mean(&self) -> u32 {
         self.upstream.pace.mean()
     }
 
     /// How many requests would be in flight to it with one more, or as many as that means where the fastest takes so long to answer.
+    #[inline]
     fn load(&self, fastest: u32) -> u64 {
         let in_flight = u64::from(self.upstream.in_flight.load(Ordering::Relaxed));
         (in_flight + 1) * slowness(self.mean(), fastest)

@@ -50,6 +50,7 @@ impl Pace {
         }
     }
 
+    #[inline]
     pub(super) fn mean(&self) -> u32 {
         self.mean.load(Ordering::Relaxed)
     }
@@ -57,17 +58,21 @@ impl Pace {
 
 /// As how many times as busy a backend counts that takes `mean` where the fastest takes `fastest`, both in microseconds and 0 while
 /// nobody knows.
+#[inline]
 pub(super) fn slowness(mean: u32, fastest: u32) -> u64 {
-    let ratio = mean / fastest.max(FAST);
-    u64::from(if ratio < CLEARLY { 1 } else { ratio.min(MOST) })
+    let fastest = fastest.max(FAST);
+    // Nearly all are not slow, and a division takes longer than all else that is asked of a backend.
+    if mean < fastest.saturating_mul(CLEARLY) {
+        return 1;
+    }
+    u64::from((mean / fastest).clamp(1, MOST))
 }
 
 /// The lower one of two means that are known.
+#[inline]
 pub(super) fn faster(one: u32, other: u32) -> u32 {
-    match (one, other) {
-        (0, known) | (known, 0) => known,
-        _ => one.min(other),
-    }
+    // 0 comes last.
+    one.wrapping_sub(1).min(other.wrapping_sub(1)).wrapping_add(1)
 }
 
 #[cfg(test)]
