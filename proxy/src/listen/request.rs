@@ -2,8 +2,10 @@
 //! hooks.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -182,7 +184,12 @@ impl Edge {
         header: &mut RequestHeader,
         exchange: &mut Exchange,
     ) -> Result<(), Refusal> {
-        let (request, record) = (&mut exchange.request, &mut exchange.record);
+        let Exchange {
+            request,
+            record,
+            client,
+            ..
+        } = exchange;
         let route = Arc::clone(&request.route);
         let timed = record.place.leave();
         if let Some(users) = route.shape.as_ref().and_then(|shape| shape.users.as_ref()) {
@@ -192,7 +199,11 @@ impl Edge {
             let (Some(service), Some(question)) = (&route.auth, &guarded.question) else {
                 return Err(Rejection::Internal.into());
             };
-            let asked = self.authentication.ask(service, auth, question).await;
+            let asked = tokio::select! {
+                biased;
+                asked = self.authentication.ask(service, auth, question) => asked,
+                () = gone(client) => return Err(Rejection::ClientGone.into()),
+            };
             let answer = asked.map_err(|why| Refusal::Rejection(Rejection::AuthUnavailable, Some(why)))?;
             if !answer.allows() {
                 record.failed(Rejection::AuthRefused, Some(answer.why(auth)));
@@ -289,6 +300,23 @@ fn coding(shape: &Shape, head: &Head<'_>) -> Option<Option<Coding>> {
     compresses.then(|| preferred(head.values("accept-encoding")))
 }
 
+/// Ready when the client of a request has gone away; never while it has some of its body to send.
+async fn gone(client: &mut Option<Client>) {
+    fn poll(client: &mut impl ClientSide, context: &mut Context<'_>) -> Poll<()> {
+        if client.body_ended() {
+            client.poll_gone(context)
+        } else {
+            Poll::Pending
+        }
+    }
+    poll_fn(|context| match client {
+        Some(Client::Http1(client)) => poll(&mut **client, context),
+        Some(Client::Http2(client)) => poll(&mut **client, context),
+        None => Poll::Pending,
+    })
+    .await;
+}
+
 async fn deny(
     client: &mut impl ClientSide,
     request: &Request,
@@ -301,6 +329,9 @@ async fn deny(
         Refusal::Answer(answer) => answer.give(client, request, record, keeps).await,
         Refusal::Rejection(rejection, why) => {
             record.failed(rejection, why);
+            if rejection == Rejection::ClientGone {
+                return Ending::Cut;
+            }
             answer_here(client, request, record, rejection, keeps).await
         }
     };

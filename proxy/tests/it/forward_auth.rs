@@ -7,7 +7,8 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::Notify;
 
 use crate::support::http2::{CLEARTEXT, Http2, request as request2};
-use crate::support::{Connection, Process, RawOrigin, embedded, eventually, free_port, proxy_to};
+use crate::support::http2_origin::Http2Origin;
+use crate::support::{Connection, Process, RawOrigin, embedded, embedded_targets, eventually, free_port, proxy_to};
 
 /// What the origin of these tests answers.
 const ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -398,23 +399,75 @@ async fn a_service_that_is_dead_or_slow_holds_up_nobody_else() {
             "{line}"
         );
     }
-    // The backend has room for three requests. Those that wait for the service take none of it.
+    // The backend has room for three requests. Those that wait for the service take none of it. The service has 128 questions at a time.
     let before = service.requests().len();
     let mut waiting = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..140 {
         let mut client = Connection::open(proxy.address()).await;
         client
             .send("GET /slow HTTP/1.1\r\nHost: a\r\nX-Want: silent\r\n\r\n")
             .await;
         waiting.push(client);
     }
-    eventually("they are asked about", async || service.requests().len() == before + 5).await;
+    eventually("they are asked about", async || {
+        service.requests().len() >= before + 128
+    })
+    .await;
     for _ in 0..3 {
         assert_eq!(Connection::open(proxy.address()).await.get("/").await.status, 200);
     }
-    // A place is taken once the service has answered.
+    assert_eq!(service.requests().len(), before + 128);
+    // Whoever leaves is waited for no longer, so that others come next.
+    let mut stream = Http2::open(proxy.address()).await;
+    let mut asked = request2("GET", "/slow");
+    asked.headers_mut().insert("x-want", "silent".parse().expect("a value"));
+    let (response, _) = stream.requests.send_request(asked, true).expect("it is open");
+    drop((waiting, response));
     let in_time = Connection::open(proxy.address()).await.get("/slow").await;
     assert_eq!(in_time.status, 200);
+    proxy.reaches("gopherproxy_inflight_requests", 0.0).await;
+    proxy
+        .said("request", |line| {
+            line["route"] == "slow" && line["reason"] == "client_gone" && line["protocol"] == "h2"
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_backend_that_speaks_http2_gets_the_fields_of_the_answer() {
+    let service = service().await;
+    let origin = Http2Origin::plain().await;
+    let more = format!(
+        "  upstream: {{protocol: h2c}}\n  http2: {{cleartext: true}}\n  routes:\n    shop: {{{}}}\n",
+        asks(&service)
+    );
+    let proxy = Process::proxy(&(embedded_targets(&[origin.address.to_string()]) + &more)).await;
+    proxy.active_backends(1).await;
+    for seen in ask(
+        &proxy,
+        "POST",
+        "/",
+        &[("Remote-User", "admin"), ("remote_user", "admin")],
+        "body",
+    )
+    .await
+    {
+        assert_eq!(seen.status, 200);
+    }
+    let requests = origin.requests();
+    assert_eq!(requests.len(), 3);
+    for seen in requests {
+        assert!(
+            seen.head.contains("remote-user: alice\r\n") && !seen.head.contains("admin"),
+            "{}",
+            seen.head
+        );
+        assert!(
+            seen.head.contains("remote-groups: a\r\nremote-groups: b\r\n"),
+            "{}",
+            seen.head
+        );
+    }
 }
 
 #[tokio::test]
