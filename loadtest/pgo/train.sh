@@ -20,7 +20,7 @@ sh loadtest/tools.sh wrk h2load
 target=target/pgo
 counts=$PWD/$target/counts
 # Each with the traffic that it should be good at; what they have in common counts most.
-rows=get,64k,1m,upload,connect,conns,limited,clients,tls,h2,streams,handshake,grpc
+rows=get,64k,1m,upload,connect,conns,limited,clients,tls,h2,streams,handshake,grpc,gzip
 sysroot=$(rustc --print sysroot)
 for tool in "${LLVM_PROFDATA:-}" "$sysroot"/lib/rustlib/*/bin/llvm-profdata llvm-profdata; do
     command -v "$tool" >/dev/null 2>&1 && profdata=$tool && break
