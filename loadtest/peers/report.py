@@ -182,6 +182,7 @@ GOALS = [
     Goal("CPU of a 64 KiB response, to nginx", 0.63, 0.5, cpu_to("nginx", "64k")),
     Goal("… of 1 MiB", 0.57, 0.5, cpu_to("nginx", "1m")),
     Goal("CPU of a 1 MiB upload, to nginx", 0.71, 0.5, cpu_to("nginx", "upload")),
+    Goal("CPU of 1 MiB of text, compressed, to nginx", 1.0, 0.9, cpu_to("nginx", "gzip")),
     Goal("CPU of a 429, to nginx", 0.98, 0.8, cpu_to("nginx", "limited")),
     Goal("CPU of a small GET over TLS, to nginx", 1.1, 0.95, cpu_to("nginx", "tls")),
     Goal("… to HAProxy", 1.3, 1.1, cpu_to("haproxy", "tls")),
