@@ -135,6 +135,7 @@ async fn started_without_redis_it_waits_says_so_once_and_serves_when_redis_comes
     })
     .await;
     assert_eq!(get(proxy.address(), "/").await.status, 200);
+    proxy.said("first backends discovered", |_| true).await;
     assert_eq!(proxy.lines("waiting for the first backends").len(), 1);
     assert_eq!(proxy.lines("first backends discovered").len(), 1);
 }

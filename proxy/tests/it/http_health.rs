@@ -77,6 +77,7 @@ async fn the_status_decides_and_a_change_takes_as_many_checks_as_it_is_to() {
         assert!(checks >= needed, "{now}: {checks}");
     }
     assert_eq!(reason(&proxy).await, "status 503, expected 200-299");
+    proxy.said("backend recovered", |_| true).await;
     assert_eq!(proxy.lines(DOWN).len(), 1);
     assert_eq!(proxy.lines("backend recovered").len(), 1);
 }

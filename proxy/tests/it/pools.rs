@@ -214,6 +214,9 @@ async fn pools_come_change_and_go_under_traffic_and_no_request_is_lost() {
                 with_pools(&plain, pools)
             };
             reload(&proxy, &configuration).await;
+            if round == 0 && pools.len() > 2 {
+                eventually("the file's are used", async || other.requests() > 0).await;
+            }
         }
         eventually(&format!("round {round}: it is as it was"), async || {
             get(proxy.address(), "/").await.origin() == one.address()
@@ -221,7 +224,6 @@ async fn pools_come_change_and_go_under_traffic_and_no_request_is_lost() {
         .await;
         threads.push(proxy.metric("process_threads").await);
     }
-    assert!(other.requests() > 0, "the file's were used");
     load.lost_none().await;
     assert_eq!(proxy.metric("gopherproxy_panics_total").await, 0.0);
 }

@@ -352,6 +352,7 @@ async fn the_service_manager_hears_that_it_is_ready_when_it_serves_and_the_first
             sentinel.metric("gopherproxy_sentinel_targets{state=\"unknown\"}").await,
             0.0
         );
+        sentinel.said("target is down", |_| true).await;
         assert_eq!(sentinel.lines("target is down").len(), 1);
         let published = redis
             .try_members()

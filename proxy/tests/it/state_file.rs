@@ -97,6 +97,7 @@ async fn a_state_file_that_cannot_be_written_is_said_at_the_start() {
         proxy.metric("gopherproxy_state_file_errors_total").await > 2.0
     })
     .await;
+    proxy.said(message, |_| true).await;
     assert_eq!(proxy.lines(message).len(), 1);
     std::fs::create_dir(file.parent().expect("it has one")).expect("created");
     proxy.said("the set of backends is saved again", |_| true).await;

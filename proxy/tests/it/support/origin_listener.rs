@@ -47,7 +47,8 @@ pub fn variable(directory: &Path) -> Option<(&'static str, OsString)> {
     Some(("SSL_CERT_FILE", tls.authority.write(directory).into()))
 }
 
-fn is_secure(address: SocketAddr) -> bool {
+/// Whether the origin at `address` speaks TLS.
+pub fn is_secure(address: SocketAddr) -> bool {
     TLS.as_ref().is_some_and(|tls| {
         let addresses = tls.addresses.lock().expect("no test panics with it");
         addresses.contains(&address)
