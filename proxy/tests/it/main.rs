@@ -71,6 +71,7 @@ mod state_file;
 mod support;
 mod targets;
 mod tls;
+mod tls_keys;
 mod unprivileged;
 mod upgrade;
 mod websocket;

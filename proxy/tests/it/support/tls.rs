@@ -6,8 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256,
 };
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
@@ -70,11 +72,24 @@ impl Authority {
 
     /// The same with further wishes.
     pub fn issue_with(&self, names: &[&str], wishes: impl FnOnce(&mut CertificateParams)) -> Pair {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
+        self.issue_for(
+            &KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key"),
+            names,
+            wishes,
+        )
+    }
+
+    /// A certificate for these hosts with an RSA key, always the same: the library makes none.
+    pub fn issue_rsa(&self, names: &[&str]) -> Pair {
+        let key = KeyPair::from_pkcs8_pem_and_sign_algo(include_str!("rsa.key"), &PKCS_RSA_SHA256).expect("a key");
+        self.issue_for(&key, names, |_| {})
+    }
+
+    fn issue_for(&self, key: &KeyPair, names: &[&str], wishes: impl FnOnce(&mut CertificateParams)) -> Pair {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).expect("names");
         wishes(&mut params);
-        let cert = params.signed_by(&key, &self.issuer).expect("a certificate");
+        let cert = params.signed_by(key, &self.issuer).expect("a certificate");
         Pair {
             cert: cert.pem(),
             key: key.serialize_pem(),
@@ -102,8 +117,17 @@ impl Authority {
 
     /// The same with these versions, and a certificate of its own.
     pub fn client_with(&self, versions: &[&'static SupportedProtocolVersion], own: Option<&Pair>) -> Client {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
+        self.client_of(rustls::crypto::ring::default_provider(), versions, own)
+    }
+
+    /// The same with what this provider knows.
+    pub fn client_of(
+        &self,
+        provider: CryptoProvider,
+        versions: &[&'static SupportedProtocolVersion],
+        own: Option<&Pair>,
+    ) -> Client {
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(versions)
             .expect("versions")
             .with_root_certificates(self.roots());
