@@ -17,7 +17,8 @@ from websockets.sync.server import ServerConnection, serve
 
 from stack import LIMIT, Proxy, Stack, expect
 
-# What Chromium opens: it writes into the page what it used.
+# What Chromium opens: it writes into the page what it used. Its clock runs ahead while nothing is fetched, so it fetches something until the
+# socket has been heard.
 PAGE = """<!doctype html>
 <title>a page</title>
 <p id="navigation"></p><p id="fetch"></p><p id="socket"></p>
@@ -29,9 +30,12 @@ const protocol = (entry) => (entry ? entry.nextHopProtocol : "none");
   await (await fetch("/fetched")).text();
   say("fetch", protocol(performance.getEntriesByName(new URL("/fetched", location).href)[0]));
   const socket = new WebSocket(new URL("/socket", location).href.replace("http", "ws"));
+  let heard = false;
   socket.onopen = () => socket.send("hello");
   socket.onmessage = (message) => { say("socket", message.data); socket.close(1000); };
   socket.onerror = () => say("socket", "an error");
+  socket.onclose = () => (heard = true);
+  for (let tries = 0; !heard && tries < 5000; tries++) await (await fetch("/waiting")).text();
 })();
 </script>
 """
