@@ -93,13 +93,12 @@ impl Edits {
 /// The names of the fields, without their values, which may be secrets.
 impl fmt::Display for Edits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_dropped = |name: &str| self.dropped.iter().any(|dropped| is(dropped, name));
-        let added = |replaces: bool| {
-            let names = self.added.iter().map(|(name, _)| name.as_str());
-            names.filter(|name| is_dropped(name) == replaces).collect::<Vec<_>>()
-        };
+        let names = || self.added.iter().map(|(name, _)| name.as_str());
+        let added = |replaces: bool| names().filter(|name| self.drop(name) == replaces).collect::<Vec<_>>();
         let dropped = self.dropped.iter().map(String::as_str);
-        let removed: Vec<_> = dropped.filter(|name| !self.adds(name)).collect();
+        let removed: Vec<_> = dropped
+            .filter(|dropped| !names().any(|name| is_alike(name, dropped)))
+            .collect();
         let all = [("set", added(true)), ("add", added(false)), ("remove", removed)];
         let parts = all.iter().filter(|(_, names)| !names.is_empty());
         let parts: Vec<_> = parts
@@ -226,6 +225,8 @@ mod tests {
         );
         let edits = shape.unwrap().request_headers;
         assert_eq!(edits.to_string(), "set X-Key, X-b; add X-Site; remove cookie, x-c");
+        let shape = crate::config::Shape::of("request_headers: {set: {X_User: hush}, remove: [X_C]}");
+        assert_eq!(shape.unwrap().request_headers.to_string(), "set X_User; remove x-c");
         assert_eq!(Edits::default().to_string(), "");
     }
 
