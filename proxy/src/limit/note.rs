@@ -84,24 +84,12 @@ fn keep_most_owing(owing: &mut Vec<(u128, u64)>) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
     use std::time::Duration;
 
     use super::super::Verdict;
+    use super::super::tests::{LIMIT, address};
     use super::*;
     use crate::config::Limit;
-
-    const LIMIT: Limit = Limit {
-        burst: 5,
-        per_second: 2.0,
-        clients: 131_072,
-        ipv6_prefix: 64,
-        exempt: Vec::new(),
-    };
-
-    fn address(number: u32) -> IpAddr {
-        IpAddr::from(number.to_be_bytes())
-    }
 
     #[test]
     fn a_successor_decides_as_the_running_process_would_have() {

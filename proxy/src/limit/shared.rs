@@ -74,12 +74,8 @@ mod tests {
     use std::time::Duration;
 
     use super::super::Verdict;
-    use super::super::tests::{LIMIT, Reference};
+    use super::super::tests::{LIMIT, Reference, address};
     use super::*;
-
-    fn address(number: u32) -> IpAddr {
-        IpAddr::from(number.to_be_bytes())
-    }
 
     fn passed(limiter: &ClientLimiter, client: IpAddr, requests: usize, now: Instant) -> usize {
         let allows = || matches!(limiter.check(client, now), Verdict::Allow { .. });

@@ -10,7 +10,7 @@ pub(super) const LIMIT: Limit = Limit {
     exempt: Vec::new(),
 };
 
-fn address(number: u32) -> IpAddr {
+pub(super) fn address(number: u32) -> IpAddr {
     IpAddr::from(number.to_be_bytes())
 }
 
