@@ -1,5 +1,7 @@
 //! Which types of content are worth compressing.
 
+use crate::http1::list::members;
+
 /// The shortest body of a known length that is compressed, in bytes. A shorter one fits into a packet as it is.
 pub const MIN_LENGTH: u64 = 1024;
 
@@ -37,12 +39,6 @@ pub fn is_compressible(content_type: &[u8]) -> bool {
 /// Whether a line of `Cache-Control` forbids that a body is changed (RFC 9111, section 5.2.2.6).
 pub fn forbids_transforming(cache_control: &[u8]) -> bool {
     members(cache_control).any(|directive| directive.eq_ignore_ascii_case(b"no-transform"))
-}
-
-/// The members of a list that are not empty.
-pub fn members(list: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let members = list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    members.filter(|member| !member.is_empty())
 }
 
 #[cfg(test)]

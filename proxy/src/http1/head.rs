@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::str;
 
+use crate::http1::list::members;
 use crate::http1::names::is_in_token;
 use crate::http1::target::{Scheme, is_authority, is_same_host, path_of, split_target, why_no_target};
 use crate::http1::violation::{LF_ALONE, Violation, has_lf_alone};
@@ -54,7 +55,7 @@ impl Rules {
             let mut upgrades = self.upgrades.iter();
             upgrades.any(|one| one.as_bytes().eq_ignore_ascii_case(protocol))
         };
-        options(value).find(allowed)
+        members(value).find(allowed)
     }
 }
 
@@ -416,7 +417,7 @@ impl<'b> Connection<'b> {
     /// Reads one more field.
     fn read(&mut self, value: &'b [u8]) -> Result<(), Violation> {
         let malformed = |rule| Err(Violation::malformed(rule));
-        for option in options(value) {
+        for option in members(value) {
             let protected = PROTECTED
                 .iter()
                 .any(|name| option.eq_ignore_ascii_case(name.as_bytes()));
@@ -437,12 +438,6 @@ impl<'b> Connection<'b> {
         }
         Ok(())
     }
-}
-
-/// The parts of a list that are not empty.
-fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let options = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    options.filter(|option| !option.is_empty())
 }
 
 fn content_length(value: &[u8]) -> Result<u64, Violation> {

@@ -7,6 +7,7 @@
 //! - [`target`]: checks request targets and the authorities in them.
 //! - [`path`]: the one meaning of a path.
 //! - [`redirect`]: sends a client from plain HTTP to HTTPS.
+//! - [`list`]: reads the values of fields that are lists.
 //! - [`names`]: classifies the names of fields.
 //! - [`chunked`]: decodes and encodes chunked bodies.
 //! - [`held`]: bounds the memory that clients make the proxy hold.
@@ -21,6 +22,7 @@ pub mod closing;
 pub mod downstream;
 pub mod head;
 pub mod held;
+pub mod list;
 pub mod names;
 pub mod path;
 pub mod progress;

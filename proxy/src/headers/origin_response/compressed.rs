@@ -3,8 +3,9 @@
 use super::fields::{Kind, drop_all};
 use super::{Edited, Framing, ResponseHead};
 use crate::compression::accept::Coding;
-use crate::compression::content::{MIN_LENGTH, forbids_transforming, is_compressible, members};
+use crate::compression::content::{MIN_LENGTH, forbids_transforming, is_compressible};
 use crate::config::Edits;
+use crate::http1::list::members;
 use crate::http1::names::is;
 
 /// Sums of the body (RFC 9530, and before it). A response with one is not compressed, because the sum would be wrong.

@@ -1,6 +1,7 @@
 //! Reads the fields of an origin's response that concern its framing and its connection.
 
 use crate::http1::head::is_canonical_length;
+use crate::http1::list::members;
 use crate::http1::names::{is, is_in_token};
 
 /// The fields with a meaning of their own.
@@ -113,7 +114,7 @@ impl Connection {
             self.keep_alive = true;
             return;
         }
-        for option in options(value) {
+        for option in members(value) {
             if option.eq_ignore_ascii_case(b"keep-alive") {
                 self.keep_alive = true;
             } else if option.eq_ignore_ascii_case(b"close") || !option.iter().copied().all(is_in_token) {
@@ -126,18 +127,12 @@ impl Connection {
     }
 }
 
-/// The parts of a list that are not empty.
-fn options(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let options = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
-    options.filter(|option| !option.is_empty())
-}
-
 /// Drops the fields that `Connection` names. It can't remove the framing, and whether
 /// `Upgrade` is passed on depends on the status.
 #[cold]
 pub fn drop_nominated(fields: &[httparse::Header<'_>], dropped: &mut Indices) {
     let connection = fields.iter().filter(|field| Kind::of(field.name) == Kind::Connection);
-    for option in connection.flat_map(|field| options(field.value)) {
+    for option in connection.flat_map(|field| members(field.value)) {
         let protected = ["close", "keep-alive", "upgrade", "content-length", "transfer-encoding"];
         if protected
             .iter()
