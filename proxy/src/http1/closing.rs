@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::os::fd::AsRawFd;
-use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use bytes::BytesMut;
 use chassis::pauses;
 use pingora::protocols::l4::ext::get_tcp_info;
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 
 use crate::http1::downstream::Downstream;
 use crate::http1::held::SMALL;
@@ -88,7 +87,7 @@ impl Linger {
 pub fn poll_linger(stream: &mut Stream, timer: &mut Timer, linger: &mut Linger, context: &mut Context<'_>) -> Poll<()> {
     loop {
         let mut data = Scratch::take();
-        match pin!(stream.read_buf(&mut *data)).poll(context) {
+        match data.poll_read(stream, context) {
             Poll::Ready(Ok(read @ 1..)) if read < linger.left => linger.left -= read,
             Poll::Ready(_) => return Poll::Ready(()),
             Poll::Pending => {

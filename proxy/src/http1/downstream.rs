@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use crate::http1::chunked::{BadFraming, Decoder};
 use crate::http1::held::Hold;
 use crate::http1::progress::{BODY_TOO_LARGE, Limits, Progress};
-use crate::http1::scratch::Scratch;
+use crate::http1::scratch::{SCRATCH, Scratch};
 use crate::http1::timer::Timer;
 use crate::http1::write::poll_write_both;
 use crate::rejection::Rejection;
@@ -312,13 +312,13 @@ impl Downstream {
         let read = match &mut self.body {
             Body::Chunked(_) => {
                 let raw = raw.insert(Scratch::take());
-                pin!(self.stream.read_buf(&mut **raw)).poll(context)
+                raw.poll_read(&mut self.stream, context)
             }
             Body::Length(left) => {
-                let most = usize::try_from(*left).unwrap_or(usize::MAX);
+                let most = usize::try_from(*left).unwrap_or(SCRATCH).min(SCRATCH);
                 pin!(self.stream.read_buf(&mut (&mut *data).limit(most))).poll(context)
             }
-            Body::Tunnel { .. } => pin!(self.stream.read_buf(data)).poll(context),
+            Body::Tunnel { .. } => pin!(self.stream.read_buf(&mut (&mut *data).limit(SCRATCH))).poll(context),
         };
         let Poll::Ready(read) = read else {
             self.progress.reading.wait();

@@ -1,11 +1,11 @@
 //! A connection to a backend, encrypted or not.
 
 use std::io::{self, ErrorKind, IoSlice};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use rustls::ClientConnection;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
@@ -63,7 +63,7 @@ impl AsyncRead for ReadAhead {
         let this = self.get_mut();
         if this.ahead.is_none() {
             let mut read = Scratch::take();
-            ready!(pin!(this.tcp.read_buf(&mut *read)).poll(context))?;
+            ready!(read.poll_read(&mut this.tcp, context))?;
             this.ahead = Some(read);
         }
         let ahead = this.ahead();
@@ -292,7 +292,7 @@ mod tests {
     use rustls::crypto::ring::default_provider;
     use rustls::pki_types::PrivateKeyDer;
     use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
     use tokio_rustls::{TlsAcceptor, TlsConnector, server};
 

@@ -5,12 +5,10 @@
 //! answer that comes before the end of the request reaches the client at once.
 
 use std::borrow::Cow;
-use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::AsyncReadExt;
 
 use super::coming::Coming;
 use super::download::Response;
@@ -192,7 +190,7 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
                 return Poll::Ready(Ok(if response.keeps { Ending::Keep } else { Ending::Close }));
             }
             let mut read = Scratch::take();
-            let polled = pin!(self.origin.read_buf(&mut *read)).poll(context);
+            let polled = read.poll_read(&mut self.origin, context);
             if polled.is_pending() {
                 self.flush_encoder(context)?;
             }

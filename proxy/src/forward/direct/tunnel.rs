@@ -3,11 +3,11 @@
 //! Either end may close its half and go on reading. The other end is told so once it has everything, and the tunnel ends with its
 //! second half. One that is idle for `upstream.tunnel_idle_timeout` ends too, which is nobody's fault.
 
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncWrite;
 
 use super::duplex::Duplex;
 use super::{Broken, Ending, broke};
@@ -102,7 +102,7 @@ impl<C: ClientSide> Duplex<'_, C> {
                 break;
             }
             let mut read = Scratch::take();
-            match pin!(self.origin.read_buf(&mut *read)).poll(context) {
+            match read.poll_read(&mut self.origin, context) {
                 Poll::Ready(Ok(0)) => self.down = Half::Ending,
                 Poll::Ready(Err(error)) => {
                     self.record.failed(Rejection::BackendFailed, Some(broke(&error)));
