@@ -3,14 +3,18 @@
 //! The allocator keeps some of what it was given back, and threads have arenas, so that one connection can't be measured. These tests
 //! measure many, beside as many that do nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Barrier;
 use tokio::time::sleep;
 
 use crate::support::http2::{CLEARTEXT, END_STREAM, Frames, Outcome, block, head, headers, http2_proxy_with, literal};
 use crate::support::origin_listener::is_secure;
 use crate::support::tls::{Authority, with_tls};
-use crate::support::{Connection, Process, RawOrigin, embedded, eventually, forwarder, origin, proxy_to, resident_kib};
+use crate::support::{
+    Connection, Peer, Process, RawOrigin, embedded, eventually, forwarder, origin, proxy_to, resident_kib,
+};
 
 const CLIENTS: usize = 160;
 
@@ -23,14 +27,28 @@ fn most_with(origin: &RawOrigin) -> usize {
     MOST + if is_secure(origin.address) { 96 } else { 0 }
 }
 
+/// So many connections at once, and floods beside them, are much for one accepting task.
+const PATIENT: &str = "  upstream: {connect_timeout: 20s}\n";
+
+/// Clients that have had a response, and their connections to an origin that waited for all of them with [`small_response`]: what a
+/// handshake takes, and leaves behind in the allocator, was taken before anything is measured.
 async fn idle_clients(proxy: &Process, window: u32) -> Vec<Connection> {
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         let mut client = Connection::open_with_window(proxy.address(), window).await;
-        assert_eq!(client.get("/").await.status, 200);
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
         clients.push(client);
     }
+    for client in &mut clients {
+        assert_eq!(client.response().await.status, 200);
+    }
     clients
+}
+
+/// Answers once every client has asked.
+async fn small_response(peer: &mut Peer, all: &Barrier) {
+    all.wait().await;
+    peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
 }
 
 /// How much more memory the process has than `before` once it no longer grows, for each client in KiB.
@@ -52,33 +70,37 @@ async fn a_response_that_its_client_does_not_read_waits_at_the_origin() {
     if forwarder::skips("memory::a_response_that_its_client_does_not_read_waits_at_the_origin") {
         return;
     }
-    let origin = RawOrigin::start(|mut peer| async move {
-        while let Some(head) = peer.head().await {
-            let path = head.split(' ').nth(1).unwrap_or_default();
-            let large = path
-                .rsplit_once('/')
-                .and_then(|(framing, mib)| Some((framing, mib.parse().ok()?)));
-            let Some((framing, mib)): Option<(&str, usize)> = large else {
-                peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-                continue;
-            };
-            peer.send(match framing {
-                "/length" => format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", mib << 20),
-                _ => format!(
-                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n",
-                    mib << 20
-                ),
-            })
-            .await;
-            // Nobody reads it to its end.
-            for _ in 0..mib {
-                peer.send(vec![b'a'; 1 << 20]).await;
+    let all = Arc::new(Barrier::new(CLIENTS));
+    let origin = RawOrigin::start(move |mut peer| {
+        let all = Arc::clone(&all);
+        async move {
+            while let Some(head) = peer.head().await {
+                let path = head.split(' ').nth(1).unwrap_or_default();
+                let large = path
+                    .rsplit_once('/')
+                    .and_then(|(framing, mib)| Some((framing, mib.parse().ok()?)));
+                let Some((framing, mib)): Option<(&str, usize)> = large else {
+                    small_response(&mut peer, &all).await;
+                    continue;
+                };
+                peer.send(match framing {
+                    "/length" => format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", mib << 20),
+                    _ => format!(
+                        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n",
+                        mib << 20
+                    ),
+                })
+                .await;
+                // Nobody reads it to its end.
+                for _ in 0..mib {
+                    peer.send(vec![b'a'; 1 << 20]).await;
+                }
             }
         }
     })
     .await;
     for path in ["/length/10", "/length/64", "/chunked/10"] {
-        let proxy = proxy_to(&origin, "").await;
+        let proxy = proxy_to(&origin, PATIENT).await;
         let mut clients = idle_clients(&proxy, 64 << 10).await;
         let before = resident_kib(&proxy);
         for client in &mut clients {
@@ -98,12 +120,16 @@ async fn an_upload_that_the_origin_does_not_read_waits_at_the_client() {
     if forwarder::skips("memory::an_upload_that_the_origin_does_not_read_waits_at_the_client") {
         return;
     }
-    let origin = RawOrigin::start(|mut peer| async move {
-        while let Some(head) = peer.head().await {
-            if head.starts_with("POST ") || head.starts_with("PUT ") {
-                std::future::pending::<()>().await;
+    let all = Arc::new(Barrier::new(CLIENTS));
+    let origin = RawOrigin::start(move |mut peer| {
+        let all = Arc::clone(&all);
+        async move {
+            while let Some(head) = peer.head().await {
+                if head.starts_with("POST ") || head.starts_with("PUT ") {
+                    std::future::pending::<()>().await;
+                }
+                small_response(&mut peer, &all).await;
             }
-            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
         }
     })
     .await;
@@ -113,8 +139,7 @@ async fn an_upload_that_the_origin_does_not_read_waits_at_the_client() {
         // Pingora has for a request in flight grew by 5 KB with TLS to backends.
         ("PUT", "Transfer-Encoding: chunked\r\n\r\n40000000\r\n".to_owned(), 72),
     ] {
-        // So many connections at once, and floods beside them, are much for one accepting task.
-        let proxy = proxy_to(&origin, "  upstream: {connect_timeout: 20s}\n").await;
+        let proxy = proxy_to(&origin, PATIENT).await;
         let clients = idle_clients(&proxy, 64 << 10).await;
         let before = resident_kib(&proxy);
         let mut floods = Vec::new();

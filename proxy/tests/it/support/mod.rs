@@ -29,7 +29,7 @@ pub use http::{Connection, get};
 pub use load::Load;
 pub use origin_listener::OriginListener;
 pub use process::Process;
-pub use raw_origin::RawOrigin;
+pub use raw_origin::{Peer, RawOrigin};
 pub use redis::{Forwarder, Redis};
 pub use strict_origin::StrictOrigin;
 
