@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use tokio::net::TcpStream;
 
 use crate::exchange::record::Record;
 use crate::exchange::request::Request;
@@ -89,6 +90,19 @@ pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
         body: &[u8],
         last: bool,
     ) -> Poll<Result<usize, ClientFault>>;
+
+    /// The connection, where the client gets bytes as they are. What is sent on it directly is noted by [`ClientSide::sent`].
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    /// Notes that the client has taken `count` bytes of the response.
+    ///
+    /// # Errors
+    /// When it is too slow.
+    fn sent(&mut self, _count: usize) -> Result<(), ClientFault> {
+        Ok(())
+    }
 
     /// The response has ended, with these trailers. In HTTP/1.1 its framing has said so.
     fn end(&mut self, trailers: &[u8]);
@@ -287,6 +301,14 @@ impl ClientSide for Downstream {
         _last: bool,
     ) -> Poll<Result<usize, ClientFault>> {
         self.poll_write(context, head, body)
+    }
+
+    fn plain(&self) -> Option<&TcpStream> {
+        Self::plain(self)
+    }
+
+    fn sent(&mut self, count: usize) -> Result<(), ClientFault> {
+        Self::sent(self, count)
     }
 
     fn end(&mut self, _trailers: &[u8]) {}

@@ -19,6 +19,7 @@ use bytes::{Buf, BufMut, BytesMut};
 use chassis::pauses;
 use pingora::protocols::l4::ext::{get_recv_buf, get_tcp_info};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use crate::http1::chunked::{BadFraming, Decoder};
 use crate::http1::held::Hold;
@@ -355,15 +356,32 @@ impl Downstream {
         body: &[u8],
     ) -> Poll<Result<usize, ClientFault>> {
         match poll_write_both(Pin::new(&mut self.stream), context, head, body) {
-            Poll::Ready(Ok(written)) if self.progress.writing.keeps(written, self.progress.limits.min_rate) => {
-                Poll::Ready(Ok(written))
-            }
-            Poll::Ready(Ok(_)) => Poll::Ready(Err(ClientFault::SlowToRead)),
+            Poll::Ready(Ok(written)) => Poll::Ready(self.sent(written).map(|()| written)),
             Poll::Ready(Err(_)) => Poll::Ready(Err(ClientFault::Gone)),
             Poll::Pending => {
                 self.progress.writing.wait();
                 Poll::Pending
             }
+        }
+    }
+
+    /// The connection itself, if it is not encrypted. What is sent on it directly is noted by [`Downstream::sent`].
+    pub fn plain(&self) -> Option<&TcpStream> {
+        match &self.stream {
+            Stream::Plain(stream) => Some(stream),
+            Stream::Secure(_) => None,
+        }
+    }
+
+    /// Notes that the client has taken `count` bytes of the response.
+    ///
+    /// # Errors
+    /// When it is too slow.
+    pub fn sent(&mut self, count: usize) -> Result<(), ClientFault> {
+        if self.progress.writing.keeps(count, self.progress.limits.min_rate) {
+            Ok(())
+        } else {
+            Err(ClientFault::SlowToRead)
         }
     }
 

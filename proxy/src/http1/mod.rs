@@ -29,6 +29,7 @@ pub mod progress;
 pub mod rate;
 pub mod redirect;
 pub mod scratch;
+pub mod splice;
 pub mod target;
 pub mod timer;
 pub mod violation;

@@ -7,7 +7,7 @@ use tokio::io::AsyncReadExt;
 use tokio::time::sleep;
 
 use crate::support::raw_origin::Peer;
-use crate::support::{Connection, RawOrigin, proxy_to, thorough};
+use crate::support::{Connection, RawOrigin, eventually, proxy_to, thorough};
 
 const LARGEST: usize = 400_000;
 
@@ -209,4 +209,72 @@ async fn a_body_arrives_as_it_was_sent_however_it_is_framed_and_cut() {
     }
     proxy.reaches("gopherproxy_inflight_requests", 0.0).await;
     assert!(proxy.lines("request").iter().all(|line| line.get("reason").is_none()));
+}
+
+/// Says how long a body follows, and then sends `percent` of that.
+async fn large_response(mut peer: Peer) {
+    while let Some(head) = peer.head().await {
+        let mut path = head
+            .split(['/', ' '])
+            .skip(2)
+            .map_while(|number| number.parse::<usize>().ok());
+        let (length, percent) = (path.next().expect("a length"), path.next().expect("a share"));
+        peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n"))
+            .await;
+        let body = numbered(length);
+        for piece in body[..length * percent / 100].chunks(300_000) {
+            peer.send(piece).await;
+        }
+        if percent < 100 {
+            return;
+        }
+    }
+}
+
+/// So many bytes, of which no two places look alike.
+fn numbered(length: usize) -> Vec<u8> {
+    (0_u32..).flat_map(u32::to_be_bytes).take(length).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_response_reaches_a_client_that_stalls_now_and_then() {
+    let origin = RawOrigin::start(large_response).await;
+    let proxy = proxy_to(&origin, "").await;
+    let mut client = Connection::open_with_window(proxy.address(), 32 << 10).await;
+    for length in [65_536, 70_000, 3_000_000, 81_920] {
+        client
+            .send(format!("GET /{length}/100 HTTP/1.1\r\nHost: a\r\n\r\n"))
+            .await;
+        assert_eq!(client.head().await.status, 200);
+        let mut body = Vec::new();
+        while body.len() < length {
+            if fastrand::u8(..10) == 0 {
+                sleep(Duration::from_millis(20)).await;
+            }
+            body.extend(client.bytes((length - body.len()).min(100_000)).await);
+        }
+        assert!(body == numbered(length), "{length}: others came");
+    }
+    eventually("every request is logged with its length", async || {
+        let lengths: Vec<_> = proxy
+            .lines("request")
+            .into_iter()
+            .map(|line| line["bytes"].clone())
+            .collect();
+        lengths == [65_536, 70_000, 3_000_000, 81_920]
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_large_response_that_ends_early_does_not_look_whole() {
+    let origin = RawOrigin::start(large_response).await;
+    let proxy = proxy_to(&origin, "").await;
+    let mut client = Connection::open(proxy.address()).await;
+    client.send("GET /1000000/60 HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(client.head().await.status, 200);
+    assert!(client.rest().await == numbered(1_000_000)[..600_000]);
+    let line = proxy.request_line("/1000000/60").await;
+    assert_eq!(line["reason"], "backend_failed");
+    assert_eq!(line["bytes"], 600_000);
 }

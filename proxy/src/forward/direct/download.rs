@@ -1,7 +1,7 @@
 //! The body of a response on its way to the client: as the origin frames it, then compressed if need be, then as the client gets it.
 
 use std::convert::Infallible;
-use std::task::Context;
+use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 
@@ -14,6 +14,8 @@ use crate::forward::client::ClientSide;
 use crate::http1::chunked::{BadFraming, write_chunk, write_data, write_last};
 use crate::http1::downstream::ClientFault;
 use crate::http1::scratch::Scratch;
+use crate::http1::splice::{self, poll_splice};
+use crate::pool::stream::OriginStream;
 
 /// A response whose head has been sent to the client.
 pub(super) struct Response {
@@ -74,6 +76,34 @@ impl<C: ClientSide> Duplex<'_, C> {
         let mut out = Scratch::take();
         self.record.bytes += encoder.write(b"", Then::Flush, *chunked, &mut out) as u64;
         self.send(context, out, b"")
+    }
+
+    /// Has the kernel move some of the body, if the client gets it as it comes and there is much of it. Ready with whether it has.
+    pub(super) fn poll_splice(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, Broken>> {
+        let (
+            Some(Response {
+                coming: Coming::Length(left @ splice::WORTHWHILE..),
+                encoder: None,
+                ..
+            }),
+            OriginStream::Plain(origin),
+            Some(client),
+        ) = (&mut self.response, &self.origin, self.client.plain())
+        else {
+            return Poll::Ready(Ok(false));
+        };
+        let most = usize::try_from(*left).unwrap_or(usize::MAX);
+        let moved = ready!(poll_splice(origin, client, most, context)).map_err(|error| Broken::closed(&error))?;
+        let Some(moved) = moved else {
+            return Poll::Ready(Ok(false));
+        };
+        *left -= moved.came as u64;
+        self.says_since = None;
+        self.record.bytes += moved.came as u64;
+        self.pending_size = moved.left.capacity();
+        self.pending = moved.left;
+        self.client.sent(moved.sent)?;
+        Poll::Ready(Ok(true))
     }
 
     /// Passes on `bytes` of the body, behind what is in `out`.

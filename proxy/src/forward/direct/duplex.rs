@@ -189,6 +189,9 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
                 self.record.ended();
                 return Poll::Ready(Ok(if response.keeps { Ending::Keep } else { Ending::Close }));
             }
+            if ready!(self.poll_splice(context))? {
+                continue;
+            }
             let mut read = Scratch::take();
             let polled = read.poll_read(&mut self.origin, context);
             if polled.is_pending() {
