@@ -148,42 +148,23 @@ impl Admission {
         }
         let choice = policy.routes.choose(head)?;
         let rule = choice.rule();
-        record.rule = rule.cloned();
+        if let Some(rule) = rule {
+            record.rule = Some(Arc::clone(rule));
+        }
         if !client.peers_own && !policy.exempt.contain(client.address) {
             take_tokens(policy, rule, client.address, record.start())?;
         }
-        let max_body = rule.and_then(|rule| rule.max_body);
-        let max_body = max_body.unwrap_or(policy.client.transfer.max_body);
+        let max_body = match rule.and_then(|rule| rule.max_body) {
+            Some(of_route) => of_route,
+            None => policy.client.transfer.max_body,
+        };
         if matches!((head.body, max_body), (Body::Length(length), Some(max)) if length > max) {
             return Err(Violation::new(Rejection::BodyTooLarge, BODY_TOO_LARGE).into());
-        }
-        let shape = rule.and_then(|rule| rule.shape.as_ref());
-        if shape.is_some_and(|shape| !shape.access.admits(client.address)) {
-            return Err(Rejection::Forbidden.into());
         }
         let route = match choice {
             Choice::One(route) => route,
             Choice::None => return Err(Rejection::NoRoute.into()),
-            Choice::Rule(rule) => match &rule.action {
-                Action::Forward(route) => route,
-                Action::Split(split, routes) => {
-                    let number = split.of_client(policy.limiter.key(client.address));
-                    routes.get(number).ok_or(Rejection::Internal)?
-                }
-                Action::Redirect(redirect, answer) => {
-                    return Err(Rejected {
-                        location: Some(redirect.location(head)?.into()),
-                        answer: Some(Arc::clone(answer)),
-                        ..Rejection::Redirected.into()
-                    });
-                }
-                Action::Answer(answer) => {
-                    return Err(Rejected {
-                        answer: Some(Arc::clone(answer)),
-                        ..Rejection::Answered.into()
-                    });
-                }
-            },
+            Choice::Rule(rule) => of_rule(rule, head, client.address, policy)?,
         };
         record.pool = route.pool_name.clone();
         let asked = Asked {
@@ -207,6 +188,29 @@ impl Admission {
             endpoint: picked.endpoint,
             affinity,
         })
+    }
+}
+
+/// The route of this `rule` that a request with this head takes, if `client` may take one.
+fn of_rule<'r>(rule: &'r Rule, head: &Head<'_>, client: IpAddr, policy: &Policy) -> Result<&'r Arc<Route>, Rejected> {
+    if rule.shape.as_ref().is_some_and(|shape| !shape.access.admits(client)) {
+        return Err(Rejection::Forbidden.into());
+    }
+    match &rule.action {
+        Action::Forward(route) => Ok(route),
+        Action::Split(split, routes) => {
+            let number = split.of_client(policy.limiter.key(client));
+            Ok(routes.get(number).ok_or(Rejection::Internal)?)
+        }
+        Action::Redirect(redirect, answer) => Err(Rejected {
+            location: Some(redirect.location(head)?.into()),
+            answer: Some(Arc::clone(answer)),
+            ..Rejection::Redirected.into()
+        }),
+        Action::Answer(answer) => Err(Rejected {
+            answer: Some(Arc::clone(answer)),
+            ..Rejection::Answered.into()
+        }),
     }
 }
 

@@ -47,14 +47,21 @@ pub struct Request {
     pub expects: bool,
     /// The protocol that the client asks to switch to.
     pub upgrade: Option<Bytes>,
-    /// What its client has to show before it goes to a backend.
-    pub guarded: Option<Box<Guarded>>,
-    /// The fields that its route adds to the response, each a line with its CRLF.
-    pub response_fields: Bytes,
-    /// Its route compresses responses: with this coding, if the client accepts one.
-    pub compress: Option<Option<Coding>>,
+    /// What its route does beside forwarding it, if it does anything.
+    pub shaped: Option<Box<Shaped>>,
     /// For so many seconds the client should use TLS and nothing else.
     pub hsts: Option<u64>,
+}
+
+/// What a route does to a request and its response, beside what stands in the head.
+#[derive(Debug, Clone)]
+pub struct Shaped {
+    /// What the client has to show before the request goes to a backend.
+    pub guarded: Option<Box<Guarded>>,
+    /// The fields that the route adds to the response, each a line with its CRLF.
+    pub response_fields: Bytes,
+    /// The route compresses responses: with this coding, if the client accepts one.
+    pub compress: Option<Option<Coding>>,
 }
 
 /// What is looked at before a request goes to a backend.

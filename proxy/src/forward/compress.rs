@@ -16,7 +16,7 @@ pub(super) fn begin<C: ClientSide>(
     delivery: &Delivery<'_>,
     out: &mut BytesMut,
 ) -> (Framing, Option<Box<Encoder>>) {
-    if let Some(coding) = request.compress
+    if let Some(coding) = request.shaped.as_ref().and_then(|shaped| shaped.compress)
         && let Some((compressed, encoder)) = compress(head, coding, delivery)
     {
         let delivery = Delivery {

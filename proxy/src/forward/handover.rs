@@ -46,9 +46,9 @@ pub struct Left {
 
 impl Handover {
     /// Of `exchange`, to the hooks.
-    pub fn new(exchange: Exchange) -> Self {
+    pub fn new(exchange: Box<Exchange>) -> Self {
         Self {
-            exchange: Cell::new(Some(Box::new(exchange))),
+            exchange: Cell::new(Some(exchange)),
             ..Self::default()
         }
     }
@@ -132,16 +132,16 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Of `request`, which `client` has sent.
-    pub fn new(request: Request, record: Record, client: Client) -> Self {
-        Self {
+    /// Of `request`, which `client` has sent. Boxed once, because it is handed on several times, and is large.
+    pub fn new(request: Request, record: Record, client: Client) -> Box<Self> {
+        Box::new(Self {
             request,
             record,
             switched: client.switched(),
             client: Some(client),
             fault: None,
             tries: Tries::default(),
-        }
+        })
     }
 
     /// Where it is sent now: where it was found to go next, or else where it was sent last.

@@ -20,9 +20,9 @@ use http::{HeaderMap, HeaderValue, Method};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::{Error, ErrorType, Result};
 use pingora::protocols::Digest;
+use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::custom::CustomMessageWrite;
 use pingora::protocols::http::custom::server::Session as Custom;
-use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
 
 use crate::config::Forwarder;
@@ -39,9 +39,9 @@ use crate::lifecycle::Lifecycle;
 /// A session for Pingora with this head, and what is handed to the hooks beside it.
 pub fn open(
     header: Box<RequestHeader>,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     lifecycle: &Arc<Lifecycle>,
-) -> (ServerSession, Handover) {
+) -> (Box<dyn Custom>, Handover) {
     let forwarded = exchange.request.forwarder == Forwarder::Pingora;
     let session: Box<dyn Custom> = match exchange.client.take() {
         Some(Client::Http1(mut client)) if forwarded => {
@@ -64,7 +64,7 @@ pub fn open(
             Session::<Downstream>::new(header, None)
         }
     };
-    (ServerSession::new_custom(session), Handover::new(exchange))
+    (session, Handover::new(exchange))
 }
 
 thread_local! {

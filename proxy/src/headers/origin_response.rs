@@ -77,10 +77,11 @@ pub struct Edited<'r> {
 impl<'r> Edited<'r> {
     /// What the route of `request` changes.
     pub fn of(request: &'r Request) -> Option<Self> {
+        let shaped = request.shaped.as_deref()?;
         let shape = request.route.shape.as_deref()?;
         Some(Self {
             edits: &shape.response_headers,
-            lines: &request.response_fields,
+            lines: &shaped.response_fields,
         })
     }
 }

@@ -311,19 +311,20 @@ impl Edge {
             return Err((why, delivery()));
         }
         let admitted = self.admit(&head, bytes.len(), connection, policy, record);
-        let (header, request) = admitted.map_err(|why| (why, delivery()))?;
+        let mut admitted = admitted.map_err(|why| (why, delivery()))?;
+        let request = &mut admitted.1;
         if let Some(max) = request.route.max_body {
             client.limit_body(max);
         }
-        let last = last_of_client;
-        Ok((header, Request { last, ..request }))
+        request.last = last_of_client;
+        Ok(admitted)
     }
 
     /// Has an admitted request served by Pingora's hooks. Returns the client when another request may follow.
     async fn forward(
         &self,
         header: Box<RequestHeader>,
-        exchange: Exchange,
+        exchange: Box<Exchange>,
         shutdown: &ShutdownWatch,
     ) -> Option<Box<Downstream>> {
         let last = exchange.request.last;

@@ -25,7 +25,6 @@ use super::connection::Edge;
 use crate::exchange::admission::Rejected;
 use crate::exchange::connection::Connection;
 use crate::exchange::record::Record;
-use crate::exchange::request as exchange;
 use crate::forward::client::Client;
 use crate::forward::direct::Ending;
 use crate::forward::handover::Exchange;
@@ -220,8 +219,8 @@ impl Edge {
                 .map(|admitted| (admitted, body))
         });
         let grpc = is_grpc(&parts.headers);
-        let ((header, request), body) = match admitted {
-            Ok(((header, request), body)) => ((header, exchange::Request { grpc, ..request }), body),
+        let ((header, mut request), body) = match admitted {
+            Ok(admitted) => admitted,
             Err(why) => {
                 let delivery = Delivery {
                     keeps: true,
@@ -236,6 +235,7 @@ impl Edge {
                 return;
             }
         };
+        request.grpc = grpc;
         let mut hold = hold.another();
         hold.begin(policy.held);
         let transfer = Limits {

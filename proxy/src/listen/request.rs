@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use pingora::apps::HttpServerApp;
 use pingora::http::RequestHeader;
+use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use pingora_limits::inflight;
 
@@ -23,7 +24,7 @@ use crate::exchange::admission::{Admitted, Rejected};
 use crate::exchange::connection::Connection;
 use crate::exchange::passwords::Verdict;
 use crate::exchange::record::Record;
-use crate::exchange::request::{Guarded, Request, is_idempotent};
+use crate::exchange::request::{Guarded, Request, Shaped, is_idempotent};
 use crate::forward::authentication::{Answer, Words};
 use crate::forward::client::{Client, ClientSide, answer_here};
 use crate::forward::direct::Ending;
@@ -87,13 +88,16 @@ impl Edge {
         if !self.held.has_room(self.lifecycle.in_flight(), policy.held) {
             return Err(Rejection::HeldTooMuch.into());
         }
-        let shape = route.shape.as_deref();
-        let client = shape.map(|_| connection.text_of(record.client.unwrap_or(connection.peer)));
-        let shaping = shape.map(|shape| Shaping {
-            shape,
-            client: client.as_deref().unwrap_or_default(),
-            route: route.name.as_deref().unwrap_or_default(),
-        });
+        let client;
+        let mut shaping = None;
+        if let Some(shape) = route.shape.as_deref() {
+            client = connection.text_of(record.client.unwrap_or(connection.peer));
+            shaping = Some(Shaping {
+                shape,
+                client: &client,
+                route: route.name.as_deref().unwrap_or_default(),
+            });
+        }
         let about = Origination {
             peer: &connection.peer_text,
             trusted_peer,
@@ -102,20 +106,18 @@ impl Edge {
             id: &record.id,
             shape: shaping,
         };
-        let response_fields = shaping.map_or(Bytes::new(), |shaping| shaping.response_fields(head, &about));
-        let compress = shape.and_then(|shape| coding(shape, head));
         let upgrade = head.upgrade.is_some();
         let mut forwarder = if endpoint.speaks_http1(&route.upstream, upgrade) {
             policy.forwarder
         } else {
             Forwarder::Pingora
         };
-        let (written, fields, header, guarded) = WRITTEN.with_borrow_mut(|(bytes, spans)| {
+        let (written, fields, header, shaped) = WRITTEN.with_borrow_mut(|(bytes, spans)| {
             bytes.clear();
             spans.clear();
             write_request(head, about, bytes, spans);
             let written = Bytes::copy_from_slice(bytes);
-            let guarded = shape.and_then(|shape| guarded(head, shape, &written, spans));
+            let shaped = shaping.map(|shaping| shaped(head, shaping, &about, &written, spans));
             let cases = forwarder == Forwarder::Pingora;
             let mut header = session::header(&written, head.method, spans, cases);
             if cases && header.is_err() && endpoint.upstream.may_speak_http1(&route.upstream, upgrade) {
@@ -123,7 +125,7 @@ impl Edge {
                 forwarder = policy.forwarder;
                 header = session::header(&written, head.method, spans, forwarder == Forwarder::Pingora);
             }
-            (written, spans.len(), header, guarded)
+            (written, spans.len(), header, shaped)
         });
         // What is no request to the library that holds the head is none to anybody.
         let header = header.map_err(|_| Rejected::from(Rejection::BadRequest))?;
@@ -144,9 +146,7 @@ impl Edge {
             last: false,
             expects: head.expects,
             upgrade: head.upgrade.map(Bytes::copy_from_slice),
-            guarded,
-            response_fields,
-            compress,
+            shaped,
             hsts: policy.hsts.filter(|_| connection.tls.is_some()),
         };
         Ok((header, request))
@@ -156,10 +156,11 @@ impl Edge {
     pub(super) async fn pass(
         &self,
         mut header: Box<RequestHeader>,
-        mut exchange: Exchange,
+        mut exchange: Box<Exchange>,
         shutdown: &ShutdownWatch,
     ) -> Option<(Client, Ending)> {
-        if let Some(guarded) = exchange.request.guarded.take() {
+        let shaped = exchange.request.shaped.as_mut();
+        if let Some(guarded) = shaped.and_then(|shaped| shaped.guarded.take()) {
             // Boxed, so that no other request has room for it.
             let asked = Box::pin(self.may_pass(&guarded, &mut header, &mut exchange));
             if let Err(refusal) = asked.await {
@@ -168,7 +169,9 @@ impl Edge {
         }
         let (session, handover) = session::open(header, exchange, &self.lifecycle);
         // Boxed by Pingora, and begun outside of the block, which would hold the session too.
-        let serving = self.proxy.process_new_http(session, shutdown);
+        let serving = self
+            .proxy
+            .process_new_http(ServerSession::new_custom(session), shutdown);
         let served = async {
             // A panic takes the client down with the request; nothing else.
             let _ = AssertUnwindSafe(serving).catch_unwind().await;
@@ -235,13 +238,13 @@ impl Edge {
     }
 
     /// Answers an admitted request that may not pass. Nothing of it has gone to a backend.
-    async fn deny(&self, exchange: Exchange, refusal: Refusal) -> Option<(Client, Ending)> {
+    async fn deny(&self, exchange: Box<Exchange>, refusal: Refusal) -> Option<(Client, Ending)> {
         let Exchange {
             request,
             mut record,
             client,
             ..
-        } = exchange;
+        } = *exchange;
         let may_keep = request.keeps && !self.lifecycle.is_draining();
         match client? {
             Client::Http1(mut client) => {
@@ -278,6 +281,21 @@ impl From<Rejection> for Refusal {
     fn from(rejection: Rejection) -> Self {
         Self::Rejection(rejection, None)
     }
+}
+
+/// What the route of the request with this head does beside forwarding it. The backend gets the fields at `spans` of `written`.
+fn shaped(
+    head: &Head<'_>,
+    shaping: Shaping<'_>,
+    about: &Origination<'_>,
+    written: &[u8],
+    spans: &[Span],
+) -> Box<Shaped> {
+    Box::new(Shaped {
+        guarded: guarded(head, shaping.shape, written, spans),
+        response_fields: shaping.response_fields(head, about),
+        compress: coding(shaping.shape, head),
+    })
 }
 
 /// What is looked at before the request with this head goes to a backend, which gets the fields at `spans` of `written`; `None` if that
