@@ -247,6 +247,7 @@ impl ProxyHttp for EdgeProxy {
         let tries = &mut exchange.tries;
         tries.endpoint = Some(endpoint.clone());
         exchange.record.backend = Some(Arc::clone(&endpoint.upstream));
+        exchange.record.place.sent(Instant::now());
         // Its series is there before its answer is, while the backend is surely known.
         endpoint.upstream.duration();
         let limits = &exchange.request.route.upstream;

@@ -129,6 +129,14 @@ impl Upstream {
         **before != [address]
     }
 
+    /// Its address, if it has one alone.
+    pub fn only_address(&self) -> Option<SocketAddr> {
+        match ***self.addresses.load() {
+            [only] => Some(only),
+            _ => None,
+        }
+    }
+
     /// The address whose turn it is.
     pub fn endpoint(self: &Arc<Self>) -> Endpoint {
         let addresses = self.addresses.load();

@@ -256,11 +256,13 @@ impl Direct {
         // A connection that the origin closes at this moment costs a request that can't be sent again a 502. One that was used a
         // moment ago is unlikely to be closed now.
         let longest = (!upload.is_repeatable(client)).then_some(limits.reuse_idle);
+        let now = Instant::now();
+        record.place.sent(now);
         let kept = if wanted.new {
             None
         } else {
             let fits = |stream: &OriginStream| stream.is_made_with(&limits.tls);
-            upstream.kept.take(*address, fits, longest, Instant::now())
+            upstream.kept.take(*address, fits, longest, now)
         };
         let reused = kept.is_some();
         let failed = |broken: Broken, upload: &Upload, heard, answering| {

@@ -21,7 +21,7 @@ mod tests;
 pub mod turns;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -116,8 +116,8 @@ pub struct Picked {
 pub struct Affinity {
     /// What is hashed for it.
     key: Option<u64>,
-    /// Its cookie, in a pool that has one.
-    pub sticking: Option<Sticking>,
+    /// Its cookie, in a pool that has one. Boxed, because few have.
+    pub sticking: Option<Box<Sticking>>,
 }
 
 impl Affinity {
@@ -150,7 +150,12 @@ pub struct List {
 struct Weighted {
     upstream: Arc<Upstream>,
     weight: u32,
+    /// Its address, if it has one alone: a pool makes a new list when that changes.
+    only_address: Option<SocketAddr>,
 }
+
+/// A backend, and a request's place there.
+type Chosen<'l> = (&'l Weighted, Place);
 
 impl List {
     /// A list of those `alive` that take requests by `rules`.
@@ -164,7 +169,11 @@ impl List {
         }
         let takes = alive.into_iter().filter(|one| one.takes_new() && one.backup == backup);
         let backends: Vec<_> = takes
-            .map(|Candidate { upstream, weight, .. }| Weighted { upstream, weight })
+            .map(|Candidate { upstream, weight, .. }| Weighted {
+                only_address: upstream.only_address(),
+                upstream,
+                weight,
+            })
             .collect();
         let weights: Vec<_> = backends.iter().map(|backend| backend.weight).collect();
         Self {
@@ -195,38 +204,50 @@ impl List {
             sticking: None,
         };
         if let Some(sticky) = &self.rules.sticky {
-            let value = asked.cookie(sticky.name());
-            let named = value.and_then(|value| self.named.get(str::from_utf8(value).ok()?));
-            let named = named.filter(|upstream| !upstream.ejection.is_ejected());
-            let place = named.map(|upstream| self.enter(upstream).ok_or(upstream));
-            let says = match (named, &place) {
-                (Some(upstream), Some(Ok(_))) => Named::Backend(Arc::clone(upstream)),
-                (Some(_), _) => Named::Full,
-                (None, _) => Named::Nobody,
-            };
-            affinity.sticking = Some(Sticking {
-                sticky: Arc::clone(sticky),
-                named: says,
-                secure: false,
-            });
-            if let (Some(upstream), Some(Ok(place))) = (named, place) {
-                let endpoint = upstream.endpoint();
-                return Ok((Picked { endpoint, place }, affinity));
+            let (sticking, picked) = self.stick(sticky, asked);
+            affinity.sticking = Some(sticking);
+            if let Some(picked) = picked {
+                return Ok((picked, affinity));
             }
         }
-        let mut chosen = self.choose(&affinity, turn, |_| true);
-        if let Some(picked) = &mut chosen
-            && asked.bodiless
-            && self.rules.algorithm == Algorithm::LeastRequests
-        {
-            picked.place.time();
-        }
         // All may have been ejected a moment ago: then any is better than none.
-        match chosen.or_else(|| self.any(|_| true)) {
-            Some(picked) => Ok((picked, affinity)),
-            None if self.backends.is_empty() => Err(Unavailable::NoneAlive),
-            None => Err(Unavailable::AllBusy),
+        let chosen = self.find(&affinity, turn, |_| true).or_else(|| self.any(|_| true));
+        let Some((backend, mut place)) = chosen else {
+            let none = self.backends.is_empty();
+            return Err(if none {
+                Unavailable::NoneAlive
+            } else {
+                Unavailable::AllBusy
+            });
+        };
+        if asked.bodiless && self.rules.algorithm == Algorithm::LeastRequests {
+            place.time();
         }
+        let endpoint = backend.endpoint();
+        Ok((Picked { endpoint, place }, affinity))
+    }
+
+    /// What the cookie of a request says, and the backend that it names, if that takes the request.
+    fn stick(&self, sticky: &Arc<Sticky>, asked: Asked<'_>) -> (Box<Sticking>, Option<Picked>) {
+        let value = asked.cookie(sticky.name());
+        let named = value.and_then(|value| self.named.get(str::from_utf8(value).ok()?));
+        let named = named.filter(|upstream| !upstream.ejection.is_ejected());
+        let picked = named.and_then(|upstream| {
+            let place = self.enter(upstream)?;
+            let endpoint = upstream.endpoint();
+            Some(Picked { endpoint, place })
+        });
+        let says = match (named, &picked) {
+            (Some(upstream), Some(_)) => Named::Backend(Arc::clone(upstream)),
+            (Some(_), None) => Named::Full,
+            (None, _) => Named::Nobody,
+        };
+        let sticking = Sticking {
+            sticky: Arc::clone(sticky),
+            named: says,
+            secure: false,
+        };
+        (Box::new(sticking), picked)
     }
 
     /// A backend that `fits`, is not ejected and has a place.
@@ -236,6 +257,17 @@ impl List {
         turn: &AtomicUsize,
         fits: impl Fn(&Arc<Upstream>) -> bool,
     ) -> Option<Picked> {
+        let (backend, place) = self.find(affinity, turn, fits)?;
+        let endpoint = backend.endpoint();
+        Some(Picked { endpoint, place })
+    }
+
+    fn find(
+        &self,
+        affinity: &Affinity,
+        turn: &AtomicUsize,
+        fits: impl Fn(&Arc<Upstream>) -> bool,
+    ) -> Option<Chosen<'_>> {
         let fits = |upstream: &Arc<Upstream>| !upstream.ejection.is_ejected() && fits(upstream);
         match (&self.rules.algorithm, affinity.key) {
             (Algorithm::LeastRequests, _) => self.least(fits),
@@ -252,15 +284,13 @@ impl List {
         Place::take(upstream, self.rules.max_inflight)
     }
 
-    fn picked(&self, upstream: &Arc<Upstream>) -> Option<Picked> {
-        let place = self.enter(upstream)?;
-        let endpoint = upstream.endpoint();
-        Some(Picked { endpoint, place })
+    fn chosen<'l>(&self, backend: &'l Weighted) -> Option<Chosen<'l>> {
+        Some((backend, self.enter(&backend.upstream)?))
     }
 
     /// Whoever's turn it is. A turn that can't be used is lost, so that the backend behind a broken one gets no more of them than the
     /// rest.
-    fn in_turn(&self, turn: &AtomicUsize, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<Picked> {
+    fn in_turn(&self, turn: &AtomicUsize, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<Chosen<'_>> {
         let backends = &self.backends;
         for _ in backends {
             let turn = turn.fetch_add(1, Ordering::Relaxed);
@@ -268,67 +298,33 @@ impl List {
                 0 => turn % backends.len(),
                 turns => self.turns[turn % turns] as usize,
             };
-            let upstream = &backends[index].upstream;
-            if fits(upstream)
-                && let Some(picked) = self.picked(upstream)
+            let backend = &backends[index];
+            if fits(&backend.upstream)
+                && let Some(chosen) = self.chosen(backend)
             {
-                return Some(picked);
+                return Some(chosen);
             }
         }
         // Other threads may have had the turns of those that fit, or heavier backends.
         self.any(fits)
     }
 
-    fn any(&self, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<Picked> {
-        let mut fitting = self.backends.iter().map(|backend| &backend.upstream);
-        fitting.find_map(|upstream| fits(upstream).then(|| self.picked(upstream))?)
+    fn any(&self, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<Chosen<'_>> {
+        let mut fitting = self.backends.iter().filter(|backend| fits(&backend.upstream));
+        fitting.find_map(|backend| self.chosen(backend))
     }
 
     /// Whoever has the fewest requests in flight for its weight and its pace.
-    fn least(&self, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<Picked> {
+    fn least(&self, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<Chosen<'_>> {
         let backends = &self.backends;
-        let count = backends.len();
         let fits = |upstream: &Arc<Upstream>| fits(upstream) && !self.is_full(upstream);
-        let mut least = None;
-        if count > COMPARED {
-            let one = fastrand::usize(..count);
-            let other = (one + fastrand::usize(1..count)) % count;
-            let two = [one, other]
-                .into_iter()
-                .filter(|index| fits(&backends[*index].upstream));
-            let fastest = faster(backends[one].mean(), backends[other].mean());
-            least = two.min_by(|one, other| compare(&backends[*one], &backends[*other], fastest));
-        }
-        let index = least.or_else(|| self.least_of_all(fits))?;
+        let least = if backends.len() <= COMPARED {
+            least_of_few(backends, fits)
+        } else {
+            least_of_two(backends, fits)
+        };
         // Other threads may have taken its last place.
-        self.picked(&backends[index].upstream).or_else(|| self.any(fits))
-    }
-
-    /// Of those with the same number any, each as likely as the others.
-    fn least_of_all(&self, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<usize> {
-        let means = self.backends.iter().map(Weighted::mean);
-        let fastest = means.reduce(faster).unwrap_or_default();
-        let (mut first, mut least_load, mut its_weight) = (None, u64::MAX, 1);
-        // A bit for each of the first 64.
-        let mut ties = 0u64;
-        for (index, backend) in self.backends.iter().enumerate() {
-            if !fits(&backend.upstream) {
-                continue;
-            }
-            let (load, weight) = (backend.load(fastest), u64::from(backend.weight));
-            let (this, least) = (load * its_weight, least_load.saturating_mul(weight));
-            if this < least {
-                (first, least_load, its_weight, ties) = (Some(index), load, weight, 0);
-            }
-            ties |= u64::from(this <= least) << (index % 64) & u64::from(index >= 64).wrapping_sub(1);
-        }
-        match ties.count_ones() {
-            0 | 1 => first,
-            count => {
-                (0..fastrand::u32(..count)).for_each(|_| ties &= ties - 1);
-                usize::try_from(ties.trailing_zeros()).ok()
-            }
-        }
+        self.chosen(least?).or_else(|| self.any(fits))
     }
 
     fn is_full(&self, upstream: &Upstream) -> bool {
@@ -338,7 +334,7 @@ impl List {
     }
 
     /// Whoever the key belongs to, or whoever it would belong to without those that are too busy.
-    fn of_key(&self, key: u64, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<Picked> {
+    fn of_key(&self, key: u64, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<Chosen<'_>> {
         let fits = |upstream: &Arc<Upstream>| fits(upstream) && !self.is_full(upstream);
         let weighted = !self.turns.is_empty();
         let (mut requests, mut weights) = (0, 0);
@@ -376,11 +372,66 @@ impl List {
             best = second.or(best);
         }
         let (backend, _) = best?;
-        self.picked(&backend.upstream).or_else(|| self.any(fits))
+        self.chosen(backend).or_else(|| self.any(fits))
     }
 }
 
+/// Whoever has the fewest requests of [`COMPARED`] at most that `fit`; of those with the same number any, each as likely as the others.
+fn least_of_few(backends: &[Weighted], fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<&Weighted> {
+    let fastest = fastest(backends);
+    // The loads are all read before any is compared with another: so none waits for the one before it.
+    let mut loads = [f64::INFINITY; COMPARED];
+    for (load, backend) in loads.iter_mut().zip(backends) {
+        if fits(&backend.upstream) {
+            *load = backend.share(fastest);
+        }
+    }
+    let least = loads.into_iter().fold(f64::INFINITY, f64::min);
+    let ties = (0..).zip(loads).filter(|(_, load)| *load == least);
+    let mut ties = ties.fold(0u32, |ties, (index, _)| ties | 1 << index);
+    if !ties.is_power_of_two() {
+        (0..fastrand::u32(..ties.count_ones())).for_each(|_| ties &= ties - 1);
+    }
+    let index = usize::try_from(ties.trailing_zeros()).ok()?;
+    backends.get(index).filter(|_| least.is_finite())
+}
+
+/// Whoever has fewer requests of two that are drawn, or else the fewest of all that `fit`.
+fn least_of_two(backends: &[Weighted], fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<&Weighted> {
+    let count = backends.len();
+    let one = fastrand::usize(..count);
+    let other = (one + fastrand::usize(1..count)) % count;
+    let drawn = [&backends[one], &backends[other]];
+    let fastest_of_two = faster(drawn[0].mean(), drawn[1].mean());
+    let fitting = drawn.into_iter().filter(|backend| fits(&backend.upstream));
+    fitting
+        .min_by(|one, other| one.compare(other, fastest_of_two))
+        .or_else(|| {
+            // From one that is drawn, so that no backend is the first for all requests.
+            let (before, rest) = backends.split_at(one);
+            let fitting = rest.iter().chain(before).filter(|backend| fits(&backend.upstream));
+            let fastest = fastest(backends);
+            fitting.min_by(|one, other| one.compare(other, fastest))
+        })
+}
+
+/// The shortest of the times that they take to answer.
+fn fastest(backends: &[Weighted]) -> u32 {
+    backends.iter().map(Weighted::mean).reduce(faster).unwrap_or_default()
+}
+
 impl Weighted {
+    /// It, at its next address.
+    fn endpoint(&self) -> Endpoint {
+        match self.only_address {
+            Some(address) => Endpoint {
+                upstream: Arc::clone(&self.upstream),
+                address,
+            },
+            None => self.upstream.endpoint(),
+        }
+    }
+
     #[inline]
     fn mean(&self) -> u32 {
         self.upstream.pace.mean()
@@ -392,8 +443,14 @@ impl Weighted {
         let in_flight = u64::from(self.upstream.in_flight.load(Ordering::Relaxed));
         (in_flight + 1) * slowness(self.mean(), fastest)
     }
-}
 
-fn compare(one: &Weighted, other: &Weighted, fastest: u32) -> std::cmp::Ordering {
-    (one.load(fastest) * u64::from(other.weight)).cmp(&(other.load(fastest) * u64::from(one.weight)))
+    /// That for its weight. Equal fractions are equal as floating-point numbers too, so that ties are exact.
+    #[inline]
+    fn share(&self, fastest: u32) -> f64 {
+        self.load(fastest) as f64 / f64::from(self.weight)
+    }
+
+    fn compare(&self, other: &Self, fastest: u32) -> std::cmp::Ordering {
+        self.share(fastest).total_cmp(&other.share(fastest))
+    }
 }

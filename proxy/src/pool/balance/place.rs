@@ -10,8 +10,18 @@ use crate::pool::endpoint::Upstream;
 #[derive(Debug, Default)]
 pub struct Place {
     at: Option<Arc<Upstream>>,
-    /// Since when an answer is waited for, if that is timed.
-    since: Option<Instant>,
+    timing: Timing,
+}
+
+/// Whether it is noted how long the backend takes to answer.
+#[derive(Debug, Default, Clone, Copy)]
+enum Timing {
+    #[default]
+    No,
+    /// From when the request is sent.
+    Wanted,
+    /// It was sent then.
+    Since(Instant),
 }
 
 impl Place {
@@ -32,23 +42,31 @@ impl Place {
         }
         Some(Self {
             at: Some(Arc::clone(upstream)),
-            since: None,
+            timing: Timing::No,
         })
     }
 
-    /// How long the backend takes from now to its answer is noted.
+    /// How long the backend takes to answer is to be noted.
     pub(in crate::pool) fn time(&mut self) {
-        self.since = Some(Instant::now());
+        self.timing = Timing::Wanted;
     }
 
-    /// Gives the place up. Returns whether an answer was timed.
+    /// The request is sent at `now`. Only the first time counts.
+    pub fn sent(&mut self, now: Instant) {
+        if matches!(self.timing, Timing::Wanted) {
+            self.timing = Timing::Since(now);
+        }
+    }
+
+    /// Gives the place up. Returns whether an answer was to be timed.
     pub fn leave(&mut self) -> bool {
-        std::mem::take(self).since.is_some()
+        !matches!(std::mem::take(self).timing, Timing::No)
     }
 
     /// The backend has answered.
     pub fn answered(&mut self) {
-        if let (Some(upstream), Some(since)) = (&self.at, self.since.take()) {
+        if let (Some(upstream), Timing::Since(since)) = (&self.at, self.timing) {
+            self.timing = Timing::No;
             upstream.pace.answered(since.elapsed());
         }
     }
