@@ -118,9 +118,8 @@ impl<C: ClientSide> Duplex<'_, C> {
         let mut broken = None;
         let data = match &mut response.coming {
             Coming::Length(left) => {
-                taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
-                *left -= taken as u64;
-                as_they_are = &bytes[..taken];
+                as_they_are = up_to(left, bytes);
+                taken = as_they_are.len();
                 taken
             }
             Coming::Chunked(decoder) => {
@@ -156,9 +155,7 @@ impl<C: ClientSide> Duplex<'_, C> {
         // Whatever comes behind a response belongs to nobody.
         response.reusable &= taken == bytes.len();
         self.record.bytes += data as u64;
-        // What came before the framing broke is the client's.
-        self.send(context, out, as_they_are)?;
-        broken.map_or(Ok(()), |BadFraming(what)| Err(origin(Failure::Malformed, what)))
+        self.pass_on(context, out, as_they_are, broken)
     }
 
     /// The same through an encoder.
@@ -178,9 +175,9 @@ impl<C: ClientSide> Duplex<'_, C> {
         let mut decoded = None;
         let data = match coming {
             Coming::Length(left) => {
-                taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
-                *left -= taken as u64;
-                &bytes[..taken]
+                let data = up_to(left, bytes);
+                taken = data.len();
+                data
             }
             Coming::Chunked(decoder) => {
                 let decoded = decoded.insert(Scratch::take());
@@ -203,7 +200,25 @@ impl<C: ClientSide> Duplex<'_, C> {
             write_last(&mut out, coming.trailers());
         }
         *reusable &= taken == bytes.len();
-        self.send(context, out, b"")?;
+        self.pass_on(context, out, b"", broken)
+    }
+
+    /// Sends the client what came before the framing broke, if it has.
+    fn pass_on(
+        &mut self,
+        context: &mut Context<'_>,
+        out: Scratch,
+        behind: &[u8],
+        broken: Option<BadFraming>,
+    ) -> Result<(), Broken> {
+        self.send(context, out, behind)?;
         broken.map_or(Ok(()), |BadFraming(what)| Err(origin(Failure::Malformed, what)))
     }
+}
+
+/// What of `bytes` belongs to a body of which `left` are to come.
+fn up_to<'b>(left: &mut u64, bytes: &'b [u8]) -> &'b [u8] {
+    let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+    *left -= taken as u64;
+    &bytes[..taken]
 }
