@@ -1,7 +1,8 @@
 //! The last good set of backends, kept in a file, so that a proxy that starts while its registry is down has backends.
 //!
 //! The format: a line that says what the file is and in which version, then a line for each address: the member as written in
-//! the registry, and one of its addresses. The addresses are there because DNS may be down too.
+//! the registry, one of its addresses, and its weight and the like as in the companion hash, if it has any. The addresses are there
+//! because DNS may be down too.
 //!
 //! The directory may be shared with others (/tmp), so nothing in it is taken on trust. A file is used only if it is a regular one
 //! of this process's own user that nobody else can write to, and it is read without following a link. A new one replaces it as
@@ -16,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use chassis::replace::replace;
-use registry::Member;
+use registry::{Member, Meta};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -36,9 +37,11 @@ pub fn write(path: &Path, members: &Members) -> io::Result<()> {
     let mut text = format!("{FIRST_LINE}\n");
     for (name, addresses) in members.iter() {
         let scheme = if name.contains("://") { "" } else { "http://" };
+        let meta = members.meta(name);
+        let space = if meta == Meta::default() { "" } else { " " };
         for address in addresses {
             // Writing to a string can't fail.
-            let _ = writeln!(text, "{scheme}{name} {address}");
+            let _ = writeln!(text, "{scheme}{name} {address}{space}{meta}");
         }
     }
     replace(path, text.as_bytes())
@@ -89,17 +92,21 @@ pub fn read(path: &Path) -> io::Result<Option<Members>> {
     }
     let mut members = Members::default();
     for (line, number) in lines {
-        let (name, address) =
+        let (name, address, meta) =
             parse(line).ok_or_else(|| invalid(&format!("line {number} of it is {}", quoted(line))))?;
         members.insert(&name, [address]);
+        if meta != Meta::default() {
+            members.describe(&name, meta);
+        }
     }
     Ok(Some(members).filter(|members| !members.is_empty()))
 }
 
-fn parse(line: &str) -> Option<(Arc<str>, SocketAddr)> {
-    let (member, address) = line.split_once(' ')?;
+fn parse(line: &str) -> Option<(Arc<str>, SocketAddr, Meta)> {
+    let (member, rest) = line.split_once(' ')?;
+    let (address, meta) = rest.split_once(' ').unwrap_or((rest, ""));
     let member = Member::parse(member.as_bytes()).ok()?;
-    Some((member.to_string().into(), address.parse().ok()?))
+    Some((member.to_string().into(), address.parse().ok()?, meta.parse().ok()?))
 }
 
 fn invalid(what: &str) -> io::Error {
@@ -167,6 +174,22 @@ mod tests {
     }
 
     #[test]
+    fn weights_and_the_like_are_saved_too() {
+        let (path, _directory) = place();
+        let (mut members, origin) = (members(), "origin:80".into());
+        let meta = Meta {
+            weight: 3,
+            backup: true,
+            drain: true,
+        };
+        members.describe(&origin, meta);
+        write(&path, &members).unwrap();
+        let read = read(&path).unwrap().unwrap();
+        assert_eq!(read.meta("origin:80"), meta);
+        assert_eq!(read, members);
+    }
+
+    #[test]
     fn a_file_of_the_first_release_is_read() {
         let (path, _directory) = place();
         let text = "gopherproxy backends, version 1\nhttp://192.0.2.2:81 192.0.2.2:81\nhttp://origin:80 192.0.2.1:80\n\
@@ -186,6 +209,8 @@ mod tests {
             "gopherproxy backends, version 2\n".into(),
             good.replace("192.0.2.1:80", "192.0.2.1"),
             good.replace("http://", ""),
+            good.replace(":80\n", ":80 weight=101\n"),
+            good.replace(":80\n", ":80 drained\n"),
             good.clone() + "half a li",
             "\x1b[31m\u{202e}".repeat(1_000_000),
             good.clone() + &"x".repeat(6_000_000),

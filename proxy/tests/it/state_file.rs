@@ -103,3 +103,34 @@ async fn a_state_file_that_cannot_be_written_is_said_at_the_start() {
     proxy.said("the set of backends is saved again", |_| true).await;
     assert!(file.exists());
 }
+
+#[tokio::test]
+async fn a_backend_that_is_drained_stays_so_after_a_start_without_the_registry() {
+    let (redis, files) = (Redis::start().await, tempfile::tempdir().expect("a directory"));
+    let [origin, drained] = [origin(), origin()];
+    let file = files.path().join("backends");
+    for address in [origin.address(), drained.address()] {
+        redis.command(&format!("SADD gopher_backends http://{address}")).await;
+    }
+    let field = format!("http://{}", drained.address());
+    redis
+        .command(&format!("HSET {{gopher_backends}}:meta {field} drain"))
+        .await;
+    let configuration = saving(&with_redis(&redis), &file);
+    let first = Process::proxy(&configuration).await;
+    eventually("it is saved", async || {
+        std::fs::read_to_string(&file).is_ok_and(|text| text.contains(" drain"))
+    })
+    .await;
+    first.signal("TERM");
+    first.ended().await;
+
+    redis.kill();
+    let second = Process::proxy(&configuration).await;
+    second.active_backends(2).await;
+    let before = drained.requests();
+    for _ in 0..4 {
+        assert_eq!(get(second.address(), "/").await.origin(), origin.address());
+    }
+    assert_eq!(drained.requests(), before);
+}
