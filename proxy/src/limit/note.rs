@@ -1,4 +1,5 @@
-//! Hands the buckets of throttled clients from a running process to its successor.
+//! Hands the buckets of throttled clients from a running process to its successor: those of the limit for all requests in one note, and those
+//! of all routes in another.
 //!
 //! A bucket is handed over as the time until it is full, because the two processes count time from different beginnings. That
 //! adds the time that the note takes on its way, so a client may be limited a little longer, never less. The note does not have what the
@@ -7,61 +8,38 @@
 //!
 //! The format, little endian: [`FORMAT`], the time of a token, the time of a whole bucket, the mask of IPv6 networks; then for
 //! each client 16 bytes of address and 8 of time, the emptiest buckets first. Times are in nanoseconds. A reader that finds
-//! another format or another limit takes nothing, and all its clients start with full buckets.
+//! another format or another limit takes nothing, and all its clients start with full buckets. In the note of routes, [`FORMAT_OF_ROUTES`]
+//! stands in place of all that, because a route and its limit are in the salt of its clients' keys: buckets of a limit that the reader does
+//! not have are nobody's.
 
 use std::cmp::Reverse;
 use std::time::Instant;
 
+use super::buckets::Buckets;
+use super::shared::Shared;
 use super::{ClientLimiter, lock};
 
 const FORMAT: &[u8; 8] = b"buckets1";
+const FORMAT_OF_ROUTES: &[u8; 8] = b"routebk1";
 const HEADER: usize = 8 + 8 + 8 + 16;
 const ENTRY: usize = 16 + 8;
 /// The most clients in a note: 3 MiB. Of more, the emptiest buckets.
 const MOST: usize = 131_072;
+/// No bucket takes longer to fill, in nanoseconds: a day.
+const LONGEST_FILL: u64 = 24 * 60 * 60 * 1_000_000_000;
 
 impl ClientLimiter {
     /// The buckets that are not full at `now`.
     pub fn export(&self, now: Instant) -> Vec<u8> {
-        let now = self.buckets.nanos(now);
-        let mut owing: Vec<(u128, u64)> = Vec::new();
-        for shard in &self.buckets.shards {
-            for (client, full_at) in &lock(shard).full_at {
-                if *full_at > now {
-                    owing.push((*client, full_at - now));
-                }
-            }
-            keep_most_owing(&mut owing);
-        }
-        owing.sort_unstable_by_key(|(_, ahead)| Reverse(*ahead));
         let mut note = self.header();
-        note.reserve_exact(owing.len() * ENTRY);
-        for (client, ahead) in owing {
-            note.extend_from_slice(&client.to_le_bytes());
-            note.extend_from_slice(&ahead.to_le_bytes());
-        }
+        self.buckets.export(&mut note, now);
         note
     }
 
     /// Takes the buckets of a note at `now`, as many as there are places for; returns how many.
     pub fn import(&self, note: &[u8], now: Instant) -> usize {
-        let now = self.buckets.nanos(now);
-        let Some(entries) = note.strip_prefix(self.header().as_slice()) else {
-            return 0;
-        };
-        let mut taken = 0;
-        let (entries, _) = entries.as_chunks::<ENTRY>();
-        for entry in entries.iter().take(MOST) {
-            let (client, ahead) = entry.split_at(16);
-            let client = client.try_into().map_or(0, u128::from_le_bytes);
-            let ahead = ahead.try_into().map_or(0, u64::from_le_bytes);
-            let mut shard = self.buckets.shard(client);
-            if self.buckets.has_place(&mut shard, now) {
-                shard.full_at.insert(client, now + ahead.min(self.rate.bucket));
-                taken += 1;
-            }
-        }
-        taken
+        let entries = note.strip_prefix(self.header().as_slice());
+        entries.map_or(0, |entries| self.buckets.import(entries, self.rate.bucket, now))
     }
 
     /// The format and the limit, without which the times mean nothing.
@@ -72,6 +50,61 @@ impl ClientLimiter {
         header.extend_from_slice(&self.rate.bucket.to_le_bytes());
         header.extend_from_slice(&self.ipv6_mask.to_le_bytes());
         header
+    }
+}
+
+impl Shared {
+    /// The buckets of all limiters that are not full at `now`.
+    pub fn export(&self, now: Instant) -> Vec<u8> {
+        let mut note = FORMAT_OF_ROUTES.to_vec();
+        self.buckets.export(&mut note, now);
+        note
+    }
+
+    /// Takes the buckets of a note at `now`, as many as there are places for; returns how many.
+    pub fn import(&self, note: &[u8], now: Instant) -> usize {
+        let entries = note.strip_prefix(FORMAT_OF_ROUTES);
+        entries.map_or(0, |entries| self.buckets.import(entries, LONGEST_FILL, now))
+    }
+}
+
+impl Buckets {
+    /// Appends an entry for each bucket that is not full at `now`.
+    fn export(&self, note: &mut Vec<u8>, now: Instant) {
+        let now = self.nanos(now);
+        let mut owing: Vec<(u128, u64)> = Vec::new();
+        for shard in &self.shards {
+            for (client, full_at) in &lock(shard).full_at {
+                if *full_at > now {
+                    owing.push((*client, full_at - now));
+                }
+            }
+            keep_most_owing(&mut owing);
+        }
+        owing.sort_unstable_by_key(|(_, ahead)| Reverse(*ahead));
+        note.reserve_exact(owing.len() * ENTRY);
+        for (client, ahead) in owing {
+            note.extend_from_slice(&client.to_le_bytes());
+            note.extend_from_slice(&ahead.to_le_bytes());
+        }
+    }
+
+    /// Takes the buckets of `entries` at `now`, none of which takes longer than `longest` to fill; returns how many.
+    fn import(&self, entries: &[u8], longest: u64, now: Instant) -> usize {
+        let now = self.nanos(now);
+        let mut taken = 0;
+        let (entries, _) = entries.as_chunks::<ENTRY>();
+        for entry in entries.iter().take(MOST) {
+            let (client, ahead) = entry.split_at(16);
+            let client = client.try_into().map_or(0, u128::from_le_bytes);
+            let ahead = ahead.try_into().map_or(0, u64::from_le_bytes);
+            let mut shard = self.shard(client);
+            if self.has_place(&mut shard, now) {
+                shard.full_at.insert(client, now + ahead.min(longest));
+                taken += 1;
+            }
+        }
+        taken
     }
 }
 

@@ -2,13 +2,13 @@
 //!
 //! A limiter of its own for each route would hold a table and an estimator for each: a thousand routes with limits would take 4 GB before the
 //! first request. So all of them share one table, with the places that `limit.clients` says, and those whose buckets take about as long
-//! to fill share an estimator. A client's bucket is found by its address and the salt of its route: 128 random bits, so that nobody can find
-//! two addresses that two routes take for one client.
+//! to fill share an estimator. A client's bucket is found by its address and a salt: 128 bits of a digest of the route's name and its limit, so
+//! that there are hardly two addresses that two routes take for one client, and a successor finds the buckets that it is handed.
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
-use ahash::RandomState;
+use ring::digest::{Context, SHA256};
 
 use super::buckets::Buckets;
 use super::windows::{self, Windows};
@@ -18,7 +18,7 @@ use crate::config::Limit;
 /// The table and the estimators of several limiters.
 pub struct Shared {
     clients: usize,
-    buckets: Arc<Buckets>,
+    pub(super) buckets: Arc<Buckets>,
     /// Those in use, by the power of two by which their windows are longer than the shortest: at most 21, because no bucket takes more than a
     /// day to fill.
     estimators: Mutex<Vec<Weak<Windows>>>,
@@ -39,9 +39,9 @@ impl Shared {
         self.clients
     }
 
-    /// A new limiter, all of whose clients have full buckets.
-    pub fn limiter(&self, limit: &Limit) -> ClientLimiter {
-        let (salt, buckets) = (salt(), Arc::clone(&self.buckets));
+    /// The limiter of `route`. Its clients have the buckets that they had if it had the same limit before.
+    pub fn limiter(&self, route: &str, limit: &Limit) -> ClientLimiter {
+        let (salt, buckets) = (salt(route, limit), Arc::clone(&self.buckets));
         ClientLimiter::over(limit, salt, buckets, self.estimator(Rate::of(limit).bucket))
     }
 
@@ -62,9 +62,19 @@ impl Shared {
     }
 }
 
-fn salt() -> u128 {
-    let random = RandomState::new();
-    u128::from(random.hash_one(0u8)) << 64 | u128::from(random.hash_one(1u8))
+fn salt(route: &str, limit: &Limit) -> u128 {
+    let rate = Rate::of(limit);
+    let mut digest = Context::new(&SHA256);
+    digest.update(&rate.token.to_le_bytes());
+    digest.update(&rate.bucket.to_le_bytes());
+    digest.update(&[limit.ipv6_prefix]);
+    digest.update(route.as_bytes());
+    let digest = digest.finish();
+    digest
+        .as_ref()
+        .iter()
+        .take(16)
+        .fold(0, |salt, byte| salt << 8 | u128::from(*byte))
 }
 
 #[cfg(test)]
@@ -90,17 +100,20 @@ mod tests {
             per_second: f64::from(1 + number % 50),
             ..LIMIT
         };
-        let limiters: Vec<_> = (0..1000).map(|number| shared.limiter(&limit(number))).collect();
+        let limiters: Vec<_> = (0..1000).map(|number| shared.limiter("a", &limit(number))).collect();
         let estimators: HashSet<_> = limiters.iter().map(|limiter| Arc::as_ptr(&limiter.seen)).collect();
         assert!(estimators.len() <= 15, "{}", estimators.len());
         // A bucket may take from no time to a day to fill.
         let all = (0..=100u32).map(|step| {
             let seconds = 1e-6 * (86_400.0 / 1e-6_f64).powf(f64::from(step) / 100.0);
-            shared.limiter(&Limit {
-                burst: 1,
-                per_second: 1.0 / seconds,
-                ..LIMIT
-            })
+            shared.limiter(
+                "a",
+                &Limit {
+                    burst: 1,
+                    per_second: 1.0 / seconds,
+                    ..LIMIT
+                },
+            )
         });
         let all: Vec<_> = all.collect();
         let estimators: HashSet<_> = all.iter().map(|limiter| Arc::as_ptr(&limiter.seen)).collect();
@@ -151,19 +164,49 @@ mod tests {
         let start = Instant::now();
         let shared = Shared::new(131_072, start);
         let limiters: Vec<_> = (1..=20)
-            .map(|burst| shared.limiter(&Limit { burst, ..LIMIT }))
+            .map(|burst| shared.limiter("a", &Limit { burst, ..LIMIT }))
             .collect();
         for client in 0..50 {
             for (limiter, burst) in limiters.iter().zip(1..) {
                 assert_eq!(passed(limiter, address(client), 30, start), burst);
             }
         }
-        let again = shared.limiter(&Limit { burst: 3, ..LIMIT });
+        let limit = Limit { burst: 3, ..LIMIT };
+        let again = shared.limiter("a", &limit);
         assert_eq!(
             passed(&again, address(1), 30, start),
-            3,
-            "a new limit begins with full buckets"
+            0,
+            "the same limit of the same route"
         );
+        let other = shared.limiter("b", &limit);
+        assert_eq!(passed(&other, address(1), 30, start), 3);
+    }
+
+    #[test]
+    fn a_successor_has_the_buckets_of_each_limit() {
+        let start = Instant::now();
+        let old = Shared::new(1024, start);
+        for (route, requests) in [("a", 5), ("b", 2), ("gone", 1)] {
+            passed(&old.limiter(route, &LIMIT), address(1), requests, start);
+        }
+        let new = Shared::new(1024, start);
+        assert_eq!(new.import(&old.export(start), start), 3);
+        for (route, left) in [("a", 0), ("b", 3), ("c", 5)] {
+            assert_eq!(
+                passed(&new.limiter(route, &LIMIT), address(1), 9, start),
+                left,
+                "{route}"
+            );
+        }
+        let another = Limit {
+            ipv6_prefix: 56,
+            ..LIMIT
+        };
+        assert_eq!(passed(&new.limiter("a", &another), address(1), 9, start), 5);
+        let note = ClientLimiter::new(&LIMIT, start).export(start);
+        for nonsense in [&note[..], b"", b"routebk", b"routebk1 and half an entry"] {
+            assert_eq!(new.import(nonsense, start), 0);
+        }
     }
 
     #[test]
@@ -172,18 +215,20 @@ mod tests {
         for _ in 0..100 {
             let start = Instant::now();
             let shared = Shared::new(131_072, start);
-            let limits = (0..4).map(|_| {
-                let limiter = shared.limiter(&Limit {
-                    burst: random.u32(1..20),
-                    per_second: f64::from(random.u32(1..100)) / 3.0,
-                    ..LIMIT
-                });
+            let mut limits = ["a", "b", "c", "d"].map(|route| {
+                let limiter = shared.limiter(
+                    route,
+                    &Limit {
+                        burst: random.u32(1..20),
+                        per_second: f64::from(random.u32(1..100)) / 3.0,
+                        ..LIMIT
+                    },
+                );
                 let burst = u32::try_from(limiter.rate.bucket / limiter.rate.token).unwrap();
                 let model = || Reference::new(burst, Duration::from_nanos(limiter.rate.token));
                 let models = [model(), model(), model()];
                 (limiter, models)
             });
-            let mut limits: Vec<_> = limits.collect();
             let mut now = Duration::ZERO;
             for _ in 0..500 {
                 now += Duration::from_secs_f64(random.f64() * random.f64());
@@ -200,12 +245,15 @@ mod tests {
     fn a_flood_on_one_limit_lets_no_client_of_another_have_more() {
         let start = Instant::now();
         let shared = Shared::new(1024, start);
-        let flooded = shared.limiter(&LIMIT);
-        let other = shared.limiter(&Limit {
-            burst: 3,
-            per_second: 1.0,
-            ..LIMIT
-        });
+        let flooded = shared.limiter("flooded", &LIMIT);
+        let other = shared.limiter(
+            "other",
+            &Limit {
+                burst: 3,
+                per_second: 1.0,
+                ..LIMIT
+            },
+        );
         assert_eq!(passed(&other, address(1), 9, start), 3);
         for number in 0..100_000 {
             flooded.check(address(1 << 24 | number), start);

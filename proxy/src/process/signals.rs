@@ -21,7 +21,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::exit;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chassis::handover::Successor;
@@ -178,9 +178,13 @@ impl OnSignal {
         let sockets = self.sockets.all();
         // In the order of `startup`'s numbers.
         let notes = || {
-            let buckets = self.reload.live.policy().limiter.export(std::time::Instant::now());
+            let (policy, now) = (self.reload.live.policy(), Instant::now());
             let secret = self.reload.certificates.as_ref().map(|live| live.secret());
-            std::iter::once(buckets).chain(secret).collect()
+            vec![
+                policy.limiter.export(now),
+                secret.unwrap_or_default(),
+                policy.routes.export_buckets(now),
+            ]
         };
         let called_off = async { end = Some(signals.end(reloads).await) };
         let handed_over = successor

@@ -38,6 +38,7 @@ const POLL: Duration = Duration::from_millis(10);
 /// The notes that come with a handover, by their numbers.
 const BUCKETS: usize = 0;
 const TICKET_SECRET: usize = 1;
+const BUCKETS_OF_ROUTES: usize = 2;
 /// How long writing the rest of the log may take at the end.
 const FLUSH: Duration = Duration::from_millis(500);
 
@@ -213,8 +214,9 @@ impl BackgroundService for Startup {
                 // The process is about to end, which the running one will see. It has not heard that this one serves.
                 return std::future::pending().await;
             }
-            let buckets = taken.note(BUCKETS);
-            let throttled = self.live.policy().limiter.import(buckets, Instant::now());
+            let (policy, now) = (self.live.policy(), Instant::now());
+            let throttled = policy.limiter.import(taken.note(BUCKETS), now);
+            policy.routes.import_buckets(taken.note(BUCKETS_OF_ROUTES), now);
             self.inherit_tickets(taken.note(TICKET_SECRET));
             self.serve().await;
             if taken.alone {

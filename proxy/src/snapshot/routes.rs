@@ -164,6 +164,21 @@ impl Routes {
         Ok(rule.map_or(Choice::None, Choice::Rule))
     }
 
+    /// The buckets of the limits that routes have, for a successor's [`Routes::import_buckets`].
+    pub fn export_buckets(&self, now: Instant) -> Vec<u8> {
+        match self {
+            Self::One(_) => Vec::new(),
+            Self::Many { limits, .. } => limits.export(now),
+        }
+    }
+
+    /// Takes the buckets that clients had in another process.
+    pub fn import_buckets(&self, note: &[u8], now: Instant) {
+        if let Self::Many { limits, .. } = self {
+            limits.import(note, now);
+        }
+    }
+
     /// The names of the routes.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.rules().iter().map(|rule| &*rule.name)
@@ -217,7 +232,7 @@ impl Rule {
             routes::RouteLimit::Own(rate) => {
                 let limit = config.limit.at(rate);
                 let before = parts.before.and_then(|before| before.limiter_of(&name, &limit));
-                let limiter = before.unwrap_or_else(|| Arc::new(limits.limiter(&limit)));
+                let limiter = before.unwrap_or_else(|| Arc::new(limits.limiter(&name, &limit)));
                 RuleLimit::Own(OwnLimit::new(limit, limiter))
             }
         };

@@ -334,6 +334,34 @@ async fn a_client_over_its_limit_stays_over_it_through_an_upgrade() {
     drop(proxy);
 }
 
+#[tokio::test]
+async fn a_client_over_the_limit_of_a_route_stays_over_it_through_an_upgrade() {
+    let (origin, files) = (origin(), tempfile::tempdir().expect("a directory"));
+    let with = |route: &str, burst: u32| {
+        let routes = format!(
+            "  routes:\n    {route}: {{paths: [/login], pool: default, limit: {{burst: {burst}, per_second: 0.0008}}}}\n    \
+             other: {{pool: default, limit: {{burst: 1, per_second: 0.0008}}}}\n"
+        );
+        upgradable(&(embedded(&[origin.address()]) + &routes), files.path())
+    };
+    let mut proxy = Process::proxy(&with("login", 2)).await;
+    proxy.active_backends(1).await;
+    let address = proxy.address();
+    let statuses = async || {
+        let mut client = Connection::open(address).await;
+        let mut statuses = Vec::new();
+        for path in ["/login", "/login", "/login", "/", "/"] {
+            statuses.push(client.get(path).await.status);
+        }
+        statuses
+    };
+    assert_eq!(statuses().await, [200, 200, 429, 200, 429]);
+    for (route, burst, login) in [("login", 2, [429; 3]), ("login", 3, [200; 3]), ("sign-in", 3, [200; 3])] {
+        proxy = upgraded(&proxy, &with(route, burst)).await;
+        assert_eq!(statuses().await, [&login[..], &[429, 429]].concat(), "{route}, {burst}");
+    }
+}
+
 async fn upgraded(proxy: &Process, configuration: &str) -> Process {
     let successor = Process::successor(configuration);
     successor.said(WAITING, |_| true).await;
