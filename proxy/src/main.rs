@@ -65,7 +65,7 @@ struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
 
-    /// The configuration; without one every default holds.
+    /// The configuration; without one, everything has its default.
     #[arg(short, long, value_name = "FILE")]
     conf: Option<PathBuf>,
 
@@ -73,7 +73,7 @@ struct Arguments {
     #[arg(short, long)]
     test: bool,
 
-    /// With --test: say which route a request for this URL takes, and why.
+    /// With --test: print which route a request for this URL takes, what is done with it, and why other routes are not chosen.
     #[arg(long, value_name = "URL", requires = "test")]
     explain: Option<String>,
 
@@ -87,18 +87,18 @@ struct Arguments {
     )]
     request: String,
 
-    /// Take the listening sockets of the running proxy, when it is told to hand them over (SIGQUIT or SIGTERM).
+    /// Take over from the running proxy: wait for its listening sockets, which it hands over on SIGQUIT or SIGTERM.
     #[arg(short, long)]
     upgrade: bool,
 
-    /// Ask the proxy that runs with this configuration whether it is ready, and exit with 0 if it is.
+    /// Ask the proxy that runs with this configuration whether it is ready; exit with 0 if it is.
     #[arg(long)]
     healthcheck: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make a certificate to try TLS with, unless there is one, and what clients need to trust it.
+    /// Make a certificate to try TLS with, and the file by which clients trust it; keep one that is still valid.
     Certificate {
         /// Where to put self-made.crt, self-made.key and self-made-ca.pem.
         #[arg(short, long, value_name = "DIRECTORY")]
@@ -125,15 +125,25 @@ fn main() -> ExitCode {
     }
     let load = || Config::load(arguments.conf.as_deref());
     if arguments.test {
-        return process::answer(LOG_FILTER, "the configuration is bad", || {
+        let check = || {
             let config = load()?;
             config.remarks.iter().for_each(Remark::log);
             certificates(&config)?;
-            match &arguments.explain {
-                Some(url) => Ok(explain(&config, &arguments.request, url)?),
-                None => Ok("the configuration is good".into()),
-            }
-        });
+            Ok(config)
+        };
+        return match &arguments.explain {
+            Some(url) => process::answer(LOG_FILTER, "can't explain", || {
+                let text = explain(&check()?, &arguments.request, url)?;
+                #[allow(clippy::print_stdout, reason = "somebody reads it there, through a pipe too")]
+                {
+                    println!("{text}");
+                }
+                Ok(String::new())
+            }),
+            None => process::answer(LOG_FILTER, "the configuration is bad", || {
+                check().map(|_| "the configuration is good".into())
+            }),
+        };
     }
     if arguments.healthcheck {
         return process::answer(LOG_FILTER, "not ready", || {

@@ -69,7 +69,7 @@ impl FromStr for Meta {
                 Some(("weight", number)) => weight.replace(parse_weight(number)?).is_some(),
                 None if word == "backup" => std::mem::replace(&mut backup, true),
                 None if word == "drain" => std::mem::replace(&mut drain, true),
-                _ => return Err("expected weight=0…100, backup and drain".into()),
+                _ => return Err("expected weight=N (0 to 100), backup and drain".into()),
             };
             if twice {
                 return Err("a word is there twice".into());
@@ -210,7 +210,7 @@ mod tests {
                 [
                     r#""\xff": in the :meta of d:1: not UTF-8"#,
                     r#""nonsense": expected http://host:port or https://host:port"#,
-                    r#""wieght=3 \n\x1b": in the :meta of c:1: expected weight=0…100, backup and drain"#,
+                    r#""wieght=3 \n\x1b": in the :meta of c:1: expected weight=N (0 to 100), backup and drain"#,
                 ]
             );
         }

@@ -192,6 +192,11 @@ impl Settings {
         self.note(place.line(), format!("{place}: {text}"));
     }
 
+    /// How many mistakes are noted so far.
+    pub fn mistakes(&self) -> usize {
+        self.notes.borrow().mistakes.len()
+    }
+
     fn note(&self, line: Option<usize>, text: String) {
         self.notes.borrow_mut().mistakes.push((line, text));
     }
@@ -292,6 +297,11 @@ impl Settings {
         Section::new(self, String::new(), String::new(), file)
     }
 
+    /// Adds keys that nobody asked for and that there are, so that a misplaced one is told where it belongs.
+    pub fn knows(&self, keys: BTreeSet<String>) {
+        self.notes.borrow_mut().known.extend(keys);
+    }
+
     /// The paths of all keys that were asked for, with `NAME` in place of each name that the user chose.
     pub fn known(&self) -> BTreeSet<String> {
         self.notes.borrow().known.clone()
@@ -340,9 +350,12 @@ impl Unknown {
         let near = near.and_then(|key| nearest(&normal(key), siblings));
         let elsewhere = known
             .iter()
-            .filter(|path| path.rsplit('.').next() == Some(&normal(key)))
+            .filter(|path| path.rsplit('.').next() == Some(&normal(key)));
+        let (named, plain): (Vec<_>, Vec<_>) = elsewhere
             .map(String::as_str)
-            .collect::<Vec<_>>();
+            .partition(|path| path.split('.').any(|part| part == section::ANY_NAME));
+        // A key of the user's own groups is less likely to be meant.
+        let elsewhere = if plain.is_empty() { named } else { plain };
         let advice = match near {
             Some(sibling) => format!("did you mean {sibling}?"),
             None if elsewhere.is_empty() => format!("the keys here are {choices}"),

@@ -10,7 +10,7 @@ use super::{Expected, Place, Settings, Unknown, Variable, entries, given_node, j
 use crate::yaml::{Mapping, Node, Value, shown_key};
 
 /// Stands for any name that the user chose, in the paths of the keys that are known.
-const ANY_NAME: &str = "NAME";
+pub(super) const ANY_NAME: &str = "NAME";
 
 /// A group of keys in the file. Each reading method takes its key out; what is left at [`Section::finish`] is unknown.
 pub struct Section<'s> {

@@ -321,6 +321,22 @@ fn an_unknown_key_in_a_named_group_is_told_apart_once_for_all_groups() {
     );
 }
 
+#[test]
+fn a_misplaced_key_is_told_its_place_though_the_file_has_no_such_group() {
+    let settings = settings(&[]);
+    let mut top = settings.top(yaml("size: 3\ncolour: red"));
+    top.section("paint").value("colour", None, 0, whole(0..=9));
+    top.finish();
+    settings.knows(["pools.NAME.size", "pools.NAME.colour"].map(Into::into).into());
+    assert_eq!(
+        said(settings),
+        [
+            "line 1: size: unknown key; did you mean pools.NAME.size?",
+            "line 2: colour: unknown key; did you mean paint.colour?",
+        ]
+    );
+}
+
 type Shown = Vec<(Option<String>, Vec<u8>)>;
 
 /// The lists of `file` and of the variable, and the mistakes or remarks.

@@ -134,9 +134,7 @@ fn explain(text: &str, error: &ScanError) -> Error {
     let line = error.marker().line().max(1);
     let written = text.lines().nth(line - 1).unwrap_or_default();
     let indentation = written.len() - written.trim_start().len();
-    let value = written.split_once(": ").map_or("", |(_, value)| value.trim_start());
-    let special = value.chars().next().filter(|first| "*&![{@`%|>".contains(*first));
-    let problem = match (error.info(), special) {
+    let problem = match (error.info(), misread(written)) {
         ("recursion limit exceeded", _) => TOO_DEEP.to_owned(),
         _ if written[..indentation].contains('\t') => "YAML is indented with spaces, and there is a tab".into(),
         (_, Some(first)) => {
@@ -148,6 +146,26 @@ fn explain(text: &str, error: &ScanError) -> Error {
         (info, None) => format!("not YAML: {info}"),
     };
     Error { line, problem }
+}
+
+/// The character at the beginning of a value in this line that means something else to YAML than it did to whoever wrote it.
+fn misread(line: &str) -> Option<char> {
+    let value = line.split_once(": ").map_or("", |(_, value)| value.trim());
+    let first = value.chars().next();
+    // A list or a mapping in brackets. One that ends as it began is meant, so only its entries can be misread.
+    let is_flow = matches!(
+        (first, value.chars().last()),
+        (Some('['), Some(']')) | (Some('{'), Some('}'))
+    );
+    let block = first.filter(|first| !is_flow && "*&![{@`%|>".contains(*first));
+    block.or_else(|| {
+        let mut starts = true;
+        line.trim_start().chars().find(|character| {
+            let is_special = starts && "*&!@`%".contains(*character);
+            starts = matches!(character, '[' | '{' | ',' | ':' | '-') || (starts && *character == ' ');
+            is_special
+        })
+    })
 }
 
 /// A list or a mapping that is not at its end.

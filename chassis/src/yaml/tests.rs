@@ -86,6 +86,19 @@ fn what_is_not_taken_is_named_with_its_line() {
             "line 2: not YAML: a value that begins with * needs",
         ),
         (
+            "a: {hosts: [*.example.com]}\n",
+            "line 1: not YAML: a value that begins with * needs quotes",
+        ),
+        (
+            "a: {hosts: [x.example, *.example.com], b: c}\n",
+            "line 1: not YAML: a value that begins with * needs quotes",
+        ),
+        (
+            "a:\n  - *.example.com\n",
+            "line 2: not YAML: a value that begins with * needs quotes",
+        ),
+        ("a: {b: [c}\n", "line 1: not YAML: while parsing a flow sequence"),
+        (
             "a: 1\n  b: 2\n",
             "line 2: not YAML: the line is indented more than the one before it",
         ),

@@ -33,6 +33,19 @@ pub enum Algorithm {
     Hash(HashBy),
 }
 
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RoundRobin => f.write_str("round_robin"),
+            Self::LeastRequests => f.write_str("least_requests"),
+            Self::Hash(HashBy::Client) => f.write_str("hash:client"),
+            Self::Hash(HashBy::Path) => f.write_str("hash:path"),
+            Self::Hash(HashBy::Header(name)) => write!(f, "hash:header:{name}"),
+            Self::Hash(HashBy::Cookie(name)) => write!(f, "hash:cookie:{name}"),
+        }
+    }
+}
+
 /// What of a request is hashed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HashBy {

@@ -175,6 +175,7 @@ impl Config {
 
     fn read(mut top: Section<'_>) -> Self {
         let settings = top.settings();
+        settings.knows(keys_of_groups());
         let mut section = top.section(SECTION);
         let server = server::read(top);
 
@@ -326,6 +327,18 @@ fn forwarder(text: &str) -> Result<Forwarder, String> {
         "pingora" => Ok(Forwarder::Pingora),
         _ => Err("direct or pingora".into()),
     }
+}
+
+/// The keys of pools and routes, for files that have none.
+fn keys_of_groups() -> BTreeSet<String> {
+    let example = Settings::new([]);
+    let file = yaml::parse("gopherproxy: {pools: {a: {}}, routes: {a: {pool: a}}}").unwrap_or_default();
+    let mut section = example.top(file).section(SECTION);
+    let pools = Pools::read(&mut section, &PoolSettings::default());
+    let names = pools.all.into_keys().collect();
+    let limit = Limit::read(section.section("limit"));
+    routes::read(&mut section, &names, &limit);
+    example.known()
 }
 
 fn with_port(address: &SocketAddr, port: u16) -> SocketAddr {

@@ -120,7 +120,10 @@ fn certificates(section: &mut Section<'_>) -> Vec<Source> {
             };
             for key in ["cert", "key"] {
                 if let place @ chassis::settings::Place::Unset(_) = pair.place(key) {
-                    settings.mistake(&place, "expected the absolute path of a PEM file, got nothing");
+                    settings.mistake(
+                        &place,
+                        "each entry names two files, its certificate as cert and its private key as key; one of them has none",
+                    );
                 }
             }
             pair.finish();

@@ -47,8 +47,8 @@ impl RouteMetrics {
             duration: HistogramVec::new(
                 HistogramOpts::new(
                     "gopherproxy_route_duration_seconds",
-                    "How long these requests took, from the head to the end of the response (of an upgraded connection: to the \
-                     switch), by route.",
+                    "How long requests took by route, from the head to the end of the response (of an upgraded connection: to the \
+                     switch).",
                 )
                 .buckets(BUCKETS.into()),
                 &["route"],

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use chassis::settings::whole;
 use clap::{Args, Subcommand};
 use registry::{MAX_WEIGHT, Member, Meta, MetaChange, PoolName, RedisStore, Registry, Snapshot};
 
@@ -18,16 +19,16 @@ pub enum BackendCommand {
     Drain(Backend),
     /// Send requests to a drained backend again.
     Undrain(Backend),
-    /// Give a backend its share of the requests beside that of the others, which is 1 unless it is set.
+    /// Set a backend's share of the requests, relative to the others; without a weight it is 1.
     Weight {
-        /// 0 is none.
-        #[arg(value_name = "WEIGHT", value_parser = clap::value_parser!(u8).range(0..=i64::from(MAX_WEIGHT)))]
+        /// From 0, for no requests, to 100.
+        #[arg(value_name = "WEIGHT", value_parser = weight)]
         weight: u8,
-        /// Whose.
+        /// The backend that gets it.
         #[command(flatten)]
         backend: Backend,
     },
-    /// Send requests to a backend only when no other one of its pool can take them.
+    /// Send requests to a backend only when no other in its pool can take them.
     Backup(Backend),
     /// Make a backup an ordinary backend again.
     Primary(Backend),
@@ -40,7 +41,7 @@ pub struct Pool {
     #[arg(short, long, value_name = "NAME", default_value = "default", value_parser = pool_name)]
     pool: PoolName,
 
-    /// The configuration of the proxy, which says where Redis is; REDIS_URL wins.
+    /// The proxy's configuration, which says where Redis is; REDIS_URL wins over it.
     #[arg(short, long, value_name = "FILE")]
     conf: Option<PathBuf>,
 }
@@ -52,7 +53,7 @@ pub struct Backend {
     #[arg(value_name = "HOST:PORT", value_parser = member)]
     member: Member,
 
-    /// Do it for a backend that is not registered either, as before its first start.
+    /// Allow a backend that is not registered, such as one that is about to start for the first time.
     #[arg(short, long)]
     force: bool,
 
@@ -62,6 +63,10 @@ pub struct Backend {
 
 fn pool_name(text: &str) -> Result<PoolName, String> {
     text.parse().map_err(|expected| format!("expected {expected}"))
+}
+
+fn weight(text: &str) -> Result<u8, String> {
+    whole(0..=MAX_WEIGHT)(text).map_err(|expected| format!("expected {expected}"))
 }
 
 fn member(text: &str) -> Result<Member, String> {
@@ -165,21 +170,25 @@ fn is_known(snapshot: &Snapshot, member: &Member, pool: &PoolName) -> Result<(),
         "see `gopherproxy backend list`".to_owned()
     };
     Err(format!(
-        "{member} is not registered in the pool {pool} ({hint}); with --force it need not be"
+        "{member} is not registered in the pool {pool} ({hint}); if it is about to start, add --force"
     ))
 }
 
 /// What came of a change, in a line.
 fn done(member: &Member, pool: &PoolName, change: MetaChange, before: Meta, meta: Meta) -> String {
-    let is = match change {
-        MetaChange::Drain(true) => "is drained".to_owned(),
-        MetaChange::Drain(false) => "is not drained".to_owned(),
-        MetaChange::Backup(true) => "is a backup".to_owned(),
-        MetaChange::Backup(false) => "is no backup".to_owned(),
-        MetaChange::Weight(_) => format!("has the weight {}", meta.weight),
+    let what = match (change, before == meta) {
+        (MetaChange::Drain(true), false) => "is now drained".to_owned(),
+        (MetaChange::Drain(true), true) => "is already drained".to_owned(),
+        (MetaChange::Drain(false), false) => "is no longer drained".to_owned(),
+        (MetaChange::Drain(false), true) => "was not drained".to_owned(),
+        (MetaChange::Backup(true), false) => "is now a backup".to_owned(),
+        (MetaChange::Backup(true), true) => "is already a backup".to_owned(),
+        (MetaChange::Backup(false), false) => "is no longer a backup".to_owned(),
+        (MetaChange::Backup(false), true) => "was not a backup".to_owned(),
+        (MetaChange::Weight(_), false) => format!("now has the weight {}", meta.weight),
+        (MetaChange::Weight(_), true) => format!("already has the weight {}", meta.weight),
     };
-    let when = if before == meta { "as before" } else { "now" };
-    format!("{member} in the pool {pool} {is} {when} ({})", shown(meta))
+    format!("{member} in the pool {pool} {what} ({})", shown(meta))
 }
 
 /// A meta with its weight, whatever that is.
@@ -223,19 +232,19 @@ mod tests {
         let answer = |change, before| done(&member, &pool, change, before, before.with(change));
         assert_eq!(
             answer(MetaChange::Drain(true), usual),
-            "a:1 in the pool default is drained now (weight=1 drain)"
+            "a:1 in the pool default is now drained (weight=1 drain)"
         );
         assert_eq!(
             answer(MetaChange::Drain(true), drained),
-            "a:1 in the pool default is drained as before (weight=1 drain)"
+            "a:1 in the pool default is already drained (weight=1 drain)"
         );
         assert_eq!(
             answer(MetaChange::Weight(3), drained),
-            "a:1 in the pool default has the weight 3 now (weight=3 drain)"
+            "a:1 in the pool default now has the weight 3 (weight=3 drain)"
         );
         assert_eq!(
             answer(MetaChange::Backup(false), usual),
-            "a:1 in the pool default is no backup as before (weight=1)"
+            "a:1 in the pool default was not a backup (weight=1)"
         );
     }
 
@@ -250,5 +259,6 @@ mod tests {
             assert_eq!(member(text).unwrap().to_string(), shown);
         }
         assert!(member("a").unwrap_err().contains("the port is missing"));
+        assert_eq!(weight("a:1").unwrap_err(), "expected a whole number from 0 to 100");
     }
 }

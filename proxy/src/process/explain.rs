@@ -26,23 +26,35 @@ pub fn explain(config: &Config, method: &str, url: &str) -> Result<String, Strin
         ));
     };
     let mut text = format!("{method} {url}");
-    if origin.scheme == Scheme::Http && config.tls.redirect.is_some() {
-        text += "\n  tls.redirect sends it to https first, unless its path is in redirect_exempt";
-    }
-    if config.routes.is_empty() {
-        return Ok(text + "\n  there are no routes: it goes to the pool default, as all requests do");
-    }
     // The request, so that this refuses what the proxy does, with the same words.
     let host = String::from_utf8_lossy(origin.authority);
     let request = format!("{method} {url} HTTP/1.1\r\nHost: {host}\r\n\r\n");
     let mut scratch = head::scratch();
-    let parsed = head::parse(request.as_bytes(), &mut scratch, &config.client.head);
-    let read = parsed.and_then(|head| Ok((head, path::plain(head.path).map_err(Violation::malformed)?)));
-    let (head, path) = match read {
-        Ok(read) => read,
-        Err(Violation { rejection, rule }) => {
-            return Ok(format!("{text}\n  is answered {}: {rule}", rejection.status()));
+    let refused = |text, violation: Violation| {
+        let Violation { rejection, rule } = violation;
+        format!("{text}\n  is answered {}: {rule}", rejection.status())
+    };
+    let head = match head::parse(request.as_bytes(), &mut scratch, &config.client.head) {
+        Ok(head) => head,
+        Err(violation) => return Ok(refused(text, violation)),
+    };
+    if origin.scheme == Scheme::Http
+        && let Some(redirect) = &config.tls.redirect
+    {
+        match redirect.location(&head) {
+            Some(Ok(location)) => {
+                let _ = write!(text, "\n  tls.redirect sends it to {location} first (status 308)");
+            }
+            Some(Err(violation)) => return Ok(refused(text, violation)),
+            None => text += "\n  tls.redirect exempts its path",
         }
+    }
+    if config.routes.is_empty() {
+        return Ok(text + "\n  there are no routes: it goes to the pool default, as all requests do");
+    }
+    let path = match path::plain(head.path) {
+        Ok(path) => path,
+        Err(rule) => return Ok(refused(text, Violation::malformed(rule))),
     };
     let routes = &config.routes;
     let table = Table::new(routes.iter().map(|route| &route.matches));
@@ -156,7 +168,15 @@ mod tests {
         let text = "gopherproxy:
   limit: {exempt: [192.0.2.0/24]}
   client: {max_body: 1MiB}
-  pools: {stable: {read_timeout: 7s}, canary: {read_timeout: 9s}}
+  pools:
+    stable:
+      backends: [10.0.0.7:80, 'https://10.0.0.8:443']
+      balance: hash:header:X-Shop
+      sticky: {cookie: backend, secret: hush hush}
+      max_inflight: 200
+      slow_start: 30s
+      read_timeout: 7s
+    canary: {read_timeout: 9s}
   routes:
     shop:
       paths: [/shop]
@@ -185,10 +205,15 @@ mod tests {
     strip_prefix: /shop
     add_prefix: /v1
     backends get: /v1/cart?q, with X-Forwarded-Prefix: /shop
-    connect_timeout: 2s (canary's), 2s (stable's)
+    backends: the set gopher_backends:canary in the registry (canary's), 10.0.0.7:80, https://10.0.0.8:443 (stable's)
+    balance: round_robin (canary's), hash:header:x-shop (stable's)
+    sticky: none (canary's), the cookie backend (stable's)
+    max_inflight: none (canary's), 200 (stable's)
+    slow_start: none (canary's), 30s (stable's)
+    connect_timeout: 2s (each pool's)
     read_timeout: 9s (canary's), 7s (stable's)
-    write_timeout: 60s (canary's), 60s (stable's)
-    tunnel_idle_timeout: 3600s (canary's), 3600s (stable's)
+    write_timeout: 60s (each pool's)
+    tunnel_idle_timeout: 1h (each pool's)
     retries: 1
     max_body: 1048576 bytes (client.max_body)
 ";
@@ -196,6 +221,26 @@ mod tests {
         let plain = explain(&config, "GET", "http://a.example/plain").unwrap();
         assert!(plain.contains("allow: 10.0.0.0/8; 403 for others"), "{plain}");
         assert!(!plain.contains("_timeout") && !plain.contains("hush"), "{plain}");
+    }
+
+    #[test]
+    fn it_says_where_https_comes_first() {
+        let tls = "tls: {listen: 8443, certificates: /etc/tls, redirect: true, redirect_exempt: [/health]}";
+        for routes in ["", ", routes: {all: {}}"] {
+            let config = config(&format!("gopherproxy: {{{tls}{routes}}}"));
+            for (url, line) in [
+                (
+                    "http://a.example:8080/b?c",
+                    Some("tls.redirect sends it to https://a.example:8443/b?c first (status 308)"),
+                ),
+                ("http://a.example/health/db", Some("tls.redirect exempts its path")),
+                ("https://a.example/b", None),
+            ] {
+                let text = explain(&config, "GET", url).unwrap();
+                let second = text.lines().nth(1).map(str::trim);
+                assert_eq!(second.filter(|line| line.starts_with("tls.redirect")), line, "{text}");
+            }
+        }
     }
 
     #[test]
@@ -245,10 +290,12 @@ mod tests {
     methods: any
     pool: default
     limit: 50 at once, then 2 a second, for each client on this route; and 9 at once, then 2 a second, for each client
+    backends: the set gopher_backends in the registry
+    balance: round_robin (default's)
     connect_timeout: 2s (default's)
     read_timeout: 10s
     write_timeout: 60s (default's)
-    tunnel_idle_timeout: 3600s (default's)
+    tunnel_idle_timeout: 1h (default's)
     retries: 0
     max_body: none
   not all: it is for any path

@@ -141,7 +141,7 @@ impl Rejection {
                 400,
                 "Bad Request",
                 "bad_request",
-                "the request breaks the rules of HTTP",
+                "the request is malformed or ambiguous",
             ),
             Self::Redirected => (308, "Permanent Redirect", "redirected", "use the URL in Location"),
             Self::PlainHttp => (
@@ -169,7 +169,7 @@ impl Rejection {
                 503,
                 "Service Unavailable",
                 "auth_unavailable",
-                "nobody can say whether you may use this URL; try again later",
+                "your access can't be checked at the moment; try again later",
             ),
             Self::MethodNotAllowed => (
                 405,

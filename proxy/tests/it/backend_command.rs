@@ -25,31 +25,31 @@ async fn what_it_writes_is_in_the_hash_beside_the_set_and_nothing_else_changes()
     let url = redis.address().to_string();
     let variables = [("REDIS_URL", url.as_str())];
     for (arguments, answer) in [
-        ("drain a:1", "a:1 in the pool default is drained now (weight=1 drain)"),
+        ("drain a:1", "a:1 in the pool default is now drained (weight=1 drain)"),
         (
             "drain http://A:1/",
-            "a:1 in the pool default is drained as before (weight=1 drain)",
+            "a:1 in the pool default is already drained (weight=1 drain)",
         ),
         (
             "weight 3 a:1",
-            "a:1 in the pool default has the weight 3 now (weight=3 drain)",
+            "a:1 in the pool default now has the weight 3 (weight=3 drain)",
         ),
-        ("undrain a:1", "a:1 in the pool default is not drained now (weight=3)"),
+        ("undrain a:1", "a:1 in the pool default is no longer drained (weight=3)"),
         (
             "weight 0 https://c:3",
-            "https://c:3 in the pool default has the weight 0 now (weight=0)",
+            "https://c:3 in the pool default now has the weight 0 (weight=0)",
         ),
         (
             "backup b:2",
-            "b:2 in the pool default is a backup now (weight=1 backup)",
+            "b:2 in the pool default is now a backup (weight=1 backup)",
         ),
         (
             "drain --pool api [::1]:80",
-            "[::1]:80 in the pool api is drained now (weight=1 drain)",
+            "[::1]:80 in the pool api is now drained (weight=1 drain)",
         ),
         (
             "drain -f d:4",
-            "d:4 in the pool default is drained now (weight=1 drain)",
+            "d:4 in the pool default is now drained (weight=1 drain)",
         ),
     ] {
         let (code, said) = backend(arguments, &variables).await;
@@ -64,7 +64,7 @@ async fn what_it_writes_is_in_the_hash_beside_the_set_and_nothing_else_changes()
 https://c:3 weight=0
 b:2 weight=1 backup (not registered now)
 d:4 weight=1 drain (not registered now)
-malformed: \"wieght=3\": in the :meta of e:5: expected weight=0…100, backup and drain
+malformed: \"wieght=3\": in the :meta of e:5: expected weight=N (0 to 100), backup and drain
 ";
     assert_eq!(backend("list", &variables).await, (0, list.to_owned()));
     let (_, of_api) = backend("list -p api", &variables).await;
@@ -111,7 +111,7 @@ async fn what_it_cant_do_it_says_and_does_not_do() {
             "drain a:1",
             &url,
             1,
-            "a:1 is not registered in the pool default (https://a:1 is); with --force",
+            "a:1 is not registered in the pool default (https://a:1 is); if it is about to start, add --force",
         ),
         (
             "drain b:1",
@@ -134,7 +134,7 @@ async fn what_it_cant_do_it_says_and_does_not_do() {
             "expected a name of 1 to 63 of a-z, 0-9, _ and -",
         ),
         ("drain a", &url, 2, "the port is missing"),
-        ("weight 101 a:1", &url, 2, "101 is not in 0..=100"),
+        ("weight 101 a:1", &url, 2, "expected a whole number from 0 to 100"),
         ("drain a:1", &"127.0.0.1:1".to_owned(), 1, "redis://127.0.0.1:1"),
         ("drain a:1 -c /no/such/file", &url, 1, "can't read the configuration"),
         (in_process.as_str(), &url, 1, "registry.kind is in-process"),

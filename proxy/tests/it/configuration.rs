@@ -55,6 +55,35 @@ fn a_good_configuration_is_checked_without_starting_anything() {
 }
 
 #[test]
+fn what_happens_to_a_request_is_printed_as_text_through_a_pipe_too() {
+    let files = tempfile::tempdir().expect("a directory");
+    let path = files.path().join("routes.yaml");
+    let text = "gopherproxy: {routes: {all: {methods: [PUT]}, ping: {paths: [=/ping], answer: ok}}}";
+    std::fs::write(&path, text).expect("written");
+    let path = path.to_str().expect("text");
+    let explain = |url, method| run(&["-t", "-c", path, "--explain", url, "-X", method], &[]);
+    let (output, said) = explain("http://a.example/ping", "PUT");
+    assert!(output.status.success(), "{said}");
+    let expected = "PUT http://a.example/ping\n  takes the route ping\n";
+    assert!(
+        said.starts_with(expected) && said.ends_with("\n  not all: it is for any path\n"),
+        "{said}"
+    );
+    let (_, said) = explain("http://a.example/", "GET");
+    assert!(
+        said.contains("is answered 404\n  not all: it is for other methods\n"),
+        "{said}"
+    );
+    // That says nothing of the configuration.
+    let (output, said) = explain("a.example/ping", "GET");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("can't explain") && said.contains("expected a URL such as") && !said.contains("configuration"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_bad_configuration_names_all_that_is_wrong_and_starts_nothing() {
     let files = tempfile::tempdir().expect("a directory");
     let path = files.path().join("bad.yaml");

@@ -335,7 +335,7 @@ async fn a_service_that_says_nothing_sensible_is_503() {
     ] {
         for seen in ask(&proxy, "GET", &format!("/{wanted}"), &[("X-Want", wanted)], "").await {
             assert_eq!(seen.status, 503, "{wanted}: {seen:?}");
-            let line = "Service Unavailable: nobody can say whether you may use this URL; try again later (request ";
+            let line = "Service Unavailable: your access can't be checked at the moment; try again later (request ";
             assert!(seen.body.starts_with(line), "{seen:?}");
         }
         let line = proxy.request_line(&format!("/{wanted}")).await;

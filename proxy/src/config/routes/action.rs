@@ -61,9 +61,12 @@ impl Action {
         let known = |text: &str| known_pool(text, pools);
         let pool = section.value("pool", None, None, |text| known(text).map(Some));
         let has_split = section.has("split");
+        let mistakes = section.settings().mistakes();
         let split = Split {
             pools: section.pairs("split", known, whole(0..=10_000)),
         };
+        // Otherwise what is missing has been named.
+        let is_whole = section.settings().mistakes() == mistakes;
         let url = section.value("redirect", None, None, |text| url(text).map(Some));
         let body = section.value("answer", None, None, |text| Ok(Some(text.to_owned())));
         let status = section.value("status", None, None, |text| whole(100..=999)(text).map(Some));
@@ -118,7 +121,9 @@ impl Action {
         }
         section.key_has_no_effect("status", "the route has neither a redirect nor an answer of its own");
         if has_split {
-            split.check(section);
+            if is_whole {
+                split.check(section);
+            }
             return Self::Split(split);
         }
         let default = PoolName::default();
@@ -227,7 +232,10 @@ fn known_pool(text: &str, pools: &BTreeSet<PoolName>) -> Result<PoolName, String
     }
     Err(match nearest(text, names()) {
         Some(near) => format!("the name of a pool (did you mean {near}?)"),
-        None => format!("the name of a pool ({})", names().collect::<Vec<_>>().join(", ")),
+        None => format!(
+            "the name of a pool in gopherproxy.pools ({})",
+            names().collect::<Vec<_>>().join(", ")
+        ),
     })
 }
 
@@ -268,7 +276,7 @@ fn url(text: &str) -> Result<Vec<RedirectPart>, String> {
                 let near = nearest(name, ["path", "query", "host"]);
                 let near = near.map_or(String::new(), |near| format!("; did you mean {{{near}}}?"));
                 return Err(format!(
-                    "{{path}}, {{query}} or {{host}} and not {}{near}",
+                    "{{path}}, {{query}} or {{host}} between braces, and not {}{near}",
                     quoted(name)
                 ));
             }

@@ -139,7 +139,10 @@ pub(super) fn read(section: &mut Section<'_>, pools: &BTreeSet<PoolName>, global
         }
         if let Some((other, pattern)) = claim(&matches, routes.len(), &mut taken) {
             let other = &routes[other].name;
-            let problem = format_args!("{pattern} is the route {other}'s too, and neither of them is more specific");
+            let problem = format_args!(
+                "the route {other} matches the same requests ({pattern}), and neither is more specific; \
+                 narrow one of them by host, path or method, or merge them"
+            );
             settings.mistake(&place, problem);
         }
         routes.push(Route {
@@ -184,7 +187,7 @@ fn claim(matches: &Matches, number: usize, taken: &mut Taken) -> Option<(usize, 
                     let host = host.map_or("any host".to_owned(), Host::to_string);
                     let path = path.map_or("any path".to_owned(), Path::to_string);
                     let method = method.map_or("any method", String::as_str);
-                    conflict = Some((other, format!("{method} of {path} at {host}")));
+                    conflict = Some((other, format!("{host}, {path}, {method}")));
                 }
             }
         }

@@ -50,6 +50,19 @@ fn patterns_are_kept_as_requests_are_compared() {
 }
 
 #[test]
+fn what_is_wrong_with_a_part_is_not_reported_of_the_whole_too() {
+    for keys in [
+        "split: {default: 1, other: 2}",
+        "split: {default: x}",
+        "split: default",
+        "forward_auth: 'http://a/'",
+    ] {
+        let mistake = mistake(keys);
+        assert!(mistake.starts_with("the configuration has a mistake: "), "{mistake}");
+    }
+}
+
+#[test]
 fn a_pattern_that_no_request_can_have_is_a_mistake() {
     for host in [
         "''",
@@ -101,20 +114,20 @@ fn a_pattern_that_no_request_can_have_is_a_mistake() {
 #[test]
 fn two_routes_for_the_same_requests_are_a_mistake_that_names_both() {
     for (first, second, pattern) in [
-        ("", "", "any method of any path at any host"),
-        ("", "paths: [/]", "any method of any path at any host"),
-        ("hosts: [a, B]", "hosts: [b., c]", "any method of any path at b"),
-        ("paths: [/v1]", "paths: [/v2, /v1/]", "any method of /v1 at any host"),
-        ("paths: [=/a]", "paths: [=/%61]", "any method of =/a at any host"),
+        ("", "", "any host, any path, any method"),
+        ("", "paths: [/]", "any host, any path, any method"),
+        ("hosts: [a, B]", "hosts: [b., c]", "b, any path, any method"),
+        ("paths: [/v1]", "paths: [/v2, /v1/]", "any host, /v1, any method"),
+        ("paths: [=/a]", "paths: [=/%61]", "any host, =/a, any method"),
         (
             "hosts: ['*.a'], methods: [GET, PUT]",
             "hosts: ['*.A'], methods: [PUT]",
-            "PUT of any path at *.a",
+            "*.a, any path, PUT",
         ),
     ] {
         let mistake = read(&format!("    one: {{{first}}}\n    two: {{{second}}}")).unwrap_err();
         let expected = format!(
-            "line 4: gopherproxy.routes.two: {pattern} is the route one's too, and neither of them is more specific"
+            "line 4: gopherproxy.routes.two: the route one matches the same requests ({pattern}), and neither is more specific; "
         );
         assert!(mistake.contains(&expected), "{mistake}");
     }
@@ -181,7 +194,10 @@ fn a_route_does_one_thing() {
         ),
         ("redirect: /x, answer: x", "routes.a.answer: the route has redirect too"),
         ("pool: defalut", "expected the name of a pool (did you mean default?)"),
-        ("pool: other", "expected the name of a pool (default)"),
+        (
+            "pool: other",
+            "expected the name of a pool in gopherproxy.pools (default)",
+        ),
         (
             "split: {defaul: 1, default: 2}",
             "routes.a.split.defaul: expected the name of a pool (did you mean default?)",

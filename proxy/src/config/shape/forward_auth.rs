@@ -87,8 +87,10 @@ impl ForwardAuth {
         if !section.has("forward_auth") {
             return None;
         }
+        let mistakes = section.settings().mistakes();
         let (is_on, mut part) = section.switchable("forward_auth", None);
-        let is_named = part.has("url");
+        // A value that is no group of keys has been named.
+        let is_named = part.has("url") || part.settings().mistakes() > mistakes;
         // A URL may hold a secret.
         let url = part.secret("url", None, None, |text| AuthUrl::parse(text).map(Some));
         if is_on && !is_named {

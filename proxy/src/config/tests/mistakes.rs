@@ -67,7 +67,8 @@ fn each_bad_value_is_named_with_its_line_and_what_was_expected() {
         ),
         (
             "gopherproxy: {tls: {certificates: [{cert: /a}]}}",
-            "gopherproxy.tls.certificates.key: expected the absolute path of a PEM file, got nothing",
+            "gopherproxy.tls.certificates.key: each entry names two files, its certificate as cert and its private key as key; one of \
+             them has none",
         ),
         (
             "gopherproxy: {tls: {certificates: {cert: a, key: /b}}}",
@@ -267,6 +268,14 @@ fn each_bad_value_is_named_with_its_line_and_what_was_expected() {
         (
             "gopherproxy: {threads: 2}",
             "gopherproxy.threads: unknown key; did you mean threads?",
+        ),
+        (
+            "gopherproxy: {balance: least_requests}",
+            "gopherproxy.balance: unknown key; did you mean gopherproxy.pools.NAME.balance?",
+        ),
+        (
+            "gopherproxy: {compress: true}",
+            "gopherproxy.compress: unknown key; did you mean gopherproxy.routes.NAME.compress?",
         ),
         (
             "daemon: true",

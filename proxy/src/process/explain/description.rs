@@ -2,10 +2,12 @@
 //!
 //! Fields that a route writes are named without their values: one may be a key for the backends, and this text is for tickets and chats.
 
-use registry::PoolName;
+use std::time::Duration;
+
+use registry::{Member, PoolName};
 
 use crate::config::routes::{Action, Host, Overrides, Path, Route, RouteLimit};
-use crate::config::{Config, Edits, Shape, UpstreamLimits, Users};
+use crate::config::{Config, Edits, PoolSettings, Shape, UpstreamLimits, Users};
 use crate::http1::head::Head;
 
 type Lines = Vec<(&'static str, String)>;
@@ -19,7 +21,9 @@ pub fn lines(config: &Config, route: &Route, head: &Head<'_>) -> Lines {
     of_access(&mut lines, &route.shape);
     if route.action.is_forward() {
         of_shape(&mut lines, &route.shape, head);
-        of_pools(&mut lines, config, &route.overrides, &route.action.pools());
+        let pools = route.action.pools();
+        of_balance(&mut lines, config, &pools);
+        of_pools(&mut lines, config, &route.overrides, &pools);
     }
     lines
 }
@@ -110,7 +114,10 @@ fn of_shape(lines: &mut Lines, shape: &Shape, head: &Head<'_>) {
         };
         lines.push((
             "forward_auth",
-            format!("asks {url} first, 503 after {timeout:?}; backends get {copied} of a 2xx answer, and clients any other answer"),
+            format!(
+                "asks {url} first, 503 after {}; backends get {copied} of a 2xx answer, and clients any other answer",
+                time(timeout)
+            ),
         ));
     }
     let mut edits = |name, edits: &Edits| {
@@ -137,32 +144,86 @@ fn of_shape(lines: &mut Lines, shape: &Shape, head: &Head<'_>) {
     }
 }
 
+/// Which backends these `pools` have, and how one is chosen.
+fn of_balance(lines: &mut Lines, config: &Config, pools: &[&PoolName]) {
+    let backends = |(name, pool): (&PoolName, &PoolSettings)| match pool.backends.len() {
+        0 => format!("the set {} in the registry", name.key()),
+        _ => list(&pool.backends.iter().collect::<Vec<_>>(), |member: &&Member| {
+            member.to_string()
+        }),
+    };
+    let none = || "none".to_owned();
+    let text = match pools {
+        [pool] => config.pools.get_key_value(*pool).map(backends).unwrap_or_default(),
+        pools => by_pool(config, pools, backends),
+    };
+    lines.push(("backends", text));
+    lines.push((
+        "balance",
+        by_pool(config, pools, |(_, pool)| pool.balance.algorithm.to_string()),
+    ));
+    let sticky = |pool: &PoolSettings| Some(format!("the cookie {}", pool.balance.sticky.as_ref()?.cookie));
+    let max_inflight = |pool: &PoolSettings| pool.balance.max_inflight.map(|most| most.to_string());
+    let slow_start = |pool: &PoolSettings| pool.balance.slow_start.map(time);
+    type Value<'v> = &'v dyn Fn(&PoolSettings) -> Option<String>;
+    let optional: [(&str, Value<'_>); 3] = [
+        ("sticky", &sticky),
+        ("max_inflight", &max_inflight),
+        ("slow_start", &slow_start),
+    ];
+    for (name, value) in optional {
+        if pools
+            .iter()
+            .filter_map(|pool| config.pools.get(*pool))
+            .any(|pool| value(pool).is_some())
+        {
+            lines.push((
+                name,
+                by_pool(config, pools, |(_, pool)| value(pool).unwrap_or_else(none)),
+            ));
+        }
+    }
+}
+
+/// The value of each of these `pools`, and whose it is.
+fn by_pool(config: &Config, pools: &[&PoolName], value: impl Fn((&PoolName, &PoolSettings)) -> String) -> String {
+    let values: Vec<_> = pools
+        .iter()
+        .filter_map(|pool| config.pools.get_key_value(*pool))
+        .map(|(name, pool)| (name, value((name, pool))))
+        .collect();
+    match &values[..] {
+        [(_, first), others @ ..] if !others.is_empty() && others.iter().all(|(_, other)| other == first) => {
+            format!("{first} (each pool's)")
+        }
+        values => list(values, |(name, value)| format!("{value} ({name}'s)")),
+    }
+}
+
 /// What backends and clients may take where requests go to these `pools`.
 fn of_pools(lines: &mut Lines, config: &Config, own: &Overrides, pools: &[&PoolName]) {
     type Value = fn(&UpstreamLimits) -> String;
     let values: [(&str, bool, Value); 5] = [
         ("connect_timeout", own.connect_timeout.is_some(), |limits| {
-            format!("{:?}", limits.connect_timeout)
+            time(limits.connect_timeout)
         }),
         ("read_timeout", own.read_timeout.is_some(), |limits| {
-            format!("{:?}", limits.read_timeout)
+            time(limits.read_timeout)
         }),
         ("write_timeout", own.write_timeout.is_some(), |limits| {
-            format!("{:?}", limits.write_timeout)
+            time(limits.write_timeout)
         }),
         ("tunnel_idle_timeout", own.tunnel_idle_timeout.is_some(), |limits| {
-            format!("{:?}", limits.tunnel_idle_timeout)
+            time(limits.tunnel_idle_timeout)
         }),
         ("retries", own.retries.is_some(), |limits| limits.retries.to_string()),
     ];
     for (name, is_own, value) in values {
-        let of_pool = |pool: &&PoolName| {
-            let value = value(&own.over(&config.pools.get(*pool)?.upstream));
-            Some(if is_own { value } else { format!("{value} ({pool}'s)") })
+        let text = match is_own {
+            true => value(&own.over(&UpstreamLimits::default())),
+            false => by_pool(config, pools, |(_, pool)| value(&pool.upstream)),
         };
-        let mut all: Vec<_> = pools.iter().filter_map(of_pool).collect();
-        all.dedup();
-        lines.push((name, all.join(", ")));
+        lines.push((name, text));
     }
     let size = |size: Option<u64>| size.map_or("none".to_owned(), |bytes| format!("{bytes} bytes"));
     lines.push((
@@ -172,6 +233,16 @@ fn of_pools(lines: &mut Lines, config: &Config, own: &Overrides, pools: &[&PoolN
             None => format!("{} (client.max_body)", size(config.client.transfer.max_body)),
         },
     ));
+}
+
+/// A duration as the file has it.
+fn time(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds if seconds > 0 && seconds.is_multiple_of(3600) && duration.subsec_nanos() == 0 => {
+            format!("{}h", seconds / 3600)
+        }
+        _ => format!("{duration:?}"),
+    }
 }
 
 fn list<T>(all: &[T], text: impl Fn(&T) -> String) -> String {
