@@ -43,7 +43,8 @@ impl fmt::Display for BindError {
             }
             (io::ErrorKind::AddrInUse, None) => write!(
                 f,
-                "; port {port} is in use by another user's process, which `sudo ss -ltnp` names: stop it, or choose another port"
+                "; port {port} is in use by a process that this user may not look at, or that is just ending; `sudo ss -ltnp` names it: stop it, or \
+                 choose another port"
             ),
             (io::ErrorKind::PermissionDenied, _) if port < UNPRIVILEGED => write!(
                 f,

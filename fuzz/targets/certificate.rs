@@ -22,7 +22,7 @@ const REASONS: [&str; 6] = [
     "it is not PEM",
     "its first certificate can't be read",
     "its first certificate has names that can't be read",
-    "it holds no private key that is not encrypted",
+    "it holds no unencrypted private key in PEM form",
     "it is a key of a kind that is not supported: use ECDSA (P-256, P-384), Ed25519 or RSA",
 ];
 

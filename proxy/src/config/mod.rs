@@ -186,7 +186,7 @@ impl Config {
         if listen == admin_listen && listen.port() != 0 {
             settings.mistake(
                 &section.place("admin_listen"),
-                format_args!("{listen} is the address of listen too; each takes one of its own"),
+                format_args!("{listen} is the address of listen too; each needs its own"),
             );
         }
         let acme = Acme::read(section.section("acme"));

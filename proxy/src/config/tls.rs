@@ -35,7 +35,7 @@ impl Tls {
         });
         let of_other = |(_, other): &&(&str, SocketAddr)| Some(*other) == listen && other.port() != 0;
         if let Some((key, address)) = others.iter().find(of_other) {
-            let text = format_args!("{address} is the address of {key} too; each takes one of its own");
+            let text = format_args!("{address} is the address of {key} too; each needs its own");
             settings.mistake(&section.place("listen"), text);
         }
         let redirects = section.value("redirect", None, false, truth);

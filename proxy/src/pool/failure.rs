@@ -70,7 +70,7 @@ pub fn in_words(error: &Error) -> String {
     if let Some(words) = of_tls(error) {
         return words;
     }
-    let kind = error.etype().as_str().to_owned();
+    let kind = of_kind(error.etype()).to_owned();
     let cause = error.root_cause();
     let of_http2 = cause.downcast_ref::<h2::Error>();
     match cause.downcast_ref().or_else(|| of_http2.and_then(h2::Error::get_io)) {
@@ -82,6 +82,25 @@ pub fn in_words(error: &Error) -> String {
             Some(reason) => kind + ": " + reason.description(),
             None => kind,
         },
+    }
+}
+
+/// Pingora's kinds of errors, in words.
+fn of_kind(kind: &ErrorType) -> &str {
+    match kind {
+        ErrorType::ConnectRefused => "no connection to the backend: it refuses connections",
+        ErrorType::ConnectTimedout => "no connection to the backend in time",
+        ErrorType::ConnectNoRoute => "no connection to the backend: there is no route to it",
+        ErrorType::ConnectError | ErrorType::SocketError | ErrorType::BindError => "no connection to the backend",
+        ErrorType::TLSHandshakeTimedout => "no TLS connection to the backend in time",
+        ErrorType::ConnectionClosed => "the backend closed the connection",
+        ErrorType::ReadError => "reading from the backend failed",
+        ErrorType::ReadTimedout => "the backend said nothing in time",
+        ErrorType::WriteError => "writing to the backend failed",
+        ErrorType::WriteTimedout => "the backend took nothing in time",
+        ErrorType::InvalidHTTPHeader | ErrorType::H1Error => "what the backend sent is not a response of HTTP/1.1",
+        ErrorType::H2Error => "HTTP/2 with the backend failed",
+        kind => kind.as_str(),
     }
 }
 
@@ -119,4 +138,34 @@ pub fn speaks_http2_alone(error: &impl Display) -> bool {
 pub fn late_in_words(error: &io::Error) -> Option<String> {
     let text = error.to_string();
     text.starts_with(LATE).then(|| because(&text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_in_words_with_what_the_system_says() {
+        let cause = io::Error::from(io::ErrorKind::ConnectionReset);
+        for (error, words) in [
+            (
+                Error::new(ErrorType::ConnectRefused),
+                "no connection to the backend: it refuses connections",
+            ),
+            (
+                Error::because(ErrorType::ReadError, "cookie: hush", cause),
+                "reading from the backend failed: connection reset",
+            ),
+            (
+                Error::explain(ErrorType::InvalidHTTPHeader, "cookie: hush"),
+                "what the backend sent is not a response of HTTP/1.1",
+            ),
+            (
+                Error::explain(ErrorType::H2Error, "cookie: hush"),
+                "HTTP/2 with the backend failed",
+            ),
+        ] {
+            assert_eq!(in_words(&error), words);
+        }
+    }
 }

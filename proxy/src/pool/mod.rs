@@ -286,7 +286,7 @@ impl Pool {
         drop(ejected);
         self.metrics.ejections.inc();
         let seconds = time.as_secs_f64();
-        warn!(pool = self.discovery.pool(), backend = &*upstream.name, failures = failures, seconds = seconds; "backend keeps failing; leaving it alone");
+        warn!(pool = self.discovery.pool(), backend = &*upstream.name, failures = failures, seconds = seconds; "backend keeps failing; it is ejected");
         self.changed.notify_one();
     }
 

@@ -116,7 +116,7 @@ impl Certificate {
         let (names, not_before, not_after) = facts(leaf).map_err(Unusable::Certificate)?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| {
             Unusable::Key(match error {
-                pem::Error::NoItemsFound => "it holds no private key that is not encrypted".to_owned(),
+                pem::Error::NoItemsFound => "it holds no unencrypted private key in PEM form".to_owned(),
                 _ => "it is not PEM".to_owned(),
             })
         })?;

@@ -110,7 +110,7 @@ fn sign(hosts: &[String], now: SystemTime) -> Result<Signed, String> {
     let hosts = hosts.iter().map(|host| host.to_ascii_lowercase()).collect::<Vec<_>>();
     if let Some(host) = hosts.iter().find(|host| !is_host(host)) {
         return Err(format!(
-            "{} is no host: expected a name such as www.shop.example, *.shop.example or localhost, or an IP address",
+            "{} is not a host: expected a name such as www.shop.example, *.shop.example or localhost, or an IP address",
             quoted(host)
         ));
     }
@@ -202,7 +202,7 @@ mod tests {
             "ä.example",
         ] {
             let error = make(files.path(), &hosts(&["localhost", host]), SystemTime::now()).unwrap_err();
-            assert!(error.starts_with(&format!("{} is no host", quoted(host))), "{error}");
+            assert!(error.starts_with(&format!("{} is not a host", quoted(host))), "{error}");
             assert_eq!(fs::read_dir(files.path()).unwrap().count(), 0);
         }
     }

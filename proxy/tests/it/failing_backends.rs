@@ -10,7 +10,7 @@ use crate::support::{
     origin_process, thorough, with_redis,
 };
 
-const LEFT_ALONE: &str = "backend keeps failing; leaving it alone";
+const EJECTED: &str = "backend keeps failing; it is ejected";
 
 /// A proxy whose health checks come too late to help, with these settings for ejection.
 async fn unchecked(redis: &Redis, members: &[SocketAddr], ejection: &str) -> Process {
@@ -56,10 +56,10 @@ async fn a_backend_that_keeps_failing_is_left_alone_for_a_growing_time() {
     let proxy = unchecked(&redis, &[broken.address, whole.address()], "failures: 3, time: 200ms").await;
     eventually("it is left alone for a third time", async || {
         assert_eq!(get(proxy.address(), "/").await.status, 200, "clients see nothing of it");
-        proxy.lines(LEFT_ALONE).len() >= 3
+        proxy.lines(EJECTED).len() >= 3
     })
     .await;
-    let lines = proxy.lines(LEFT_ALONE);
+    let lines = proxy.lines(EJECTED);
     for (line, (failures, seconds)) in lines.iter().zip([(3, 0.2), (3, 0.4), (3, 0.8)]) {
         assert_eq!(line["backend"], origin_listener::target(broken.address));
         assert_eq!(
@@ -108,7 +108,7 @@ async fn when_nobody_else_is_alive_those_left_alone_are_tried_again() {
     proxy.active_backends(2).await;
     eventually("the broken one is left alone", async || {
         assert_eq!(get(proxy.address(), "/").await.status, 200);
-        proxy.lines(LEFT_ALONE).len() == 1
+        proxy.lines(EJECTED).len() == 1
     })
     .await;
     dying.stop().await;

@@ -130,7 +130,7 @@ async fn no_client_can_get_an_origin_ejected() {
     }
     eventually("all have ended", async || proxy.lines("request").len() == 40).await;
     let metrics = proxy.metrics().await;
-    let blamed = proxy.lines("backend keeps failing; leaving it alone");
+    let blamed = proxy.lines("backend keeps failing; it is ejected");
     assert_eq!(
         metrics["gopherproxy_ejections_total"],
         0.0,
