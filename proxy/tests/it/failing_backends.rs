@@ -1,4 +1,4 @@
-//! Backends that die, break and come back, under traffic: what is tried again, and who is left alone.
+//! Backends that die, break and come back, under traffic: what is tried again, and which are ejected.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ async fn a_backend_killed_and_started_again_and_again_costs_no_get() {
 async fn a_backend_that_keeps_failing_is_left_alone_for_a_growing_time() {
     let (redis, broken, whole) = (Redis::start().await, broken().await, origin());
     let proxy = unchecked(&redis, &[broken.address, whole.address()], "failures: 3, time: 200ms").await;
-    eventually("it is left alone for a third time", async || {
+    eventually("it is ejected for a third time", async || {
         assert_eq!(get(proxy.address(), "/").await.status, 200, "clients see nothing of it");
         proxy.lines(EJECTED).len() >= 3
     })
@@ -106,7 +106,7 @@ async fn when_nobody_else_is_alive_those_left_alone_are_tried_again() {
     let configuration = with_redis(&redis) + "  upstream: {ejection: {failures: 1, time: 1h, max_time: 1h}}\n";
     let proxy = Process::proxy(&configuration).await;
     proxy.active_backends(2).await;
-    eventually("the broken one is left alone", async || {
+    eventually("the broken one is ejected", async || {
         assert_eq!(get(proxy.address(), "/").await.status, 200);
         proxy.lines(EJECTED).len() == 1
     })
