@@ -110,7 +110,20 @@ impl Passwords {
         let look = move || old.have_changed(&path).then(|| Users::load(&path));
         match tokio::task::spawn_blocking(look).await {
             Ok(Some(loaded)) => Some(self.changed(&file.path, loaded, users)),
-            Ok(None) | Err(_) => Some(users),
+            Ok(None) => {
+                self.unchanged(&file.path);
+                Some(users)
+            }
+            Err(_) => Some(users),
+        }
+    }
+
+    /// Notes that a file is as it was when it was read. It may have been broken since.
+    fn unchanged(&self, path: &PathBuf) {
+        if let Some(seen) = locked(&self.files).get_mut(path)
+            && std::mem::take(&mut seen.is_broken)
+        {
+            info!(file = path.display().to_string().as_str(); "users loaded again");
         }
     }
 
@@ -272,6 +285,29 @@ mod tests {
         assert_eq!(passwords.check(&users, &basic("alice:b"), now).await, Verdict::Busy);
         let changed = self::users(&[("alice", "a")]);
         assert_eq!(passwords.check(&changed, &value, now).await, Verdict::Busy);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_comes_back_as_it_was_is_whole_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let [path, away] = ["users", "away"].map(|name| directory.path().join(name));
+        std::fs::write(&path, format!("alice:{}\n", bcrypt::hash("a", 4).unwrap())).unwrap();
+        let users = Users::load(&path).ok();
+        let file = UserFile {
+            path: path.clone(),
+            users,
+        };
+        let (passwords, start) = (Passwords::new().unwrap(), Instant::now());
+        let is_broken = async |looks: u32| {
+            let users = passwords.users(&file, start + looks * LOOKS).await;
+            assert_eq!(users.map(|users| users.count()), Some(1));
+            locked(&passwords.files)[&path].is_broken
+        };
+        assert!(!is_broken(0).await);
+        std::fs::rename(&path, &away).unwrap();
+        assert!(is_broken(1).await);
+        std::fs::rename(&away, &path).unwrap();
+        assert!(!is_broken(2).await);
     }
 
     #[test]

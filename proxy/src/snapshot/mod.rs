@@ -114,7 +114,8 @@ impl Policy {
             info!(
                 client = client,
                 route = &*rule.name,
-                help = "set gopherproxy.routes.NAME.limit; none turns it off; if this address is a proxy in front, add it to TRUSTED_PROXIES";
+                help = "change limit of this route in gopherproxy.routes; limit: none turns it off; if this address is a proxy in front, add \
+                        it to TRUSTED_PROXIES";
                 "a client is over the limit of a route and gets 429"
             );
             return;
