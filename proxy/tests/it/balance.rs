@@ -242,6 +242,27 @@ async fn one_of_four_backends_that_is_ten_times_slower_gets_fewer_requests() {
     assert!(counts[0] < REQUESTS / 8, "{counts:?}");
 }
 
+/// Nothing else is in flight, so that the time alone decides.
+#[tokio::test]
+async fn a_backend_that_took_long_to_answer_is_not_asked_again_soon() {
+    let slow = origin_that_takes(Duration::from_secs(1)).await;
+    let fast = origin_that_takes(Duration::from_millis(2)).await;
+    let proxy = Process::proxy(&(embedded(&[slow.address, fast.address]) + &pool("balance: least_requests"))).await;
+    proxy.active_backends(2).await;
+    let mut client = Connection::open(proxy.address()).await;
+    let mut asked = 0;
+    while slow.requests().is_empty() || fast.requests().is_empty() {
+        assert_eq!(client.get("/").await.status, 200);
+        asked += 1;
+        assert!(asked < 100, "each is as likely as the other");
+    }
+    let before = slow.requests().len();
+    for _ in 0..30 {
+        assert_eq!(client.get("/").await.status, 200);
+    }
+    assert_eq!(slow.requests().len(), before);
+}
+
 #[tokio::test]
 async fn when_each_backend_has_as_many_requests_as_it_may_the_next_gets_503_and_then_none_does() {
     let origin = RawOrigin::start(|mut peer| async move {

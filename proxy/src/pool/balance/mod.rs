@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::config::{self, Algorithm};
-use crate::pool::balance::pace::{faster, slowness};
+use crate::pool::balance::pace::{of_fastest, slowness};
 use crate::pool::balance::place::Place;
 use crate::pool::balance::sticky::{Named, Sticking, Sticky, cookie};
 use crate::pool::endpoint::{Endpoint, Upstream};
@@ -379,21 +379,23 @@ impl List {
 /// Whoever has the fewest requests of [`COMPARED`] at most that `fit`; of those with the same number any, each as likely as the others.
 fn least_of_few(backends: &[Weighted], fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<&Weighted> {
     let fastest = fastest(backends);
-    // The loads are all read before any is compared with another: so none waits for the one before it.
-    let mut loads = [f64::INFINITY; COMPARED];
+    let mut loads = [f32::INFINITY; COMPARED];
     for (load, backend) in loads.iter_mut().zip(backends) {
         if fits(&backend.upstream) {
             *load = backend.share(fastest);
         }
     }
-    let least = loads.into_iter().fold(f64::INFINITY, f64::min);
-    let ties = (0..).zip(loads).filter(|(_, load)| *load == least);
-    let mut ties = ties.fold(0u32, |ties, (index, _)| ties | 1 << index);
-    if !ties.is_power_of_two() {
-        (0..fastrand::u32(..ties.count_ones())).for_each(|_| ties &= ties - 1);
+    // The bits of positive numbers are ordered as the numbers are, and compared sooner.
+    let loads = loads.map(f32::to_bits);
+    let least = loads.into_iter().min()?;
+    let (mut ties, mut count) = ([0; COMPARED], 0);
+    for (index, load) in (0..).zip(loads) {
+        // No branch, which would be mispredicted.
+        ties[count.min(COMPARED - 1)] = index;
+        count += usize::from(load == least);
     }
-    let index = usize::try_from(ties.trailing_zeros()).ok()?;
-    backends.get(index).filter(|_| least.is_finite())
+    let drawn: usize = ties[fastrand::usize(..count).min(COMPARED - 1)];
+    backends.get(drawn).filter(|_| least != f32::INFINITY.to_bits())
 }
 
 /// Whoever has fewer requests of two that are drawn, or else the fewest of all that `fit`.
@@ -402,7 +404,7 @@ fn least_of_two(backends: &[Weighted], fits: impl Fn(&Arc<Upstream>) -> bool) ->
     let one = fastrand::usize(..count);
     let other = (one + fastrand::usize(1..count)) % count;
     let drawn = [&backends[one], &backends[other]];
-    let fastest_of_two = faster(drawn[0].mean(), drawn[1].mean());
+    let fastest_of_two = of_fastest(drawn.into_iter().map(Weighted::mean));
     let fitting = drawn.into_iter().filter(|backend| fits(&backend.upstream));
     fitting
         .min_by(|one, other| one.compare(other, fastest_of_two))
@@ -417,7 +419,7 @@ fn least_of_two(backends: &[Weighted], fits: impl Fn(&Arc<Upstream>) -> bool) ->
 
 /// The shortest of the times that they take to answer.
 fn fastest(backends: &[Weighted]) -> u32 {
-    backends.iter().map(Weighted::mean).reduce(faster).unwrap_or_default()
+    of_fastest(backends.iter().map(Weighted::mean))
 }
 
 impl Weighted {
@@ -439,15 +441,15 @@ impl Weighted {
 
     /// How many requests would be in flight to it with one more, or as many as that means where the fastest takes so long to answer.
     #[inline]
-    fn load(&self, fastest: u32) -> u64 {
-        let in_flight = u64::from(self.upstream.in_flight.load(Ordering::Relaxed));
-        (in_flight + 1) * slowness(self.mean(), fastest)
+    fn load(&self, fastest: u32) -> u32 {
+        let one_more = self.upstream.in_flight.load(Ordering::Relaxed).saturating_add(1);
+        one_more.saturating_mul(slowness(self.mean(), fastest))
     }
 
     /// That for its weight. Equal fractions are equal as floating-point numbers too, so that ties are exact.
     #[inline]
-    fn share(&self, fastest: u32) -> f64 {
-        self.load(fastest) as f64 / f64::from(self.weight)
+    fn share(&self, fastest: u32) -> f32 {
+        self.load(fastest) as f32 / self.weight as f32
     }
 
     fn compare(&self, other: &Self, fastest: u32) -> std::cmp::Ordering {

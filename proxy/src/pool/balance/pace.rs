@@ -59,20 +59,21 @@ impl Pace {
 /// As how many times as busy a backend counts that takes `mean` where the fastest takes `fastest`, both in microseconds and 0 while
 /// nobody knows.
 #[inline]
-pub(super) fn slowness(mean: u32, fastest: u32) -> u64 {
+pub(super) fn slowness(mean: u32, fastest: u32) -> u32 {
     let fastest = fastest.max(FAST);
     // Nearly all are not slow, and a division takes longer than all else that is asked of a backend.
     if mean < fastest.saturating_mul(CLEARLY) {
         return 1;
     }
-    u64::from((mean / fastest).clamp(1, MOST))
+    (mean / fastest).clamp(1, MOST)
 }
 
-/// The lower one of two means that are known.
+/// The lowest of those `means` that are known; 0 if none is.
 #[inline]
-pub(super) fn faster(one: u32, other: u32) -> u32 {
+pub(super) fn of_fastest(means: impl Iterator<Item = u32>) -> u32 {
     // 0 comes last.
-    one.wrapping_sub(1).min(other.wrapping_sub(1)).wrapping_add(1)
+    let lowest = means.map(|mean| mean.wrapping_sub(1)).min();
+    lowest.map_or(0, |lowest| lowest.wrapping_add(1))
 }
 
 #[cfg(test)]
@@ -128,6 +129,8 @@ mod tests {
         ] {
             assert_eq!(slowness(mean, fastest), times, "{mean} {fastest}");
         }
-        assert_eq!([faster(0, 3), faster(3, 0), faster(2, 3), faster(0, 0)], [3, 3, 2, 0]);
+        for (means, lowest) in [(&[][..], 0), (&[0, 0], 0), (&[0, 3], 3), (&[3, 0], 3), (&[3, 2, 4], 2)] {
+            assert_eq!(of_fastest(means.iter().copied()), lowest, "{means:?}");
+        }
     }
 }
