@@ -128,6 +128,22 @@ impl<'s> Section<'s> {
         self.read(key, variable, true, default, parse)
     }
 
+    /// A text of the file as it is, with its spaces and line ends.
+    pub fn text(&mut self, key: &'static str) -> Option<String> {
+        let (place, node) = self.entry(key)?;
+        self.places.insert(key, place.clone());
+        let text = match &node.value {
+            Value::Scalar { .. } if node.is_null() => Some(String::new()),
+            Value::Scalar { text, .. } => Some(text.clone()),
+            Value::List(_) | Value::Mapping(_) => {
+                self.settings.wrong(&place, "one value", &node);
+                None
+            }
+        };
+        self.note_change(key, place, text.is_some());
+        text
+    }
+
     fn read<T: PartialEq>(
         &mut self,
         key: &'static str,

@@ -78,9 +78,9 @@ async fn two_sites_with_a_canary_a_websocket_and_grpc_are_served_by_the_file_in_
     assert_eq!(pools, [origins[0].address(), origins[1].address()].into());
 
     for (host, path, status, body) in [
-        ("shop.localhost", "/%61dmin/users", 403, "not from outside"),
+        ("shop.localhost", "/%61dmin/users", 403, "not from outside\n"),
         ("shop.localhost", "/ping", 200, "hello"),
-        ("other.localhost", "/ping", 200, "ok"),
+        ("other.localhost", "/ping", 200, "ok\n"),
         ("other.localhost", "/", 404, "Not Found"),
         ("shop.localhost", "/x/../admin/", 400, "Bad Request"),
     ] {

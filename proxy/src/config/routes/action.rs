@@ -68,7 +68,7 @@ impl Action {
         // Otherwise what is missing has been named.
         let is_whole = section.settings().mistakes() == mistakes;
         let url = section.value("redirect", None, None, |text| url(text).map(Some));
-        let body = section.value("answer", None, None, |text| Ok(Some(text.to_owned())));
+        let body = section.text("answer");
         let status = section.value("status", None, None, |text| whole(100..=999)(text).map(Some));
         let plain = "text/plain; charset=utf-8".to_owned();
         let content_type = section.value("content_type", None, plain, media_type);

@@ -50,6 +50,27 @@ fn patterns_are_kept_as_requests_are_compared() {
 }
 
 #[test]
+fn an_answer_keeps_its_spaces_and_line_ends() {
+    for (keys, body) in [
+        (r#"answer: "ok\n""#, "ok\n"),
+        ("answer: ' ok '", " ok "),
+        ("answer: ok", "ok"),
+        ("answer: 5", "5"),
+        ("answer: ", ""),
+    ] {
+        let Action::Answer(answer) = one(keys).action else {
+            panic!("{keys}");
+        };
+        assert_eq!(answer.body, body.as_bytes(), "{keys}");
+    }
+    let robots = read("    a:\n      answer: |\n        User-agent: *\n        Disallow: /\n").unwrap();
+    assert!(
+        matches!(&robots.routes[0].action, Action::Answer(answer) if answer.body == "User-agent: *\nDisallow: /\n")
+    );
+    assert!(mistake("answer: [ok]").contains("routes.a.answer: expected one value, got a list"));
+}
+
+#[test]
 fn what_is_wrong_with_a_part_is_not_reported_of_the_whole_too() {
     for keys in [
         "split: {default: 1, other: 2}",
