@@ -13,7 +13,6 @@ use bytes::{Buf, Bytes, BytesMut};
 use pingora::http::RequestHeader;
 use registry::Resolver;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::config::ForwardAuth;
@@ -26,6 +25,7 @@ use crate::http1::chunked::Decoder;
 use crate::http1::downstream::ClientFault;
 use crate::http1::head;
 use crate::pool::auth_service::AuthService;
+use crate::pool::reach;
 use crate::pool::stream::OriginStream;
 
 /// The longest body of an answer, in bytes.
@@ -108,10 +108,11 @@ impl Authentication {
                 done => return done.map_err(Failed::into_words),
             }
         }
-        let (address, stream) = connect(&addresses)
-            .await
-            .map_err(|error| format!("no connection: {error}"))?;
-        exchange(service, address, stream, question)
+        let connected = reach::any(&addresses, auth.timeout).await;
+        let (address, stream) = connected.map_err(|error| format!("no connection: {error}"))?;
+        // It only costs time when it can't be set.
+        let _ = stream.set_nodelay(true);
+        exchange(service, address, OriginStream::Plain(stream), question)
             .await
             .map_err(Failed::into_words)
     }
@@ -125,21 +126,6 @@ impl Authentication {
         service.resolve(Arc::clone(&addresses), Instant::now());
         Ok(addresses)
     }
-}
-
-/// Connects to the first of `addresses` that accepts.
-async fn connect(addresses: &[SocketAddr]) -> io::Result<(SocketAddr, OriginStream)> {
-    let mut last = io::Error::other("there is no address");
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                return Ok((*address, OriginStream::Plain(stream)));
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }
 
 /// Asks on this connection, and keeps it if it can be used again.
@@ -310,5 +296,39 @@ impl Answer {
         record.bytes = body.len() as u64;
         record.ended();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Shape;
+    use crate::pool::reach::tests::black_hole;
+
+    #[tokio::test]
+    async fn an_address_of_the_service_that_swallows_packets_does_not_take_the_time_of_the_others() {
+        let shape = Shape::of("forward_auth: {url: 'http://auth.invalid/', timeout: 30s}").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (hole, _sockets) = black_hole();
+        let service = AuthService::default();
+        let addresses = [hole, listener.local_addr().unwrap()];
+        service.resolve(addresses.to_vec().into(), Instant::now() + Duration::from_secs(60));
+        let answers = std::thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            let read = stream.read(&mut [0; 100]).unwrap();
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+            read
+        });
+        let question = b"GET / HTTP/1.1\r\nHost: auth\r\n\r\n";
+        let answer = Authentication::default()
+            .ask(&service, shape.auth.as_ref().unwrap(), question)
+            .await
+            .unwrap();
+        assert!(answer.allows());
+        assert_eq!(answers.join().unwrap(), question.len());
     }
 }

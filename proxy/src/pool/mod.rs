@@ -17,6 +17,7 @@
 //! - [`ejection`]: when a failing backend is ejected.
 //! - [`kept`]: connections that wait for their next request.
 //! - [`stream`]: such a connection, encrypted or not.
+//! - [`reach`]: a connection to a host of which any address will do.
 //! - [`retry_budget`]: how many retries are allowed.
 
 use std::collections::HashMap;
@@ -50,6 +51,7 @@ pub mod kept;
 mod loops;
 pub mod pools;
 mod publication;
+pub mod reach;
 pub mod retry_budget;
 pub mod stream;
 #[cfg(test)]

@@ -25,12 +25,13 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::pool::reach;
 use crate::tls::certificates::{LoadError, authorities, provider};
 
 /// For a request and its response.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// For a connection to one of the addresses of a host.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+/// For a connection to any of the addresses of a host.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// No response is longer, in bytes.
 const LONGEST: usize = 1 << 20;
 
@@ -145,17 +146,12 @@ async fn exchange(tls: Arc<ClientConfig>, mut request: Request<BodyWrapper<Bytes
     understood(parts, body.to_bytes())
 }
 
-/// Connects to the first of the host's addresses that answers.
+/// A connection to the host.
 async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut last = io::Error::other(format!("{host} has no address"));
-    for address in lookup_host((host, port)).await? {
-        match timeout(CONNECT_PATIENCE, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => last = error,
-            Err(_) => last = io::Error::other(format!("no connection within {CONNECT_PATIENCE:?}")),
-        }
-    }
-    Err(last)
+    let addresses: Vec<_> = lookup_host((host, port)).await?.collect();
+    let connected = reach::any(&addresses, CONNECT_PATIENCE).await;
+    let (_, stream) = connected.map_err(|error| io::Error::new(error.kind(), format!("no connection: {error}")))?;
+    Ok(stream)
 }
 
 fn understood(parts: http::response::Parts, body: Bytes) -> Result<BytesResponse, NoAnswer> {
