@@ -28,6 +28,9 @@ const AT_A_TIME: usize = 2;
 /// How many may wait for that.
 const MOST_WAITING: usize = 64;
 
+/// How many of them may be one client's, so that no client keeps all others out.
+const MOST_OF_CLIENT: usize = 8;
+
 /// bcrypt reads no more of a password.
 const LONGEST_PASSWORD: usize = 72;
 
@@ -42,9 +45,43 @@ pub struct Passwords {
     key: hmac::Key,
     known: Mutex<HashMap<Tag, Instant>>,
     files: Mutex<HashMap<PathBuf, Seen>>,
-    /// A permit for each that may wait, those that are verified included.
-    waiting: Semaphore,
-    verifying: Semaphore,
+    waiting: Waiting,
+    verifying: Arc<Semaphore>,
+}
+
+/// The clients whose passwords wait, those that are verified included.
+#[derive(Clone, Default)]
+struct Waiting(Arc<Mutex<Vec<u128>>>);
+
+/// A place among those that wait.
+struct Place {
+    waiting: Waiting,
+    client: u128,
+}
+
+impl Waiting {
+    /// A place for a password of `client`, if there is one.
+    fn place(&self, client: u128) -> Option<Place> {
+        let mut waiting = locked(&self.0);
+        let own = waiting.iter().filter(|one| **one == client).count();
+        if waiting.len() >= AT_A_TIME + MOST_WAITING || own >= MOST_OF_CLIENT {
+            return None;
+        }
+        waiting.push(client);
+        Some(Place {
+            waiting: self.clone(),
+            client,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut waiting = locked(&self.waiting.0);
+        if let Some(own) = waiting.iter().position(|one| *one == self.client) {
+            waiting.swap_remove(own);
+        }
+    }
 }
 
 /// What was seen of a file of users.
@@ -77,8 +114,8 @@ impl Passwords {
             key,
             known: Mutex::default(),
             files: Mutex::default(),
-            waiting: Semaphore::new(AT_A_TIME + MOST_WAITING),
-            verifying: Semaphore::new(AT_A_TIME),
+            waiting: Waiting::default(),
+            verifying: Arc::new(Semaphore::new(AT_A_TIME)),
         })
     }
 
@@ -147,8 +184,9 @@ impl Passwords {
         }
     }
 
-    /// Whether the value of `Authorization` names one of `users` with the right password. One who isn't among them takes as long.
-    pub async fn check(&self, users: &Users, authorization: &[u8], now: Instant) -> Verdict {
+    /// Whether the value of `Authorization`, from the client with this key, names one of `users` with the right password. One who isn't
+    /// among them takes as long.
+    pub async fn check(&self, users: &Users, authorization: &[u8], client: u128, now: Instant) -> Verdict {
         let Some((user, password)) = credentials(authorization) else {
             return Verdict::Wrong;
         };
@@ -157,19 +195,23 @@ impl Passwords {
         if tag.is_some_and(|tag| self.knows(&tag, now)) {
             return Verdict::Good;
         }
-        let Ok(_waits) = self.waiting.try_acquire() else {
+        let Some(place) = self.waiting.place(client) else {
             return Verdict::Busy;
         };
-        let Ok(_verifies) = self.verifying.acquire().await else {
+        let Ok(turn) = Arc::clone(&self.verifying).acquire_owned().await else {
             return Verdict::Busy;
         };
         let cost = users.cost();
-        let verify = move || match hash {
-            Some(hash) => bcrypt::verify(&password, &hash).unwrap_or(false),
-            // As long as for a user who is there.
-            None => {
-                let _ = bcrypt::hash_with_salt(&password, cost, [0; 16]);
-                false
+        let verify = move || {
+            // It goes on when nobody waits for it any more, and others must wait for it all the same.
+            let _both = (place, turn);
+            match hash {
+                Some(hash) => bcrypt::verify(&password, &hash).unwrap_or(false),
+                // As long as for a user who is there.
+                None => {
+                    let _ = bcrypt::hash_with_salt(&password, cost, [0; 16]);
+                    false
+                }
             }
         };
         let is_good = tokio::task::spawn_blocking(verify).await.unwrap_or(false);
@@ -266,7 +308,7 @@ mod tests {
             (b"".to_vec(), Verdict::Wrong),
         ] {
             let text = String::from_utf8_lossy(&value).into_owned();
-            assert_eq!(passwords.check(&users, &value, now).await, verdict, "{text}");
+            assert_eq!(passwords.check(&users, &value, 1, now).await, verdict, "{text}");
         }
     }
 
@@ -276,15 +318,52 @@ mod tests {
         let passwords = Passwords::new().unwrap();
         let now = Instant::now();
         let value = basic("alice:a");
-        assert_eq!(passwords.check(&users, &value, now).await, Verdict::Good);
+        assert_eq!(passwords.check(&users, &value, 1, now).await, Verdict::Good);
         let tag = passwords.tag("alice", users.hash("alice").unwrap(), b"a");
         assert!(passwords.knows(&tag, now) && !passwords.knows(&tag, now + REMEMBERED));
         // With no place to verify one, only a pair that is known passes.
-        let _all = passwords.waiting.acquire_many(66).await.unwrap();
-        assert_eq!(passwords.check(&users, &value, now).await, Verdict::Good);
-        assert_eq!(passwords.check(&users, &basic("alice:b"), now).await, Verdict::Busy);
+        let _all: Vec<_> = (2..68).map(|client| passwords.waiting.place(client).unwrap()).collect();
+        assert_eq!(passwords.check(&users, &value, 1, now).await, Verdict::Good);
+        assert_eq!(passwords.check(&users, &basic("alice:b"), 1, now).await, Verdict::Busy);
         let changed = self::users(&[("alice", "a")]);
-        assert_eq!(passwords.check(&changed, &value, now).await, Verdict::Busy);
+        assert_eq!(passwords.check(&changed, &value, 1, now).await, Verdict::Busy);
+    }
+
+    #[tokio::test]
+    async fn a_client_with_many_wrong_passwords_keeps_no_other_client_out() {
+        let users = users(&[("alice", "a")]);
+        let passwords = Passwords::new().unwrap();
+        let now = Instant::now();
+        let mut all: Vec<_> = (0..MOST_OF_CLIENT)
+            .map(|_| passwords.waiting.place(1).unwrap())
+            .collect();
+        assert_eq!(passwords.check(&users, &basic("alice:b"), 1, now).await, Verdict::Busy);
+        assert_eq!(passwords.check(&users, &basic("alice:a"), 2, now).await, Verdict::Good);
+        all.pop();
+        assert_eq!(passwords.check(&users, &basic("alice:b"), 1, now).await, Verdict::Wrong);
+        drop(all);
+        assert!(locked(&passwords.waiting.0).is_empty());
+    }
+
+    /// A client that goes away could otherwise have as many threads busy as it likes.
+    #[tokio::test]
+    async fn a_password_that_nobody_waits_for_any_more_has_its_turn_until_it_is_verified() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let hash = format!("$2b$12${}", ".".repeat(53));
+        std::fs::write(file.path(), format!("alice:{hash}\n")).unwrap();
+        let users = Arc::new(Users::load(file.path()).unwrap());
+        let passwords = Arc::new(Passwords::new().unwrap());
+        let (asks, known) = (Arc::clone(&passwords), Arc::clone(&users));
+        let asked = tokio::spawn(async move { asks.check(&known, &basic("alice:a"), 1, Instant::now()).await });
+        while passwords.verifying.available_permits() == AT_A_TIME {
+            tokio::task::yield_now().await;
+        }
+        asked.abort();
+        assert!(asked.await.unwrap_err().is_cancelled());
+        assert_eq!(passwords.verifying.available_permits(), AT_A_TIME - 1);
+        assert_eq!(*locked(&passwords.waiting.0), [1]);
+        let _all = passwords.verifying.acquire_many(2).await.unwrap();
+        assert!(locked(&passwords.waiting.0).is_empty());
     }
 
     #[tokio::test]
@@ -328,7 +407,8 @@ mod tests {
         let ask = |number: usize| {
             let (users, passwords) = (Arc::clone(&users), Arc::clone(&passwords));
             let value = basic(&format!("eve:{number}"));
-            tokio::spawn(async move { passwords.check(&users, &value, Instant::now()).await })
+            let client = number as u128 % 20;
+            tokio::spawn(async move { passwords.check(&users, &value, client, Instant::now()).await })
         };
         let _both = passwords.verifying.acquire_many(2).await.unwrap();
         let asked: Vec<_> = (0..100).map(ask).collect();

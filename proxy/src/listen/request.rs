@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::future::poll_fn;
+use std::net::Ipv4Addr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -196,7 +197,15 @@ impl Edge {
         let route = Arc::clone(&request.route);
         let timed = record.place.leave();
         if let Some(users) = route.shape.as_ref().and_then(|shape| shape.users.as_ref()) {
-            self.knows(users, guarded.authorization.as_deref()).await?;
+            let key = request
+                .policy
+                .limiter
+                .key(record.client.unwrap_or(Ipv4Addr::UNSPECIFIED.into()));
+            tokio::select! {
+                biased;
+                known = self.knows(users, guarded.authorization.as_deref(), key) => known?,
+                () = gone(client) => return Err(Rejection::ClientGone.into()),
+            }
         }
         if let Some(auth) = route.forward_auth() {
             let (Some(service), Some(question)) = (&route.auth, &guarded.question) else {
@@ -225,12 +234,12 @@ impl Edge {
         Ok(())
     }
 
-    /// Whether a client that says this of itself is one of `users`.
-    async fn knows(&self, users: &UserFile, authorization: Option<&[u8]>) -> Result<(), Rejection> {
+    /// Whether the client with this key, which says this of itself, is one of `users`.
+    async fn knows(&self, users: &UserFile, authorization: Option<&[u8]>, client: u128) -> Result<(), Rejection> {
         let authorization = authorization.ok_or(Rejection::Unauthorized)?;
         let now = Instant::now();
         let users = self.passwords.users(users, now).await.ok_or(Rejection::Internal)?;
-        match self.passwords.check(&users, authorization, now).await {
+        match self.passwords.check(&users, authorization, client, now).await {
             Verdict::Good => Ok(()),
             Verdict::Wrong => Err(Rejection::Unauthorized),
             Verdict::Busy => Err(Rejection::AuthBusy),

@@ -61,6 +61,7 @@ async fn fields_and_paths_are_changed_for_both_protocols_and_no_client_can_send_
     let spoofs = [
         ("X-User", "admin"),
         ("X_User", "admin"),
+        ("x.user", "admin"),
         ("x_where", "admin"),
         ("Cookie", "a=admin"),
         ("X-Forwarded-Prefix", "/admin"),
@@ -237,4 +238,40 @@ async fn a_route_that_would_ask_nobody_for_a_password_is_a_mistake() {
         eventually(problem, async || checked.text().contains(problem)).await;
         assert!(!checked.text().contains("in-plain"), "{}", checked.text());
     }
+}
+
+/// Passwords of those who have gone away would hold up everybody else's.
+#[tokio::test]
+async fn a_client_that_leaves_is_waited_for_no_longer_and_one_client_has_eight_places() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("users");
+    // Half a second of work each, two at a time.
+    let slow = format!("$2b$13${}", ".".repeat(53));
+    let quick = bcrypt::hash("open sesame", 4).expect("a hash");
+    std::fs::write(&file, format!("alice:{slow}\nbob:{quick}\n")).expect("written");
+    let (proxy, _origin) = routed(&format!("basic_auth: {}", file.display())).await;
+    let asked = |pair: &str| format!("GET / HTTP/1.1\r\nHost: a\r\nAuthorization: {}\r\n\r\n", basic(pair));
+    let mut waiting = Vec::new();
+    for _ in 0..20 {
+        let mut client = Connection::open(proxy.address()).await;
+        client.send(asked("alice:wrong")).await;
+        waiting.push(client);
+    }
+    proxy
+        .said("request", |line| line["reason"] == "auth_busy" && line["status"] == 503)
+        .await;
+    let mut other = Connection::open_from(proxy.address(), [127, 0, 0, 2].into()).await;
+    other.send(asked("bob:open sesame")).await;
+    assert_eq!(other.response().await.status, 200);
+    drop(waiting);
+    proxy.reaches("gopherproxy_inflight_requests", 0.0).await;
+
+    let mut left = Vec::new();
+    for _ in 0..8 {
+        let mut client = Connection::open(proxy.address()).await;
+        client.send(asked("alice:wrong")).await;
+        left.push(client);
+    }
+    drop(left);
+    proxy.said("request", |line| line["reason"] == "client_gone").await;
 }
