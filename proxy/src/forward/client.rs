@@ -290,7 +290,9 @@ impl ClientSide for Downstream {
     }
 
     fn write_head(&mut self, head: &ResponseHead<'_>, delivery: &HeadDelivery<'_>, out: &mut BytesMut) -> Framing {
-        head.write(delivery, out)
+        let framing = head.write(delivery, out);
+        self.begin_response(framing == Framing::Close);
+        framing
     }
 
     fn poll_write(
@@ -311,7 +313,9 @@ impl ClientSide for Downstream {
         Self::sent(self, count)
     }
 
-    fn end(&mut self, _trailers: &[u8]) {}
+    fn end(&mut self, _trailers: &[u8]) {
+        self.end_response();
+    }
 
     fn poll_finish(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.poll_finish(context)

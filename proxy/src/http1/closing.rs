@@ -53,6 +53,22 @@ impl Downstream {
         .await;
     }
 
+    /// Begins a response. Until one that is `open_ended` has ended the connection is reset however it is closed, even if this process
+    /// dies: the client would take the end of the connection for that of the response.
+    pub fn begin_response(&mut self, open_ended: bool) {
+        if open_ended {
+            let reset = SockRef::from(self.stream.tcp()).set_linger(Some(Duration::ZERO));
+            self.is_open_ended = reset.is_ok();
+        }
+    }
+
+    /// Ends a response.
+    pub fn end_response(&mut self) {
+        if std::mem::take(&mut self.is_open_ended) {
+            let _ = SockRef::from(self.stream.tcp()).set_linger(None);
+        }
+    }
+
     /// Closes the connection of a client that takes nothing, and has the kernel soon forget what it has not taken: it would
     /// keep that for minutes, for a client that may never take it.
     pub fn abandon(self) {

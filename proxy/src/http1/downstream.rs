@@ -150,6 +150,8 @@ pub struct Downstream {
     pub timer: Timer,
     /// What it makes the proxy hold.
     pub hold: Hold,
+    /// The end of the connection would look like the end of the response.
+    pub(super) is_open_ended: bool,
 }
 
 impl Downstream {
@@ -163,6 +165,7 @@ impl Downstream {
             progress: Progress::new(limits),
             timer: Timer::default(),
             hold,
+            is_open_ended: false,
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use tokio::io::AsyncReadExt;
 use tokio::time::sleep;
 
 use crate::support::{
@@ -136,4 +137,41 @@ async fn the_last_answers_of_a_proxy_that_leaves_arrive_whole_though_their_clien
     assert_eq!(ends_in_order("leaving", &mut client, "x").await, 10_000);
     let (status, _) = proxy.ended().await;
     assert_eq!(status.code(), Some(0));
+}
+
+/// Nothing else tells a client of HTTP/1.0, such as nginx by default, that a response without a length is not whole: it may even store it.
+#[tokio::test]
+async fn a_response_without_a_length_that_breaks_off_ends_with_a_reset() {
+    let origin = RawOrigin::start(|mut peer| async move {
+        while let Some(request) = peer.request().await {
+            let framing = if request.contains("/close") {
+                "Connection: close\r\n\r\nhello"
+            } else {
+                "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+            };
+            peer.send(format!("HTTP/1.1 200 OK\r\n{framing}")).await;
+            match request.split(' ').nth(1) {
+                Some("/whole") => peer.send("0\r\n\r\n").await,
+                Some("/killed") => drop(peer.stream.read_u8().await),
+                _ => return,
+            }
+        }
+    })
+    .await;
+    let proxy = proxy_to(&origin, "").await;
+    for (path, whole) in [
+        ("/whole", true),
+        ("/close", true),
+        ("/broken", false),
+        ("/killed", false),
+    ] {
+        let mut client = Connection::open(proxy.address()).await;
+        client.send(format!("GET {path} HTTP/1.0\r\n\r\n")).await;
+        assert_eq!(client.head().await.header("content-length"), None, "{path}");
+        assert_eq!(client.try_bytes(5).await.expect("the beginning"), b"hello", "{path}");
+        if path == "/killed" {
+            proxy.signal("KILL");
+        }
+        assert_eq!(client.try_rest().await.is_ok(), whole, "{path}");
+    }
 }
