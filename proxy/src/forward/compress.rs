@@ -36,7 +36,8 @@ fn compress<'d>(
 ) -> Option<(Box<Compressed<'d>>, Option<Box<Encoder>>)> {
     let edited = delivery.edits?;
     let compressed = head.compressed(coding, edited)?;
-    let Some(coding) = compressed.coding else {
+    // After HEAD no body follows.
+    let Some(coding) = compressed.coding.filter(|_| compressed.head.framing != Framing::None) else {
         return Some((Box::new(compressed), None));
     };
     match Encoder::new(coding, compressed.length) {

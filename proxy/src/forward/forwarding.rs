@@ -20,7 +20,7 @@ use crate::forward::client::ClientSide;
 use crate::forward::compress;
 use crate::forward::direct::Ending;
 use crate::forward::handover::Handover;
-use crate::headers::origin_response::{Delivery, Edited, Framing, ResponseHead};
+use crate::headers::origin_response::{Delivery, Edited, Framing, ResponseHead, trailers_of_compressed};
 use crate::http1::chunked::{write_data, write_last};
 use crate::http1::downstream::ClientFault;
 use crate::http1::scratch::SCRATCH;
@@ -312,7 +312,10 @@ impl<C: ClientSide> Forwarding<C> {
 
     /// Ends the body with these trailers. A client of HTTP/1.1 gets none: its head has not announced them.
     pub(super) fn trailers(&mut self, trailers: &HeaderMap, out: &mut BytesMut) {
-        self.trailers = to_lines(trailers);
+        self.trailers = match to_lines(trailers) {
+            lines if self.encoder.is_some() => trailers_of_compressed(&lines),
+            lines => lines,
+        };
         self.body(None, true, out);
     }
 

@@ -6,11 +6,16 @@ use crate::config::{Edits, Part, Shape};
 
 /// The trailers of a request that its backend gets, of these `lines`: some servers take them for fields of the head.
 pub fn kept_trailers(lines: &[u8], shape: &Shape) -> Vec<u8> {
+    without(lines, |name| shape.drops(name))
+}
+
+/// These `lines`, each a field, without those with a name that it `drops`.
+pub fn without(lines: &[u8], drops: impl Fn(&str) -> bool) -> Vec<u8> {
     let name =
         |line: &[u8]| String::from_utf8_lossy(line.split(|byte| *byte == b':').next().unwrap_or_default()).into_owned();
     let kept = lines
         .split_inclusive(|byte| *byte == b'\n')
-        .filter(|line| !shape.drops(&name(line)));
+        .filter(|line| !drops(&name(line)));
     kept.flatten().copied().collect()
 }
 

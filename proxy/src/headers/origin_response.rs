@@ -21,7 +21,7 @@ use crate::headers::origin_response::fields::{
 use crate::http1::head;
 use crate::http1::names::{is, is_in_token};
 use crate::http1::violation::{LF_ALONE, has_lf_alone};
-pub use compressed::Compressed;
+pub use compressed::{Compressed, trailers_of_compressed};
 
 /// The longest head, in bytes.
 pub const MAX_HEAD: usize = 64 << 10;

@@ -1,5 +1,6 @@
 //! The body of a response on its way to the client: as the origin frames it, then compressed if need be, then as the client gets it.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::task::{Context, Poll, ready};
 
@@ -11,6 +12,7 @@ use super::duplex::{Duplex, origin};
 use crate::compression::encoder::{Encoder, Then};
 use crate::exchange::retry::Failure;
 use crate::forward::client::ClientSide;
+use crate::headers::origin_response::trailers_of_compressed;
 use crate::http1::chunked::{BadFraming, write_chunk, write_data, write_last};
 use crate::http1::downstream::ClientFault;
 use crate::http1::scratch::Scratch;
@@ -27,6 +29,16 @@ pub(super) struct Response {
     /// The origin's connection can be used again once the response has ended.
     pub(super) reusable: bool,
     pub(super) keeps: bool,
+}
+
+impl Response {
+    /// The trailers that the client gets.
+    pub(super) fn trailers(&self) -> Cow<'_, [u8]> {
+        match self.coming.trailers() {
+            trailers if self.encoder.is_some() => trailers_of_compressed(trailers).into(),
+            trailers => trailers.into(),
+        }
+    }
 }
 
 impl<C: ClientSide> Duplex<'_, C> {
@@ -197,7 +209,7 @@ impl<C: ClientSide> Duplex<'_, C> {
         };
         self.record.bytes += encoder.write(data, then, *chunked, &mut out) as u64;
         if *chunked && then == Then::End {
-            write_last(&mut out, coming.trailers());
+            write_last(&mut out, &trailers_of_compressed(coming.trailers()));
         }
         *reusable &= taken == bytes.len();
         self.pass_on(context, out, b"", broken)

@@ -185,7 +185,7 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
             if let Some(response) = &self.response
                 && response.coming.ended()
             {
-                self.client.end(response.coming.trailers());
+                self.client.end(&response.trailers());
                 self.record.ended();
                 return Poll::Ready(Ok(if response.keeps { Ending::Keep } else { Ending::Close }));
             }
@@ -230,8 +230,8 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
 
     /// Whether nothing follows what the client is sent now, and no trailers.
     fn is_last(&self) -> bool {
-        let coming = self.response.as_ref().map(|response| &response.coming);
-        coming.is_some_and(|coming| coming.ended() && coming.trailers().is_empty())
+        let response = self.response.as_ref();
+        response.is_some_and(|response| response.coming.ended() && response.trailers().is_empty())
     }
 
     /// Sends the client `head` and then `body`, and keeps what it does not take.

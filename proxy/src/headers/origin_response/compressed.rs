@@ -5,10 +5,12 @@ use super::{Edited, Framing, ResponseHead};
 use crate::compression::accept::Coding;
 use crate::compression::content::{MIN_LENGTH, forbids_transforming, is_compressible};
 use crate::config::Edits;
+use crate::headers::edits::without;
 use crate::http1::list::members;
 use crate::http1::names::is;
 
-/// Sums of the body (RFC 9530, and before it). A response with one is not compressed, because the sum would be wrong.
+/// Sums of the body (RFC 9530, and before it). A response with one, or that announces one as a trailer, is not compressed, because the
+/// sum would be wrong.
 const SUMS: [&str; 4] = ["content-digest", "repr-digest", "digest", "content-md5"];
 
 /// What is not the same for a compressed body.
@@ -59,8 +61,10 @@ impl<'b> Seen<'b> {
             self.etag = Some(value);
         } else if is(name, "vary") {
             self.varies |= members(value).any(|field| field == b"*" || field.eq_ignore_ascii_case(b"accept-encoding"));
+        } else if is(name, "trailer") {
+            self.stays |= members(value).any(|field| str::from_utf8(field).is_ok_and(is_sum));
         } else {
-            self.stays |= is(name, "content-range") || SUMS.iter().any(|sum| is(name, sum));
+            self.stays |= is(name, "content-range") || is_sum(name);
         }
     }
 }
@@ -70,12 +74,13 @@ impl<'b> ResponseHead<'b> {
     /// `None`: compression changes nothing about this response, whatever its client accepts.
     pub fn compressed(&self, coding: Option<Coding>, edited: Edited<'b>) -> Option<Compressed<'b>> {
         let length = match self.framing {
+            // A response to HEAD has the fields that GET would get (RFC 9110, section 9.3.2).
+            Framing::None if self.status >= 200 && !matches!(self.status, 204 | 304) => self.announced(),
             Framing::None => return None,
-            Framing::Length(length) if length < MIN_LENGTH => return None,
             Framing::Length(length) => Some(length),
             Framing::Chunked | Framing::Close => None,
         };
-        if self.status == 206 {
+        if self.status == 206 || length.is_some_and(|length| length < MIN_LENGTH) {
             return None;
         }
         let mut seen = Seen::default();
@@ -135,8 +140,25 @@ impl<'b> ResponseHead<'b> {
             drop_all(self.fields, &mut self.dropped, Kind::Trailer);
         }
         self.length = None;
-        self.framing = Framing::Chunked;
+        if self.framing != Framing::None {
+            self.framing = Framing::Chunked;
+        }
     }
+
+    /// The length that its head says, of a body that does not follow.
+    fn announced(&self) -> Option<u64> {
+        let field = || str::from_utf8(self.values("content-length").next()?).ok()?.parse().ok();
+        self.length.or_else(field)
+    }
+}
+
+/// The trailers of a compressed body, of these `lines`: without sums of what it was before.
+pub fn trailers_of_compressed(lines: &[u8]) -> Vec<u8> {
+    without(lines, is_sum)
+}
+
+fn is_sum(name: &str) -> bool {
+    SUMS.iter().any(|sum| is(name, sum))
 }
 
 fn is_replaced(name: &str) -> bool {

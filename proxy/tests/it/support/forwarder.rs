@@ -8,7 +8,7 @@ const VARIABLE: &str = "FORWARDER";
 /// What Pingora's own proxying can't do: the tests that are skipped over it, and why.
 const SKIPPED: [(&str, &str); 28] = [
     (
-        "compression::trailers_pass_behind_a_compressed_body",
+        "compression::streams::trailers_pass_behind_a_compressed_body",
         "it has no trailers over HTTP/1.1",
     ),
     (
