@@ -1,6 +1,7 @@
 //! Classifies the names of fields.
 //!
-//! CGI and its descendants take `_` for `-`, so both spellings of a name count as the same.
+//! CGI and its descendants take `-` for `_`, and some of them every other sign in a name too (lighttpd). So all spellings of a name that
+//! differ in such signs alone count as the same.
 
 /// Fields that concern one connection alone. The backend gets none of the client's.
 const HOP_BY_HOP: [&str; 10] = [
@@ -34,7 +35,7 @@ pub fn is(name: &str, other: &str) -> bool {
 }
 
 /// Whether a field of this name concerns the client's connection alone, or is another spelling of one that does or of the
-/// length of the body: CGI and its descendants take `_` for `-`.
+/// length of the body.
 pub fn is_hop_by_hop(name: &str) -> bool {
     let may_be = LENGTHS
         .checked_shr(u32::try_from(name.len()).unwrap_or(u32::MAX))
@@ -46,16 +47,17 @@ pub fn is_hop_by_hop(name: &str) -> bool {
             || (is_alike(name, CONTENT_LENGTH) && !is(name, CONTENT_LENGTH)))
 }
 
-/// Whether `name` is `known`, which is in lower case, for a reader that takes `_` for `-`.
+/// Whether `name` is `known`, which is [`unified`], for a reader to whom all signs in a name are the same.
 pub fn is_alike(name: &str, known: &str) -> bool {
     name.len() == known.len()
         && std::iter::zip(name.bytes(), known.bytes())
-            .all(|(byte, known)| byte.to_ascii_lowercase() == known || (byte == b'_' && known == b'-'))
+            .all(|(byte, known)| byte.to_ascii_lowercase() == known || (known == b'-' && !byte.is_ascii_alphanumeric()))
 }
 
 /// The spelling of `name` that [`is_alike`] takes for every other.
 pub fn unified(name: &str) -> String {
-    name.to_ascii_lowercase().replace('_', "-")
+    name.to_ascii_lowercase()
+        .replace(|sign: char| !sign.is_ascii_alphanumeric(), "-")
 }
 
 /// The field with the subject of the client's certificate, which nobody but this proxy writes.
@@ -140,11 +142,17 @@ mod tests {
             "forwarded",
             "x_real_ip",
             "x_request_id",
+            "X.Forwarded~For",
+            "x+real!ip",
         ] {
             assert!(is_claim(name), "{name}");
         }
-        for name in ["x-forward", "forwarded-by", "x-real-ip-2", "host", ""] {
+        for name in ["x-forward", "forwarded-by", "x-real-ip-2", "x-realsip", "host", ""] {
             assert!(!is_claim(name), "{name}");
         }
+        assert!(
+            is_hop_by_hop("Transfer.Encoding") && is_hop_by_hop("content.length") && !is_hop_by_hop("content-length")
+        );
+        assert!(is_alike("remote.user", &unified("Remote_User")) && is_alike("Remote-User", &unified("remote~user")));
     }
 }

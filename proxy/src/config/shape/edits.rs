@@ -73,8 +73,8 @@ impl Edits {
         self.dropped.is_empty() && self.added.is_empty()
     }
 
-    /// Whether a field of this name goes. Its other spelling does too: CGI and its descendants take `_` for `-`, so that a client could
-    /// send what it may not under that name.
+    /// Whether a field of this name goes. Its other spellings do too, which some servers take for the same name: a client could send
+    /// what it may not under one of them.
     pub fn drop(&self, name: &str) -> bool {
         self.dropped.iter().any(|dropped| is_alike(name, dropped))
     }

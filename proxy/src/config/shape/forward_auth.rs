@@ -214,6 +214,8 @@ mod tests {
             ("Remote-User", true),
             ("remote_user", true),
             ("REMOTE-user", true),
+            ("Remote.User", true),
+            ("remote~user", true),
             ("Remote-Users", false),
         ] {
             assert_eq!(shape.drops(name), dropped, "{name}");
