@@ -291,7 +291,9 @@ impl Answer {
             }
         }
         out.extend_from_slice(body);
-        client.write_all(&out, true, 0).await?;
+        client
+            .write_all(&out, true, self.head.len() + self.body.capacity())
+            .await?;
         record.status = self.status;
         record.bytes = body.len() as u64;
         record.ended();

@@ -196,6 +196,7 @@ impl Edge {
         } = exchange;
         let route = Arc::clone(&request.route);
         let timed = record.place.leave();
+        let held = request.weight + guarded.question.as_ref().map_or(0, Bytes::len);
         if let Some(users) = route.shape.as_ref().and_then(|shape| shape.users.as_ref()) {
             let key = request
                 .policy
@@ -204,7 +205,7 @@ impl Edge {
             tokio::select! {
                 biased;
                 known = self.knows(users, guarded.authorization.as_deref(), key) => known?,
-                () = gone(client) => return Err(Rejection::ClientGone.into()),
+                why = lost(client, held) => return Err(why.into()),
             }
         }
         if let Some(auth) = route.forward_auth() {
@@ -214,7 +215,7 @@ impl Edge {
             let asked = tokio::select! {
                 biased;
                 asked = self.authentication.ask(service, auth, question) => asked,
-                () = gone(client) => return Err(Rejection::ClientGone.into()),
+                why = lost(client, held) => return Err(why.into()),
             };
             let answer = asked.map_err(|why| Refusal::Rejection(Rejection::AuthUnavailable, Some(why)))?;
             if !answer.allows() {
@@ -222,6 +223,11 @@ impl Edge {
                 return Err(Refusal::Answer(answer));
             }
             answer.apply(auth, request, header).map_err(|_| Rejection::Internal)?;
+        }
+        match client {
+            Some(Client::Http1(client)) => client.hold().release(),
+            Some(Client::Http2(client)) => client.hold().release(),
+            None => {}
         }
         let fits = |upstream: &Upstream| {
             request.forwarder == Forwarder::Pingora
@@ -327,21 +333,26 @@ fn coding(shape: &Shape, head: &Head<'_>) -> Option<Option<Coding>> {
     compresses.then(|| preferred(head.values("accept-encoding")))
 }
 
-/// Ready when the client of a request has gone away; never while it has some of its body to send.
-async fn gone(client: &mut Option<Client>) {
-    fn poll(client: &mut impl ClientSide, context: &mut Context<'_>) -> Poll<()> {
+/// Ready when a request that is `held`, in bytes, is waited for no longer: because its client has gone away, which nobody sees while it has
+/// some of its body to send, or because too much is held.
+async fn lost(client: &mut Option<Client>, held: usize) -> Rejection {
+    fn poll(client: &mut impl ClientSide, context: &mut Context<'_>, held: usize) -> Poll<Rejection> {
+        let held = held + client.held();
+        if client.hold().poll(context, held, false).is_ready() {
+            return Poll::Ready(Rejection::HeldTooMuch);
+        }
         if client.body_ended() {
-            client.poll_gone(context)
+            client.poll_gone(context).map(|()| Rejection::ClientGone)
         } else {
             Poll::Pending
         }
     }
     poll_fn(|context| match client {
-        Some(Client::Http1(client)) => poll(&mut **client, context),
-        Some(Client::Http2(client)) => poll(&mut **client, context),
+        Some(Client::Http1(client)) => poll(&mut **client, context, held),
+        Some(Client::Http2(client)) => poll(&mut **client, context, held),
         None => Poll::Pending,
     })
-    .await;
+    .await
 }
 
 async fn deny(

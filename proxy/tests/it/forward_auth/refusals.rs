@@ -168,3 +168,43 @@ async fn a_service_that_is_dead_or_slow_holds_up_nobody_else() {
         })
         .await;
 }
+
+#[tokio::test]
+async fn requests_that_wait_for_the_service_count_as_held() {
+    let service = service().await;
+    let origin = RawOrigin::answering(ANSWER).await;
+    let more = format!(
+        "{CLEARTEXT}  client: {{max_held: 8MiB}}\n  routes:\n    shop: {{{}}}\n",
+        asks(&service).replace("20s", "60s")
+    );
+    let proxy = proxy_to(&origin, &more).await;
+    let held = async || proxy.metric("gopherproxy_held_bytes").await;
+    let padding = "x".repeat(25_000);
+    let mut waiting = Vec::new();
+    for _ in 0..40 {
+        let mut client = Connection::open(proxy.address()).await;
+        client
+            .send(format!(
+                "GET / HTTP/1.1\r\nHost: a\r\nX-Want: silent\r\nX-Padding: {padding}\r\n\r\n"
+            ))
+            .await;
+        waiting.push(client);
+        let least = 50_000.0 * waiting.len().min(10) as f64;
+        eventually("it is counted", async || held().await >= least).await;
+    }
+    // A client has a quarter of the budget: its oldest requests go.
+    let first = waiting.remove(0).response().await;
+    assert_eq!(first.status, 503);
+    proxy
+        .said("request", |line| {
+            line["reason"] == "held_too_much" && line["route"] == "shop"
+        })
+        .await;
+    assert!(held().await <= f64::from(2 << 20));
+    drop(waiting);
+    eventually("it is given back", async || held().await == 0.0).await;
+    for seen in ask(&proxy, "GET", "/", &[("X-Padding", &padding)], "").await {
+        assert_eq!(seen.status, 200, "{seen:?}");
+    }
+    assert_eq!(held().await, 0.0);
+}
