@@ -36,6 +36,9 @@ use crate::pool::endpoint::{Endpoint, Upstream};
 /// with so many it matters little that both can be slow.
 const COMPARED: usize = 16;
 
+/// Of Knuth's generator of random numbers (MMIX).
+const MULTIPLIER: u64 = 0x5851_f42d_4c95_7f2d;
+
 /// How a pool chooses.
 pub struct Rules {
     algorithm: Algorithm,
@@ -318,11 +321,12 @@ impl List {
     fn least(&self, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<Chosen<'_>> {
         let backends = &self.backends;
         let fits = |upstream: &Arc<Upstream>| fits(upstream) && !self.is_full(upstream);
-        let least = if backends.len() <= COMPARED {
-            least_of_few(backends, fits)
-        } else {
+        let least = if backends.len() > COMPARED {
             least_of_two(backends, fits)
+        } else {
+            None
         };
+        let least = least.or_else(|| least_of_all(backends, fits));
         // Other threads may have taken its last place.
         self.chosen(least?).or_else(|| self.any(fits))
     }
@@ -376,50 +380,28 @@ impl List {
     }
 }
 
-/// Whoever has the fewest requests of [`COMPARED`] at most that `fit`; of those with the same number any, each as likely as the others.
-fn least_of_few(backends: &[Weighted], fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<&Weighted> {
-    let fastest = fastest(backends);
-    let mut loads = [f32::INFINITY; COMPARED];
-    for (load, backend) in loads.iter_mut().zip(backends) {
-        if fits(&backend.upstream) {
-            *load = backend.share(fastest);
-        }
-    }
-    // The bits of positive numbers are ordered as the numbers are, and compared sooner.
-    let loads = loads.map(f32::to_bits);
-    let least = loads.into_iter().min()?;
-    let (mut ties, mut count) = ([0; COMPARED], 0);
-    for (index, load) in (0..).zip(loads) {
-        // No branch, which would be mispredicted.
-        ties[count.min(COMPARED - 1)] = index;
-        count += usize::from(load == least);
-    }
-    let drawn: usize = ties[fastrand::usize(..count).min(COMPARED - 1)];
-    backends.get(drawn).filter(|_| least != f32::INFINITY.to_bits())
+/// Whoever has the fewest requests of those that `fit`; of several with the same number any, each as likely as the others.
+fn least_of_all(backends: &[Weighted], fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<&Weighted> {
+    let fastest = of_fastest(backends.iter().map(Weighted::mean));
+    // Each has a random number, which decides between equal loads: numbers in which a comparison has no branch to mispredict.
+    let mut random = fastrand::u64(..) | 1;
+    let fitting = backends.iter().filter(|backend| fits(&backend.upstream));
+    fitting.min_by_key(|backend| {
+        random = random.wrapping_mul(MULTIPLIER);
+        // The bits of positive numbers are ordered as the numbers are.
+        u64::from(backend.share(fastest).to_bits()) << 32 | random >> 32
+    })
 }
 
-/// Whoever has fewer requests of two that are drawn, or else the fewest of all that `fit`.
+/// Whoever has fewer requests of two that are drawn, if one of them `fits`.
 fn least_of_two(backends: &[Weighted], fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<&Weighted> {
     let count = backends.len();
     let one = fastrand::usize(..count);
     let other = (one + fastrand::usize(1..count)) % count;
     let drawn = [&backends[one], &backends[other]];
-    let fastest_of_two = of_fastest(drawn.into_iter().map(Weighted::mean));
+    let fastest = of_fastest(drawn.into_iter().map(Weighted::mean));
     let fitting = drawn.into_iter().filter(|backend| fits(&backend.upstream));
-    fitting
-        .min_by(|one, other| one.compare(other, fastest_of_two))
-        .or_else(|| {
-            // From one that is drawn, so that no backend is the first for all requests.
-            let (before, rest) = backends.split_at(one);
-            let fitting = rest.iter().chain(before).filter(|backend| fits(&backend.upstream));
-            let fastest = fastest(backends);
-            fitting.min_by(|one, other| one.compare(other, fastest))
-        })
-}
-
-/// The shortest of the times that they take to answer.
-fn fastest(backends: &[Weighted]) -> u32 {
-    of_fastest(backends.iter().map(Weighted::mean))
+    fitting.min_by_key(|backend| backend.share(fastest).to_bits())
 }
 
 impl Weighted {
@@ -450,9 +432,5 @@ impl Weighted {
     #[inline]
     fn share(&self, fastest: u32) -> f32 {
         self.load(fastest) as f32 / self.weight as f32
-    }
-
-    fn compare(&self, other: &Self, fastest: u32) -> std::cmp::Ordering {
-        self.share(fastest).total_cmp(&other.share(fastest))
     }
 }
