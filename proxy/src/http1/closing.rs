@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use chassis::pauses;
 use pingora::protocols::l4::ext::get_tcp_info;
+use rustix::net::{RecvFlags, recv};
 use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 
@@ -28,10 +29,14 @@ const FORGOTTEN: Duration = Duration::from_millis(1);
 const LINGER_BYTES: usize = 256 << 10;
 
 impl Downstream {
-    /// Whether the client has sent nothing more, and its kernel has acknowledged all that it was sent: then closing at once destroys
-    /// nothing, if the client means to send nothing more. With TLS the end has to be said, too.
-    pub fn has_all(&self) -> bool {
-        self.received.is_empty() && self.body().ended() && !self.stream.is_encrypted() && !has_unread(&self.stream)
+    /// Whether closing at once destroys nothing, if the client means to send nothing more: it has sent nothing more yet, or the kernel would
+    /// reset the connection, and all that it was sent is on its way, or the kernel would keep that uncounted. With TLS the end has
+    /// to be said, too.
+    pub fn may_close(&self) -> bool {
+        let (tcp, all_read) = (self.stream.tcp(), self.received.is_empty() && self.body().ended());
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let is_sent = || get_tcp_info(tcp.as_raw_fd()).is_ok_and(|info| info.tcpi_notsent_bytes == 0);
+        all_read && !self.stream.is_encrypted() && is_sent() && !matches!(recv(tcp, &mut [0; 1], flags), Ok((1.., _)))
     }
 
     /// Closes the connection so that the client can read all that was sent: ends our half, then reads on until the client closes,

@@ -334,7 +334,7 @@ impl Edge {
         client.hold.release();
         match ending {
             Ending::Keep if client.discard_body().await => return Some(client),
-            Ending::Close if last && client.has_all() => {}
+            Ending::Close if last && client.may_close() => {}
             Ending::Keep | Ending::Close => client.linger().await,
             Ending::Cut => {}
             Ending::Abandon => client.abandon(),
