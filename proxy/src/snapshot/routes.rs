@@ -74,10 +74,8 @@ pub enum RuleLimit {
 
 /// The limit of a route.
 pub struct OwnLimit {
-    /// What the limiter was made from.
-    pub config: Limit,
     /// The bucket of each client.
-    pub limiter: Arc<ClientLimiter>,
+    pub limiter: ClientLimiter,
     /// The answers to clients over their limit.
     pub answers: LimitedAnswers,
 }
@@ -231,9 +229,7 @@ impl Rule {
             routes::RouteLimit::Unlimited => RuleLimit::Unlimited,
             routes::RouteLimit::Own(rate) => {
                 let limit = config.limit.at(rate);
-                let before = parts.before.and_then(|before| before.limiter_of(&name, &limit));
-                let limiter = before.unwrap_or_else(|| Arc::new(limits.limiter(&name, &limit)));
-                RuleLimit::Own(OwnLimit::new(limit, limiter))
+                RuleLimit::Own(OwnLimit::new(&limit, limits.limiter(&name, &limit)))
             }
         };
         Self {
@@ -247,22 +243,10 @@ impl Rule {
     }
 }
 
-impl Routes {
-    /// The limiter of the route of this name, if it was made from this limit.
-    fn limiter_of(&self, name: &str, limit: &Limit) -> Option<Arc<ClientLimiter>> {
-        let rule = self.rules().iter().find(|rule| *rule.name == *name)?;
-        match &rule.limit {
-            RuleLimit::Own(own) if own.config == *limit => Some(Arc::clone(&own.limiter)),
-            _ => None,
-        }
-    }
-}
-
 impl OwnLimit {
-    fn new(config: Limit, limiter: Arc<ClientLimiter>) -> Self {
+    fn new(limit: &Limit, limiter: ClientLimiter) -> Self {
         Self {
-            answers: LimitedAnswers::new(config.burst, limiter.refill()),
-            config,
+            answers: LimitedAnswers::new(limit.burst, limiter.refill()),
             limiter,
         }
     }
