@@ -193,8 +193,10 @@ fn balanced_pick(bencher: Bencher<'_, '_>, (balance, weights): (&str, u32)) {
     let candidate = |number| {
         let address = SocketAddr::from((Ipv4Addr::from_bits((10 << 24) + number), 80));
         let (room, metrics) = (Arc::new(Room::new(0)), Arc::clone(&metrics));
+        let upstream = Arc::new(Upstream::new(address.to_string().into(), vec![address], room, metrics));
+        upstream.pace.answered(Duration::from_millis(5));
         Candidate {
-            upstream: Arc::new(Upstream::new(address.to_string().into(), vec![address], room, metrics)),
+            upstream,
             weight: 1 + number % weights,
             backup: false,
             drain: false,

@@ -303,7 +303,8 @@ impl Pool {
         self.ejected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is done every second: closes the connections that no backend needs any more, and lets old response times count less.
+    /// What is done every second: closes the connections that no backend needs any more, lets old response times count less, and finds the
+    /// backend with the shortest.
     fn sweep(&self, now: Instant) {
         let longest = self.intervals.borrow().idle;
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -313,6 +314,7 @@ impl Pool {
             upstream.kept.sweep(longest, now);
             upstream.pace.rest();
         }
+        self.alive.load().compare_paces();
     }
 }
 

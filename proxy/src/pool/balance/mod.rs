@@ -23,7 +23,7 @@ pub mod turns;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::config::{self, Algorithm};
@@ -139,7 +139,7 @@ pub enum Unavailable {
     AllBusy,
 }
 
-/// The backends that take requests. It never changes: a pool makes a new one.
+/// The backends that take requests. Which those are never changes: a pool makes a new one.
 pub struct List {
     rules: Arc<Rules>,
     /// Those that take new requests.
@@ -148,6 +148,9 @@ pub struct List {
     turns: Vec<u32>,
     /// Who gets the requests of clients with this cookie.
     named: HashMap<Box<str>, Arc<Upstream>>,
+    /// How long the fastest of the backends takes to answer, as [`List::compare_paces`] has found it. A choice would look at each backend
+    /// once more to find it.
+    fastest: AtomicU32,
 }
 
 struct Weighted {
@@ -179,12 +182,21 @@ impl List {
             })
             .collect();
         let weights: Vec<_> = backends.iter().map(|backend| backend.weight).collect();
-        Self {
+        let list = Self {
             turns: turns::order(&weights),
             rules,
             backends,
             named,
-        }
+            fastest: AtomicU32::new(0),
+        };
+        list.compare_paces();
+        list
+    }
+
+    /// Finds out which backend is the fastest. To be called every second: how long they take changes slowly.
+    pub fn compare_paces(&self) {
+        let fastest = of_fastest(self.backends.iter().map(Weighted::mean));
+        self.fastest.store(fastest, Ordering::Relaxed);
     }
 
     /// How many backends take new requests.
@@ -321,12 +333,13 @@ impl List {
     fn least(&self, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<Chosen<'_>> {
         let backends = &self.backends;
         let fits = |upstream: &Arc<Upstream>| fits(upstream) && !self.is_full(upstream);
+        let fastest = self.fastest.load(Ordering::Relaxed);
         let least = if backends.len() > COMPARED {
-            least_of_two(backends, fits)
+            least_of_two(backends, fastest, fits)
         } else {
             None
         };
-        let least = least.or_else(|| least_of_all(backends, fits));
+        let least = least.or_else(|| least_of_all(backends, fastest, fits));
         // Other threads may have taken its last place.
         self.chosen(least?).or_else(|| self.any(fits))
     }
@@ -381,8 +394,7 @@ impl List {
 }
 
 /// Whoever has the fewest requests of those that `fit`; of several with the same number any, each as likely as the others.
-fn least_of_all(backends: &[Weighted], fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<&Weighted> {
-    let fastest = of_fastest(backends.iter().map(Weighted::mean));
+fn least_of_all(backends: &[Weighted], fastest: u32, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<&Weighted> {
     // Each has a random number, which decides between equal loads: numbers in which a comparison has no branch to mispredict.
     let mut random = fastrand::u64(..) | 1;
     let fitting = backends.iter().filter(|backend| fits(&backend.upstream));
@@ -394,12 +406,11 @@ fn least_of_all(backends: &[Weighted], fits: impl Fn(&Arc<Upstream>) -> bool) ->
 }
 
 /// Whoever has fewer requests of two that are drawn, if one of them `fits`.
-fn least_of_two(backends: &[Weighted], fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<&Weighted> {
+fn least_of_two(backends: &[Weighted], fastest: u32, fits: impl Fn(&Arc<Upstream>) -> bool) -> Option<&Weighted> {
     let count = backends.len();
     let one = fastrand::usize(..count);
     let other = (one + fastrand::usize(1..count)) % count;
     let drawn = [&backends[one], &backends[other]];
-    let fastest = of_fastest(drawn.into_iter().map(Weighted::mean));
     let fitting = drawn.into_iter().filter(|backend| fits(&backend.upstream));
     fitting.min_by_key(|backend| backend.share(fastest).to_bits())
 }

@@ -69,7 +69,6 @@ pub(super) fn slowness(mean: u32, fastest: u32) -> u32 {
 }
 
 /// The lowest of those `means` that are known; 0 if none is.
-#[inline]
 pub(super) fn of_fastest(means: impl Iterator<Item = u32>) -> u32 {
     // 0 comes last.
     let lowest = means.map(|mean| mean.wrapping_sub(1)).min();

@@ -164,6 +164,7 @@ fn a_slow_backend_counts_as_busier_and_is_tried_again_some_time() {
             let milliseconds = if number == 0 { 50 } else { 5 };
             backend.upstream.pace.answered(Duration::from_millis(milliseconds));
         }
+        list.compare_paces();
         let slow = |places: usize| {
             let places: Vec<_> = (0..places).map(|_| pick(&list, &turn, from(1)).unwrap()).collect();
             places.iter().filter(|one| number(one) == 0).count()
