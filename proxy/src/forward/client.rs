@@ -78,6 +78,20 @@ pub trait ClientSide: Send + Sync + Unpin + Sized + 'static {
     /// When the client is at fault.
     fn received_body(&mut self, context: &mut Context<'_>, data: &mut BytesMut) -> Result<(), ClientFault>;
 
+    /// The connection, and how much of the body is to come on it, where the body comes as it is and none of it waits to be read here. What
+    /// is taken from it directly is noted by [`ClientSide::came`].
+    fn plain_body(&self) -> Option<(&TcpStream, u64)> {
+        None
+    }
+
+    /// Notes that `count` bytes of the body have come.
+    ///
+    /// # Errors
+    /// When the client is at fault.
+    fn came(&mut self, _count: usize) -> Result<(), ClientFault> {
+        Ok(())
+    }
+
     /// Appends the head of a response to `out`, if bytes are what the client gets it in. Returns the framing of its body, which the
     /// caller adds: none for a client that frames by itself.
     fn write_head(&mut self, head: &ResponseHead<'_>, delivery: &HeadDelivery<'_>, out: &mut BytesMut) -> Framing;
@@ -287,6 +301,14 @@ impl ClientSide for Downstream {
 
     fn received_body(&mut self, _context: &mut Context<'_>, data: &mut BytesMut) -> Result<(), ClientFault> {
         self.received_body(data)
+    }
+
+    fn plain_body(&self) -> Option<(&TcpStream, u64)> {
+        Self::plain_body(self)
+    }
+
+    fn came(&mut self, count: usize) -> Result<(), ClientFault> {
+        Self::came(self, count)
     }
 
     fn write_head(&mut self, head: &ResponseHead<'_>, delivery: &HeadDelivery<'_>, out: &mut BytesMut) -> Framing {

@@ -275,6 +275,29 @@ impl Downstream {
         Ok(())
     }
 
+    /// The connection, and how much of the body is to come on it, where it comes without chunks and TLS and none of it has been received.
+    /// What is taken from it directly is noted by [`Downstream::came`].
+    pub fn plain_body(&self) -> Option<(&TcpStream, u64)> {
+        match (&self.stream, &self.body) {
+            (Stream::Plain(stream), Body::Length(left)) if self.received.is_empty() => Some((stream, *left)),
+            _ => None,
+        }
+    }
+
+    /// Notes that `bytes` of the body have come, some at least.
+    ///
+    /// # Errors
+    /// When they came too slowly, or are too many.
+    pub fn came(&mut self, bytes: usize) -> Result<(), ClientFault> {
+        if !self.progress.reading.keeps(bytes, self.progress.limits.min_rate) {
+            return Err(ClientFault::SlowToSend);
+        }
+        if let Body::Length(left) = &mut self.body {
+            *left -= bytes as u64;
+        }
+        self.count(bytes)
+    }
+
     /// Moves what has been received of the body to `data`, as far as that has spare capacity, and reads no more.
     ///
     /// # Errors

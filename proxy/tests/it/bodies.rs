@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
+use socket2::SockRef;
 use tokio::io::AsyncReadExt;
 use tokio::time::sleep;
 
@@ -277,4 +278,80 @@ async fn a_large_response_that_ends_early_does_not_look_whole() {
     let line = proxy.request_line("/1000000/60").await;
     assert_eq!(line["reason"], "backend_failed");
     assert_eq!(line["bytes"], 600_000);
+}
+
+/// Takes each body a little at a time, and says whether it is the right one.
+async fn slow_taker(mut peer: Peer) {
+    let socket = SockRef::from(&peer.stream);
+    socket.set_recv_buffer_size(32 << 10).expect("a buffer");
+    while let Some(head) = peer.head().await {
+        let length = head
+            .split("Content-Length: ")
+            .nth(1)
+            .and_then(|rest| rest.lines().next()?.parse().ok());
+        let mut left = length;
+        let mut body = Vec::new();
+        loop {
+            if fastrand::u8(..10) == 0 {
+                sleep(Duration::from_millis(20)).await;
+            }
+            match take(&mut peer, &mut left).await {
+                piece if piece.is_empty() => break,
+                piece => body.extend(piece),
+            }
+        }
+        let status = if body == numbered(length.expect("a length")) {
+            200
+        } else {
+            409
+        };
+        peer.send(format!("HTTP/1.1 {status} So\r\nContent-Length: 0\r\n\r\n"))
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_upload_reaches_an_origin_that_stalls_now_and_then() {
+    let origin = RawOrigin::start(slow_taker).await;
+    let proxy = proxy_to(&origin, "").await;
+    let mut client = Connection::open(proxy.address()).await;
+    // What may be sent again is held at first.
+    for (method, length) in [
+        ("POST", 65_536),
+        ("PUT", 300_000),
+        ("POST", 1_500_000),
+        ("POST", 81_920),
+    ] {
+        let head = format!("{method} /{length} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+        client.send(head).await;
+        for piece in numbered(length).chunks(100_000) {
+            client.send(piece).await;
+        }
+        let response = client.response().await;
+        assert_eq!(response.status, 200, "{method} {length}: others came");
+    }
+    assert_eq!(origin.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_large_upload_that_ends_early_does_not_look_whole() {
+    let origin = RawOrigin::start(async |mut peer: Peer| {
+        let head = peer.head().await.expect("a head");
+        assert!(head.contains("Content-Length: 1000000\r\n"), "{head}");
+        let mut body = Vec::new();
+        let _ = peer.stream.read_to_end(&mut body).await;
+        assert!(body == numbered(1_000_000)[..body.len()]);
+        assert!(body.len() <= 600_000);
+    })
+    .await;
+    let proxy = proxy_to(&origin, "").await;
+    let mut client = Connection::open(proxy.address()).await;
+    client
+        .send("POST /half HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
+        .await;
+    client.send(&numbered(1_000_000)[..600_000]).await;
+    drop(client);
+    let line = proxy.request_line("/half").await;
+    assert_eq!(line["reason"], "client_gone", "{line}");
+    assert!(line.get("status").is_none_or(|status| status != 200), "{line}");
 }

@@ -150,7 +150,11 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
             if self.upload.is_done() {
                 return Poll::Ready(Ok(()));
             }
-            ready!(self.upload.poll_read(context, self.client))?;
+            match ready!(self.upload.poll_splice(context, self.client, &self.origin))? {
+                Some(0) => {}
+                Some(_) => self.was_sent(),
+                None => ready!(self.upload.poll_read(context, self.client))?,
+            }
             self.continues = true;
         }
         Poll::Pending
@@ -161,8 +165,7 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
         let before = self.upload.unsent();
         let sent = self.upload.poll_send(context, &mut self.origin);
         if self.upload.unsent() < before {
-            self.says_since = None;
-            self.takes_since = None;
+            self.was_sent();
         }
         match sent {
             Poll::Ready(sent) => {
@@ -176,6 +179,12 @@ impl<'t, C: ClientSide> Duplex<'t, C> {
                 Poll::Pending
             }
         }
+    }
+
+    /// The origin has taken some of the request.
+    fn was_sent(&mut self) {
+        self.says_since = None;
+        self.takes_since = None;
     }
 
     /// Moves the response to the client, for as long as both ends are ready. Ready when the client has all of it.

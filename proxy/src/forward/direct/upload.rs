@@ -15,6 +15,7 @@ use crate::headers::edits::kept_trailers;
 use crate::http1::chunked::{CHUNK_OVERHEAD, Decoder, write_data, write_last};
 use crate::http1::downstream::ClientFault;
 use crate::http1::scratch::Scratch;
+use crate::http1::splice::{self, poll_splice};
 use crate::http1::write::poll_write_both;
 use crate::pool::stream::OriginStream;
 
@@ -155,6 +156,39 @@ impl Upload {
         ready!(client.poll_body(context, &mut data))?;
         self.note(&data, client);
         Poll::Ready(Ok(()))
+    }
+
+    /// Whether the body is sent as it comes, and is not held.
+    fn is_as_it_comes(&self) -> bool {
+        !self.chunked && self.hold.is_none()
+    }
+
+    /// Has the kernel move some of the body to `origin`, if it goes as it comes and there is much of it. To be called when everything that was
+    /// read has been sent. Ready with how much the origin has taken, if any was moved.
+    pub fn poll_splice(
+        &mut self,
+        context: &mut Context<'_>,
+        client: &mut impl ClientSide,
+        origin: &OriginStream,
+    ) -> Poll<Result<Option<usize>, ClientFault>> {
+        let (true, OriginStream::Plain(origin), Some((from, left @ splice::WORTHWHILE..))) =
+            (self.is_as_it_comes(), origin, client.plain_body())
+        else {
+            return Poll::Ready(Ok(None));
+        };
+        let most = usize::try_from(left).unwrap_or(usize::MAX);
+        let Poll::Ready(moved) = poll_splice(from, origin, most, context) else {
+            client.progress_mut().reading.wait();
+            return Poll::Pending;
+        };
+        // What is lost here can't be had again, as if the client had gone.
+        let Some(moved) = moved.map_err(|_| ClientFault::Gone)? else {
+            return Poll::Ready(Ok(None));
+        };
+        self.lost |= moved.sent > 0;
+        self.body = moved.left;
+        client.came(moved.came)?;
+        Poll::Ready(Ok(Some(moved.sent)))
     }
 
     /// Takes what has been received of the body, so that it goes out together with the head.
