@@ -313,7 +313,7 @@ impl ClientSide for Downstream {
 
     fn write_head(&mut self, head: &ResponseHead<'_>, delivery: &HeadDelivery<'_>, out: &mut BytesMut) -> Framing {
         let framing = head.write(delivery, out);
-        self.begin_response(framing == Framing::Close);
+        self.begin_response(!delivery.keeps, framing == Framing::Close);
         framing
     }
 
@@ -322,9 +322,9 @@ impl ClientSide for Downstream {
         context: &mut Context<'_>,
         head: &[u8],
         body: &[u8],
-        _last: bool,
+        last: bool,
     ) -> Poll<Result<usize, ClientFault>> {
-        self.poll_write(context, head, body)
+        self.poll_write(context, head, body, last)
     }
 
     fn plain(&self) -> Option<&TcpStream> {

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::os::fd::AsRawFd;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -30,13 +30,18 @@ const LINGER_BYTES: usize = 256 << 10;
 
 impl Downstream {
     /// Whether closing at once destroys nothing, if the client means to send nothing more: it has sent nothing more yet, or the kernel would
-    /// reset the connection, and all that it was sent is on its way, or the kernel would keep that uncounted. With TLS the end has
-    /// to be said, too.
+    /// reset the connection, and all that it was sent is on its way, or the kernel would keep that uncounted (so little that nobody counts it
+    /// is not asked about). With TLS the end has to be said, too.
     pub fn may_close(&self) -> bool {
         let (tcp, all_read) = (self.stream.tcp(), self.received.is_empty() && self.body().ended());
-        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let is_sent = || get_tcp_info(tcp.as_raw_fd()).is_ok_and(|info| info.tcpi_notsent_bytes == 0);
-        all_read && !self.stream.is_encrypted() && is_sent() && !matches!(recv(tcp, &mut [0; 1], flags), Ok((1.., _)))
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let has_come = || matches!(recv(tcp, &mut [0; 1], flags), Ok((1.., _)));
+        let may_have_come = || tcp.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_ready();
+        all_read
+            && !self.stream.is_encrypted()
+            && (self.sent_bytes <= SMALL as u64 || is_sent())
+            && !(may_have_come() && has_come())
     }
 
     /// Closes the connection so that the client can read all that was sent: ends our half, then reads on until the client closes,
@@ -58,9 +63,10 @@ impl Downstream {
         .await;
     }
 
-    /// Begins a response. Until one that is `open_ended` has ended the connection is reset however it is closed, even if this process
-    /// dies: the client would take the end of the connection for that of the response.
-    pub fn begin_response(&mut self, open_ended: bool) {
+    /// Begins a response, behind which the connection `closes` or not. Until one that is `open_ended` has ended the connection is reset
+    /// however it is closed, even if this process dies: the client would take the end of the connection for that of the response.
+    pub fn begin_response(&mut self, closes: bool, open_ended: bool) {
+        self.closes = closes;
         if open_ended {
             let reset = SockRef::from(self.stream.tcp()).set_linger(Some(Duration::ZERO));
             self.is_open_ended = reset.is_ok();

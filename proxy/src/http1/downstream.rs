@@ -26,7 +26,7 @@ use crate::http1::held::Hold;
 use crate::http1::progress::{BODY_TOO_LARGE, Limits, Progress};
 use crate::http1::scratch::{SCRATCH, Scratch};
 use crate::http1::timer::Timer;
-use crate::http1::write::poll_write_both;
+use crate::http1::write::{poll_write_both, poll_write_last};
 use crate::rejection::Rejection;
 use crate::tls::stream::Stream;
 
@@ -144,12 +144,16 @@ pub struct Downstream {
     body: Body,
     /// How much of the body has been read.
     body_bytes: u64,
+    /// How much the client has been sent in all.
+    pub(super) sent_bytes: u64,
     /// How it gets on with the current request.
     pub progress: Progress,
     /// For whatever is waited for on behalf of this client; never for two things at a time.
     pub timer: Timer,
     /// What it makes the proxy hold.
     pub hold: Hold,
+    /// It is closed behind the response.
+    pub(super) closes: bool,
     /// The end of the connection would look like the end of the response.
     pub(super) is_open_ended: bool,
 }
@@ -162,9 +166,11 @@ impl Downstream {
             received: BytesMut::new(),
             body: Body::Length(0),
             body_bytes: 0,
+            sent_bytes: 0,
             progress: Progress::new(limits),
             timer: Timer::default(),
             hold,
+            closes: false,
             is_open_ended: false,
         }
     }
@@ -206,6 +212,7 @@ impl Downstream {
 
     /// From now on whatever comes belongs to another protocol.
     pub fn switch(&mut self) {
+        self.closes = false;
         self.body = Body::Tunnel { closed: false };
         self.progress.both_talk();
     }
@@ -374,14 +381,19 @@ impl Downstream {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends some of `head` and, behind it, of `body`; returns how many bytes.
+    /// Sends some of `head` and, behind it, of `body`; returns how many bytes. `last`: the response ends with them.
     pub fn poll_write(
         &mut self,
         context: &mut Context<'_>,
         head: &[u8],
         body: &[u8],
+        last: bool,
     ) -> Poll<Result<usize, ClientFault>> {
-        match poll_write_both(Pin::new(&mut self.stream), context, head, body) {
+        let written = match &mut self.stream {
+            Stream::Plain(stream) if last && self.closes => poll_write_last(stream, context, head, body),
+            stream => poll_write_both(Pin::new(stream), context, head, body),
+        };
+        match written {
             Poll::Ready(Ok(written)) => Poll::Ready(self.sent(written).map(|()| written)),
             Poll::Ready(Err(_)) => Poll::Ready(Err(ClientFault::Gone)),
             Poll::Pending => {
@@ -404,6 +416,7 @@ impl Downstream {
     /// # Errors
     /// When it is too slow.
     pub fn sent(&mut self, count: usize) -> Result<(), ClientFault> {
+        self.sent_bytes += count as u64;
         if self.progress.writing.keeps(count, self.progress.limits.min_rate) {
             Ok(())
         } else {

@@ -1,8 +1,10 @@
 //! How the proxy ends a connection on which the client may still send: it lingers (RFC 9112, section 9.6), so that no reset destroys
 //! what the client has not read yet.
 
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use pingora::protocols::l4::ext::get_tcp_info;
 use tokio::io::AsyncReadExt;
 use tokio::time::sleep;
 
@@ -174,4 +176,31 @@ async fn a_response_without_a_length_that_breaks_off_ends_with_a_reset() {
         }
         assert_eq!(client.try_rest().await.is_ok(), whole, "{path}");
     }
+}
+
+/// How many segments a client gets for a request on a connection of its own, until the connection ends or the answer does.
+async fn segments(proxy: &Process, fields: &str, ends: bool) -> u32 {
+    let mut client = Connection::open(proxy.address()).await;
+    client
+        .send(format!("GET /bytes/100 HTTP/1.1\r\nHost: a\r\n{fields}\r\n"))
+        .await;
+    let response = client.response().await;
+    assert_eq!((response.status, response.body.len()), (200, 100));
+    if ends {
+        assert!(client.rest().await.is_empty());
+    }
+    let info = get_tcp_info(client.stream().as_raw_fd());
+    info.expect("a connection of TCP").tcpi_segs_in
+}
+
+/// The fewest of several, because the kernel may or may not acknowledge the request by itself.
+#[tokio::test]
+async fn the_end_of_a_connection_comes_in_the_same_segment_as_the_end_of_its_last_answer() {
+    let (proxy, _origins) = proxy_over(1).await;
+    let (mut kept, mut closed) = (u32::MAX, u32::MAX);
+    for _ in 0..20 {
+        kept = kept.min(segments(&proxy, "", false).await);
+        closed = closed.min(segments(&proxy, "Connection: close\r\n", true).await);
+    }
+    assert_eq!(closed, kept);
 }
