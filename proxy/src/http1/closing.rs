@@ -30,17 +30,18 @@ const LINGER_BYTES: usize = 256 << 10;
 
 impl Downstream {
     /// Whether closing at once destroys nothing, if the client means to send nothing more: it has sent nothing more yet, or the kernel would
-    /// reset the connection, and all that it was sent is on its way, or the kernel would keep that uncounted (so little that nobody counts it
-    /// is not asked about). With TLS the end has to be said, too.
+    /// reset the connection, and what it was sent is on its way but for a little, or the kernel would keep that uncounted. With TLS the end
+    /// has to be said, too.
     pub fn may_close(&self) -> bool {
         let (tcp, all_read) = (self.stream.tcp(), self.received.is_empty() && self.body().ended());
-        let is_sent = || get_tcp_info(tcp.as_raw_fd()).is_ok_and(|info| info.tcpi_notsent_bytes == 0);
+        let little = |bytes: u64| bytes <= SMALL as u64;
+        let is_sent = || get_tcp_info(tcp.as_raw_fd()).is_ok_and(|info| little(info.tcpi_notsent_bytes.into()));
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let has_come = || matches!(recv(tcp, &mut [0; 1], flags), Ok((1.., _)));
         let may_have_come = || tcp.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_ready();
         all_read
             && !self.stream.is_encrypted()
-            && (self.sent_bytes <= SMALL as u64 || is_sent())
+            && (little(self.sent_bytes) || is_sent())
             && !(may_have_come() && has_come())
     }
 
