@@ -99,8 +99,16 @@ impl Edge {
         let mut idle_limit = self.live.idle_timeout();
         let mut under_way = None;
         let (mut draining, mut leaving, mut closing) = (false, false, false);
+        let mut gathered = true;
         loop {
             let event = std::future::poll_fn(|context| {
+                // The stream that has something to send is seldom alone: others have their turn first, and all goes out in one write.
+                if !gathered && streams.running.len() > 1 {
+                    gathered = true;
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                gathered = true;
                 if let Poll::Ready(Some(ended)) = streams.running.poll_join_next(context) {
                     return Poll::Ready(Event::Ended(ended.unwrap_or(false)));
                 }
@@ -114,6 +122,7 @@ impl Edge {
                 if !draining && (down.is_terminated() || down.as_mut().poll(context).is_ready()) {
                     return Poll::Ready(Event::Leaving);
                 }
+                gathered = false;
                 if closing || !streams.running.is_empty() {
                     return Poll::Pending;
                 }

@@ -33,6 +33,7 @@ mod http2_bodies;
 mod http2_connections;
 mod http2_heads;
 mod http2_stalls;
+mod http2_writes;
 mod http_health;
 mod lifecycle;
 mod limit;

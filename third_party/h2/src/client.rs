@@ -230,6 +230,9 @@ pub struct ReadySendRequest<B: Buf> {
 #[must_use = "futures do nothing unless polled"]
 pub struct Connection<T, B: Buf = Bytes> {
     inner: proto::Connection<T, Peer, B>,
+
+    /// Others had their turn since this was woken.
+    gathered: bool,
 }
 
 /// A future of an HTTP response.
@@ -1373,7 +1376,10 @@ where
             pending: None,
         };
 
-        let mut connection = Connection { inner };
+        let mut connection = Connection {
+            inner,
+            gathered: false,
+        };
         if let Some(sz) = builder.initial_target_connection_window_size {
             connection.set_target_window_size(sz);
         }
@@ -1468,6 +1474,13 @@ where
     type Output = Result<(), crate::Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // Whoever has woken this to send a frame often has another, and so have other tasks that are
+        // about to run: all that goes out in one write.
+        self.gathered = !self.gathered;
+        if self.gathered {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         // Snapshot before checking for shutdown: the last reference may be
         // dropped after the shutdown check, before inner.poll registers a
         // waker. A snapshot taken after that drop would be false and skip the

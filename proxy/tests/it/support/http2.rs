@@ -372,7 +372,7 @@ pub fn headers(stream: u32, flags: u8, block: &[u8]) -> Vec<u8> {
 }
 
 /// The status of a response, which is the first field in its head, on a connection that had no other response.
-fn status(block: &[u8]) -> u16 {
+pub fn status(block: &[u8]) -> u16 {
     match block {
         [first @ 0x88..=0x8e, ..] => [200, 204, 206, 304, 400, 404, 500][usize::from(first - 0x88)],
         [_, length, rest @ ..] if *length < 128 => std::str::from_utf8(&rest[..usize::from(*length)])
