@@ -20,10 +20,10 @@ FUZZ_TARGETS ?= member forwarded_for config head http2_head response_head respon
 FUZZ = RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 # The tests of what clients and origins see of HTTP. They pass over both forwarders; proxy/tests/it/support/forwarder.rs has the exceptions.
 HTTP_TESTS = bodies closing compression connection_limits connection_reuse connections error_pages failing_backends faulty_origins forward_auth forwarding full_duplex hostile \
-	http2 http2_attacks http2_bodies http2_connections http2_heads http2_stalls limit log memory origin_answers pauses protocols records \
+	http2 http2_attacks http2_bodies http2_connections http2_heads http2_stalls large_responses limit log memory origin_answers pauses protocols records \
 	refusals retries route_rules routes routes_reload slow_clients smuggling targets websocket
 # Those that run again over TLS to their origins.
-TLS_TESTS = bodies both_forwarders connection_reuse failing_backends faulty_origins full_duplex memory origin_answers records retries \
+TLS_TESTS = bodies both_forwarders connection_reuse failing_backends faulty_origins full_duplex large_responses memory origin_answers records retries \
 	smuggling targets websocket
 # One image after the other: the classic builder does not notice that they share a build stage, and would run it for each at once.
 COMPOSE_BUILD = COMPOSE_PARALLEL_LIMIT=1 docker compose build

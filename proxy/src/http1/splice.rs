@@ -97,10 +97,10 @@ pub struct Moved {
 }
 
 /// Moves what has come from `from` to `to`, at most `most` bytes. Ready when anything has come; with none if that can't be moved so, or is
-/// an end or an error, which reading tells.
+/// the end, which reading tells.
 ///
 /// # Errors
-/// When what came is lost.
+/// Those of `from`, which the kernel tells once; and when what came is lost.
 pub fn poll_splice(
     from: &TcpStream,
     to: &TcpStream,
@@ -117,6 +117,7 @@ pub fn poll_splice(
             let left = pipe.empty(came - sent)?;
             Poll::Ready(Ok(Some(Moved { came, sent, left })))
         }
+        Poll::Ready(Err(error)) if !is_refusal(&error) => Poll::Ready(Err(error)),
         Poll::Ready(_) => Poll::Ready(Ok(None)),
         Poll::Pending => Poll::Pending,
     };
@@ -124,11 +125,21 @@ pub fn poll_splice(
     moved
 }
 
+/// Whether the kernel does not splice here, which says nothing about the connection.
+fn is_refusal(error: &io::Error) -> bool {
+    use ErrorKind::{InvalidInput, OutOfMemory, PermissionDenied, Unsupported};
+    matches!(
+        error.kind(),
+        InvalidInput | OutOfMemory | PermissionDenied | Unsupported
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
     use std::time::Duration;
 
+    use rustix::io::Errno;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -140,10 +151,13 @@ mod tests {
         (ours, listener.accept().await.unwrap().0)
     }
 
+    async fn try_moved(from: &TcpStream, to: &TcpStream) -> io::Result<Option<Moved>> {
+        let moved = poll_fn(|context| poll_splice(from, to, usize::MAX, context));
+        tokio::time::timeout(Duration::from_secs(10), moved).await.unwrap()
+    }
+
     async fn moved(from: &TcpStream, to: &TcpStream) -> Option<Moved> {
-        poll_fn(|context| poll_splice(from, to, usize::MAX, context))
-            .await
-            .unwrap()
+        try_moved(from, to).await.unwrap()
     }
 
     #[tokio::test]
@@ -190,9 +204,20 @@ mod tests {
             let moved = moved(&from, &to).await.unwrap();
             assert_eq!((moved.sent, &moved.left[..]), (0, &said[..]));
         }
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_told_as_one_and_what_a_kernel_refuses_is_not() {
+        let ((origin, from), (to, _client)) = (pair().await, pair().await);
         origin.set_zero_linger().unwrap();
         drop(origin);
-        let reset = tokio::time::timeout(Duration::from_secs(10), moved(&from, &to)).await;
-        assert!(reset.unwrap().is_none());
+        let reset = try_moved(&from, &to).await.unwrap_err();
+        assert_eq!(reset.kind(), ErrorKind::ConnectionReset);
+        for errno in [Errno::INVAL, Errno::NOSYS, Errno::PERM, Errno::NOMEM, Errno::OPNOTSUPP] {
+            assert!(is_refusal(&errno.into()), "{errno}");
+        }
+        for errno in [Errno::CONNRESET, Errno::TIMEDOUT, Errno::HOSTUNREACH, Errno::PIPE] {
+            assert!(!is_refusal(&errno.into()), "{errno}");
+        }
     }
 }

@@ -54,7 +54,7 @@ async fn a_trusted_proxy_may_have_more_connections_than_a_client() {
     }
 }
 
-fn descriptors(proxy: &Process) -> usize {
+pub fn descriptors(proxy: &Process) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", proxy.pid()))
         .expect("it is ours")
         .count()
@@ -106,7 +106,7 @@ async fn a_crowd_that_finds_no_place_costs_those_inside_nothing() {
 }
 
 /// Sets the limit on open descriptors of a running process.
-fn limit_descriptors(proxy: &Process, limit: usize) {
+pub fn limit_descriptors(proxy: &Process, limit: usize) {
     let set = std::process::Command::new("prlimit")
         .args(["--pid", &proxy.pid().to_string(), &format!("--nofile={limit}:")])
         .status();

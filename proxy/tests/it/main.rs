@@ -35,6 +35,7 @@ mod http2_heads;
 mod http2_stalls;
 mod http2_writes;
 mod http_health;
+mod large_responses;
 mod lifecycle;
 mod limit;
 mod log;

@@ -19,11 +19,19 @@ async fn take(client: &mut Connection, piece: usize, bytes: usize) -> std::io::R
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_steady_reader_of_small_chunks_is_not_cut_and_one_below_the_minimum_rate_is() {
+async fn a_steady_reader_is_not_cut_whatever_the_pieces_and_one_below_the_minimum_rate_is() {
     let origin = RawOrigin::start(|mut peer| async move {
-        peer.head().await;
-        peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
-        let chunk = format!("1000\r\n{}\r\n", "x".repeat(4096));
+        let request = peer.head().await.expect("a request");
+        let chunked = request.contains("/small-chunks");
+        let (framing, chunk) = if chunked {
+            (
+                "Transfer-Encoding: chunked",
+                format!("1000\r\n{}\r\n", "x".repeat(4096)),
+            )
+        } else {
+            ("Content-Length: 1000000000000", "x".repeat(4096))
+        };
+        peer.send(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n")).await;
         while tokio::io::AsyncWriteExt::write_all(&mut peer.stream, chunk.as_bytes())
             .await
             .is_ok()
@@ -32,12 +40,17 @@ async fn a_steady_reader_of_small_chunks_is_not_cut_and_one_below_the_minimum_ra
     .await;
     let proxy = proxy_to(&origin, "  client: {min_rate: 100KiB}\n").await;
     let mut steady = Connection::open_with_window(proxy.address(), 4096).await;
+    let mut of_length = Connection::open_with_window(proxy.address(), 4096).await;
     let mut slow = Connection::open_with_window(proxy.address(), 4096).await;
-    for (path, client) in [("/steady", &mut steady), ("/slow", &mut slow)] {
+    for (path, client) in [
+        ("/small-chunks", &mut steady),
+        ("/length", &mut of_length),
+        ("/slow", &mut slow),
+    ] {
         client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
         assert_eq!(client.head().await.status, 200);
     }
-    // Three times the rate that is asked for, and a fifth.
+    // Three times the rate that is asked for, half as much again, and a fifth.
     let cut = async {
         let taken = timeout(LIMIT, take(&mut slow, 320, usize::MAX));
         let line = tokio::select! {
@@ -47,8 +60,14 @@ async fn a_steady_reader_of_small_chunks_is_not_cut_and_one_below_the_minimum_ra
         assert_eq!(line["reason"], "client_gone", "{line}");
         assert_eq!(line["error"], "the client read the response too slowly", "{line}");
     };
-    let (steady, ()) = tokio::join!(take(&mut steady, 4800, 3_600_000), cut);
-    assert!(steady.is_ok(), "{steady:?}: {:#?}", proxy.lines("request"));
+    let (steady, of_length, ()) = tokio::join!(
+        take(&mut steady, 4800, 3_600_000),
+        take(&mut of_length, 2400, 1_800_000),
+        cut
+    );
+    for taken in [steady, of_length] {
+        assert!(taken.is_ok(), "{taken:?}: {:#?}", proxy.lines("request"));
+    }
 }
 
 #[tokio::test]
