@@ -2,10 +2,12 @@
 //! what the client has not read yet.
 
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pingora::protocols::l4::ext::get_tcp_info;
 use tokio::io::AsyncReadExt;
+use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use crate::support::{
@@ -203,4 +205,87 @@ async fn the_end_of_a_connection_comes_in_the_same_segment_as_the_end_of_its_las
         closed = closed.min(segments(&proxy, "Connection: close\r\n", true).await);
     }
     assert_eq!(closed, kept);
+}
+
+/// Whether all threads of the process are.
+fn is_stopped(process: &Process) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", process.pid())).expect("it runs");
+    tasks.flatten().all(|task| {
+        let state = std::fs::read_to_string(task.path().join("status"));
+        state.is_ok_and(|state| state.contains("\nState:\tT"))
+    })
+}
+
+/// A client that asks for the end of its connection is not waited for, unless the kernel would reset the connection.
+#[tokio::test]
+async fn what_a_client_has_sent_behind_its_last_request_makes_the_end_no_reset() {
+    let go = Arc::new(Notify::new());
+    let goes = Arc::clone(&go);
+    let origin = RawOrigin::start(move |mut peer| {
+        let goes = Arc::clone(&goes);
+        async move {
+            while peer.request().await.is_some() {
+                goes.notified().await;
+                peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+            }
+        }
+    })
+    .await;
+    let proxy = proxy_to(&origin, "").await;
+    for (round, last) in (1..=10).zip(
+        ["1.0\r\n\r\n", "1.1\r\nHost: a\r\nConnection: close\r\n\r\n"]
+            .iter()
+            .cycle(),
+    ) {
+        let mut client = Connection::open(proxy.address()).await;
+        client.send(format!("GET / HTTP/{last}")).await;
+        eventually("it is under way", async || origin.requests().len() == round).await;
+        // Both have come when it looks again, so that it has not read what the client has sent when it ends the connection.
+        proxy.signal("STOP");
+        eventually("it is stopped", async || is_stopped(&proxy)).await;
+        client.send("x").await;
+        go.notify_one();
+        eventually("it has come", async || client.unread_by_server() == 1).await;
+        sleep(Duration::from_millis(50)).await;
+        proxy.signal("CONT");
+        assert_eq!(client.response().await.text(), "ok");
+        assert_eq!(ends_in_order(last, &mut client, "x").await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_may_still_send_or_has_not_taken_all_is_waited_for_though_it_asked_for_the_end() {
+    let origin = RawOrigin::start(|mut peer| async move {
+        let large = peer.head().await.is_some_and(|request| request.contains("/slow"));
+        let size = if large { 100_000 } else { 2 };
+        peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n"))
+            .await;
+        peer.send(vec![b'x'; size]).await;
+        peer.request().await;
+    })
+    .await;
+    let proxy = proxy_to(&origin, "").await;
+    for request in [
+        "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 1000\r\n\r\nhalf",
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\nGET /more HTTP/1.1\r\n",
+    ] {
+        let mut client = Connection::open(proxy.address()).await;
+        client.send(request).await;
+        assert_eq!(client.response().await.body.len(), 2);
+        // What comes at once would keep the proxy from closing.
+        sleep(Duration::from_millis(50)).await;
+        assert_eq!(ends_in_order(request, &mut client, "x").await, 0);
+    }
+    proxy.reaches("gopherproxy_connections", 0.0).await;
+    // The kernel has all of it, and counts it for nobody once the connection is closed.
+    let mut client = Connection::open_with_window(proxy.address(), 4096).await;
+    client
+        .send("GET /slow HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .await;
+    proxy.request_line("/slow").await;
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(proxy.metric("gopherproxy_connections").await, 1.0);
+    assert_eq!(client.response().await.body.len(), 100_000);
+    assert_eq!(client.try_rest().await.expect("no reset"), b"");
+    proxy.reaches("gopherproxy_connections", 0.0).await;
 }
