@@ -219,11 +219,53 @@ impl PoolDiscovery {
             }
         };
         match timeout(FIRST_READ, read).await {
-            Ok(Ok(members)) => Some(self.succeeded(members)),
+            Ok(Ok(members)) => {
+                let members = self.completed(members, state_store).await;
+                Some(self.succeeded(members))
+            }
             Ok(Err(_)) | Err(_) => {
                 let saved = Arc::new(state_store.saved().await?);
+                self.recall(&saved);
                 info!(pool = self.pool(), backends = saved.len(); "starting with the backends that an earlier process saved");
                 Some(self.take(&saved))
+            }
+        }
+    }
+
+    /// Adds to the first set what is not known of its members and was to an earlier process: the addresses of names that do not resolve,
+    /// and the weights where they can't be read.
+    async fn completed(&self, mut members: Members, state_store: &StateStore) -> Members {
+        let (unresolved, meta_failed) = {
+            let memory = self.memory();
+            (memory.unresolved.clone(), memory.meta_failed)
+        };
+        if unresolved.is_empty() && !meta_failed {
+            return members;
+        }
+        let Some(saved) = state_store.saved().await else {
+            return members;
+        };
+        self.recall(&saved);
+        for (name, addresses) in saved.iter() {
+            let is_unresolved = name.parse().is_ok_and(|member: Member| unresolved.contains(&member));
+            if is_unresolved {
+                members.insert(name, addresses.iter().copied());
+            }
+            let meta = saved.meta(name);
+            let is_known = !members.addresses_of(name).is_empty();
+            if (is_unresolved || meta_failed) && is_known && meta != Meta::default() {
+                members.describe(name, meta);
+            }
+        }
+        members
+    }
+
+    /// Remembers the addresses that the names in `saved` had.
+    fn recall(&self, saved: &Members) {
+        let mut memory = self.memory();
+        for (name, addresses) in saved.iter() {
+            if let Ok(member) = name.parse() {
+                memory.resolved.entry(member).or_insert_with(|| addresses.to_vec());
             }
         }
     }

@@ -29,13 +29,16 @@ fn a_name_keeps_the_addresses_it_last_had_until_it_leaves() {
     assert!(discovery.remember(failed(), &members).is_empty(), "it has left since");
 }
 
-/// A registry that never answers.
-struct Silent;
+/// A registry that answers with this, or never.
+struct Stub(Option<Snapshot>);
 
 #[async_trait]
-impl Registry for Silent {
+impl Registry for Stub {
     async fn members(&self, _: &PoolName) -> Result<Snapshot, registry::Error> {
-        std::future::pending().await
+        match &self.0 {
+            Some(snapshot) => Ok(snapshot.clone()),
+            None => std::future::pending().await,
+        }
     }
 
     async fn holdings(&self, _: &PoolName, _: &str) -> Result<registry::Holdings, registry::Error> {
@@ -85,6 +88,48 @@ async fn the_registry_has_a_moment_before_the_saved_set_serves() {
     });
     assert_eq!(address, "192.0.2.2:80");
 
-    assert_eq!(first_address(Arc::new(Silent)).await, "192.0.2.1:80");
+    assert_eq!(first_address(Arc::new(Stub(None))).await, "192.0.2.1:80");
     assert_eq!(first_address(Arc::new(InProcess::default())).await, "192.0.2.1:80");
+}
+
+#[tokio::test]
+async fn what_the_first_read_can_not_find_out_is_as_an_earlier_process_saved_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("backends");
+    let drained = Meta {
+        drain: true,
+        ..Meta::default()
+    };
+    let mut saved = Members::default();
+    // The last has left the set since.
+    let names = ["192.0.2.1:80", "name.invalid:80", "192.0.2.3:80"];
+    for (name, address) in names.into_iter().zip(["192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80"]) {
+        saved.insert(&name.into(), [address.parse().unwrap()]);
+        saved.describe(&name.into(), drained);
+    }
+    crate::discovery::state_file::write(&path, &saved).unwrap();
+    let members = names[..2].iter().map(|name| name.parse().unwrap());
+    let registry = Arc::new(Stub(Some(Snapshot {
+        members: members.collect(),
+        meta_error: Some(registry::Error::new("NOPERM")),
+        ..Snapshot::default()
+    })));
+    let state_store = StateStore::open(path.clone(), metrics()).unwrap();
+    let discovery = discovery(registry, Some(state_store));
+    for read in ["first", "second"] {
+        discovery.discover().await.unwrap();
+        let members = discovery.members();
+        for name in &names[..2] {
+            assert_eq!(members.addresses_of(name), saved.addresses_of(name), "{read}");
+            assert_eq!(members.meta(name), drained, "{read}: {name}");
+        }
+    }
+    assert_eq!(discovery.members().len(), 2);
+    let is_saved = || crate::discovery::state_file::read(&path).unwrap() == Some((*discovery.members()).clone());
+    let written = async {
+        while !is_saved() {
+            sleep(FIRST_READ_RETRY).await;
+        }
+    };
+    timeout(Duration::from_secs(30), written).await.unwrap();
 }
