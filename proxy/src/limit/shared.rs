@@ -210,6 +210,24 @@ mod tests {
     }
 
     #[test]
+    fn a_note_with_an_absurd_time_bars_nobody_for_longer_than_a_day() {
+        let start = Instant::now();
+        let old = Shared::new(1024, start);
+        passed(&old.limiter("a", &LIMIT), address(1), 5, start);
+        let mut note = old.export(start);
+        let time = note.len() - 8;
+        note[time..].fill(0xff);
+        let new = Shared::new(1024, start);
+        assert_eq!(new.import(&note, start), 1);
+        let limiter = new.limiter("a", &LIMIT);
+        assert_eq!(passed(&limiter, address(1), 1, start), 0);
+        let day = Duration::from_secs(24 * 60 * 60);
+        assert_eq!(passed(&limiter, address(1), 9, start + day), 5);
+        // And what is cut off is no entry.
+        assert_eq!(Shared::new(1024, start).import(&note[..time + 7], start), 0);
+    }
+
+    #[test]
     fn each_limit_equals_the_reference_model_on_random_schedules() {
         let mut random = fastrand::Rng::with_seed(20_261_126);
         for _ in 0..100 {
