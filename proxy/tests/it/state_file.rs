@@ -105,7 +105,7 @@ async fn a_state_file_that_cannot_be_written_is_said_at_the_start() {
 }
 
 #[tokio::test]
-async fn a_backend_that_is_drained_stays_so_after_a_start_without_the_registry() {
+async fn a_backend_that_is_drained_stays_so_after_a_start_without_the_registry_or_its_weights() {
     let (redis, files) = (Redis::start().await, tempfile::tempdir().expect("a directory"));
     let [origin, drained] = [origin(), origin()];
     let file = files.path().join("backends");
@@ -125,12 +125,20 @@ async fn a_backend_that_is_drained_stays_so_after_a_start_without_the_registry()
     first.signal("TERM");
     first.ended().await;
 
-    redis.kill();
-    let second = Process::proxy(&configuration).await;
-    second.active_backends(2).await;
-    let before = drained.requests();
-    for _ in 0..4 {
-        assert_eq!(get(second.address(), "/").await.origin(), origin.address());
+    redis.command("DEL {gopher_backends}:meta").await;
+    redis.command("SET {gopher_backends}:meta nonsense").await;
+    for registry in ["without weights", "gone"] {
+        if registry == "gone" {
+            redis.kill();
+        }
+        let next = Process::proxy(&configuration).await;
+        next.active_backends(2).await;
+        let before = drained.requests();
+        for _ in 0..4 {
+            assert_eq!(get(next.address(), "/").await.origin(), origin.address(), "{registry}");
+        }
+        assert_eq!(drained.requests(), before, "{registry}");
+        next.signal("TERM");
+        next.ended().await;
     }
-    assert_eq!(drained.requests(), before);
 }
