@@ -334,7 +334,7 @@ impl Edge {
         client.hold.release();
         match ending {
             Ending::Keep if client.discard_body().await => return Some(client),
-            Ending::Close if last && client.may_close() => {}
+            Ending::Close if last && client.end_at_once() => {}
             Ending::Keep | Ending::Close => client.linger().await,
             Ending::Cut => {}
             Ending::Abandon => client.abandon(),

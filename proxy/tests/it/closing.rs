@@ -289,3 +289,27 @@ async fn a_client_that_may_still_send_or_has_not_taken_all_is_waited_for_though_
     assert_eq!(client.try_rest().await.expect("no reset"), b"");
     proxy.reaches("gopherproxy_connections", 0.0).await;
 }
+
+/// Some send an empty line behind a body (RFC 9112, section 2.2), at whatever moment: on both sides of the one in which the proxy closes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_arrives_though_its_client_sends_an_empty_line_at_any_moment() {
+    let origin = origin();
+    let proxy = Process::proxy(&embedded(&[origin.address()]).replace("threads: 2", "threads: 1")).await;
+    proxy.active_backends(1).await;
+    let address = proxy.address();
+    let clients = (0..8).map(|_| async move {
+        for _ in 0..100 {
+            let mut client = Connection::open(address).await;
+            client
+                .send("POST /upload HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi")
+                .await;
+            sleep(Duration::from_micros(fastrand::u64(..4000))).await;
+            let _ = client.try_send("\r\n").await;
+            let answer = client.try_response(false).await;
+            assert_eq!(answer.expect("a whole response").text(), "2\n");
+        }
+    });
+    for client in clients.map(tokio::spawn).collect::<Vec<_>>() {
+        client.await.expect("no answer is lost");
+    }
+}
