@@ -56,14 +56,17 @@ pub fn plain(stream: &[u8]) -> Option<Body> {
         {
             return None;
         }
-        if !is_forbidden(&name.to_ascii_lowercase().replace('_', "-")) {
+        let unified = name
+            .to_ascii_lowercase()
+            .replace(|sign: char| !sign.is_ascii_alphanumeric(), "-");
+        if !is_forbidden(&unified) {
             trailers.extend_from_slice(line);
             trailers.extend_from_slice(b"\r\n");
         }
     }
 }
 
-/// What trailers may not carry, `_` taken for `-`.
+/// What trailers may not carry; every sign in a name has become `-`.
 fn is_forbidden(name: &str) -> bool {
     const NAMES: &str = " age authentication-info authorization cache-control connection content-encoding content-length content-range \
                          content-type cookie date expect expires forwarded host http2-settings if-match if-modified-since if-none-match \

@@ -163,7 +163,11 @@ fn plain(fields: &[(&[u8], &[u8])], ends: bool, read: &Result<Head<'_>, impl Siz
     if let Some(authority) = pseudo(":authority") {
         add(b"host", authority);
     }
-    let mut cookies = Some(all("cookie").map(|field| field.1).collect::<Vec<_>>().join(&b"; "[..]));
+    let mut cookies = all("cookie").map(|field| field.1).collect::<Vec<_>>();
+    if cookies.len() > 1 {
+        cookies.retain(|one| !one.is_empty());
+    }
+    let mut cookies = Some(cookies.join(&b"; "[..]));
     // The fields of a name come together.
     let mut seen: Vec<&[u8]> = Vec::new();
     for (name, _) in fields {

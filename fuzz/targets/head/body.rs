@@ -2,11 +2,12 @@
 
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use futures::join;
+use futures::future::{Either, select};
 use gopherproxy::http1::chunked::Decoder;
 use gopherproxy::http1::downstream::{self, ClientFault, Downstream};
 use gopherproxy::http1::head::Body;
@@ -93,6 +94,10 @@ async fn receive(body: downstream::Body, cuts: &[u8], stream: &[u8]) -> (Result<
         }
         Ok(data.to_vec())
     };
-    let (read, ()) = join!(read, feed);
+    let read = match select(pin!(read), pin!(feed)).await {
+        // Nobody takes the rest, so that sending it could wait for ever.
+        Either::Left((read, _)) => read,
+        Either::Right(((), read)) => read.await,
+    };
     (read, client.received.to_vec())
 }

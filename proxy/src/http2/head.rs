@@ -19,8 +19,8 @@ const PER_FIELD: usize = ": \r\n".len();
 /// The parts of a head that HTTP/1.1 has and HTTP/2 hasn't.
 #[derive(Debug)]
 pub struct Made {
-    /// All cookies in one field (RFC 9113, section 8.2.3); empty if one field has them already.
-    cookies: Vec<u8>,
+    /// All cookies in one field (RFC 9113, section 8.2.3), if there are several.
+    cookies: Option<Vec<u8>>,
     /// `Sec-WebSocket-Key`, which an extended CONNECT doesn't have (RFC 8441, section 5).
     key: String,
 }
@@ -28,13 +28,15 @@ pub struct Made {
 impl Made {
     /// Those for the head with these parts.
     pub fn of(parts: &Parts) -> Self {
-        let cookies: Vec<_> = parts.headers.get_all(COOKIE).iter().map(|one| one.as_bytes()).collect();
+        let all = parts.headers.get_all(COOKIE);
+        // One without anything would only leave white space at the end.
+        let cookies: Vec<_> = all
+            .iter()
+            .map(|one| one.as_bytes())
+            .filter(|one| !one.is_empty())
+            .collect();
         Self {
-            cookies: if cookies.len() > 1 {
-                cookies.join(&b"; "[..])
-            } else {
-                Vec::new()
-            },
+            cookies: (all.iter().count() > 1).then(|| cookies.join(&b"; "[..])),
             key: if is_websocket(parts) { key() } else { String::new() },
         }
     }
@@ -104,11 +106,13 @@ pub fn read<'b>(
         if name == HOST && authority.is_some() {
             continue;
         }
-        if name == COOKIE && !made.cookies.is_empty() {
+        if name == COOKIE
+            && let Some(all) = &made.cookies
+        {
             if std::mem::replace(&mut cookies, true) {
                 continue;
             }
-            value = &made.cookies;
+            value = all;
         }
         // The library takes a quotation mark for a part of a name.
         if !name.as_str().bytes().all(is_in_token) {

@@ -31,6 +31,7 @@ async fn an_origin_sees_the_same_request_as_over_http1_and_the_client_the_same_r
         ("te", "trailers"),
         ("cookie", "b=2"),
         ("cookie", "c=3"),
+        ("cookie", ""),
         ("x-forwarded-for", "1.1.1.1"),
         ("x-own", "z"),
     ] {
