@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -33,20 +33,23 @@ impl Downstream {
     /// Ends our half of the connection of a client that means to send nothing more, if the other need not be waited for: it has sent nothing
     /// more yet, or the kernel would reset the connection, and what it was sent is on its way but for a little, or the kernel would keep
     /// that uncounted. With TLS the end has to be said, too.
-    ///
-    /// Our half ends first: what waits in the kernel for the end of the connection is sent with it, and a reset would destroy it.
     pub fn end_at_once(&self) -> bool {
         let (tcp, all_read) = (self.stream.tcp(), self.received.is_empty() && self.body().ended());
         let little = |bytes: u64| bytes <= SMALL as u64;
+        if !all_read || self.stream.is_encrypted() {
+            return false;
+        }
+        // A small answer to a request without a body, behind which nobody sends an empty line (RFC 9112, section 2.2). Closing ends both halves.
+        let may_have_come = || tcp.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_ready();
+        if self.body_bytes() == 0 && little(self.sent_bytes) && !may_have_come() {
+            return true;
+        }
         let is_sent = || get_tcp_info(tcp.as_raw_fd()).is_ok_and(|info| little(info.tcpi_notsent_bytes.into()));
-        // The kernel is asked: tokio hears of what has come only when a thread has time for that.
+        // The kernel is asked: tokio hears of what has come only when a thread has time for that. Our half ends first: what waits in the kernel
+        // for the end of the connection is sent with it, and a reset would destroy it.
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let has_come = || matches!(recv(tcp, &mut [0; 1], flags), Ok((1.., _)));
-        all_read
-            && !self.stream.is_encrypted()
-            && (little(self.sent_bytes) || is_sent())
-            && SockRef::from(tcp).shutdown(Shutdown::Write).is_ok()
-            && !has_come()
+        (little(self.sent_bytes) || is_sent()) && SockRef::from(tcp).shutdown(Shutdown::Write).is_ok() && !has_come()
     }
 
     /// Closes the connection so that the client can read all that was sent: ends our half, then reads on until the client closes,
