@@ -134,7 +134,14 @@ fn meaning(target: &[u8]) -> Option<Vec<u8>> {
         let decoded = decode(segment)?;
         let odd = |byte: &u8| matches!(byte, b'/' | b'\\' | 0..b' ' | 0x7f);
         let name = decoded.split(|byte| *byte == b';').next()?;
-        if decoded.iter().any(odd) || matches!(name, b"." | b"..") || (name.is_empty() && !is_last) {
+        let overlong = decoded.windows(2).any(|pair| {
+            let length = pair[0].leading_ones();
+            let bits = u32::from(pair[0]) << 6 & (0x7f >> length) << 6 | u32::from(pair[1]) & 0x3f;
+            // The bits that a shorter form has no room for are in these two bytes.
+            let unused = if length == 2 { 7 } else { 8 - length };
+            (2..=6).contains(&length) && pair[1].leading_ones() == 1 && bits >> unused == 0
+        });
+        if overlong || decoded.iter().any(odd) || matches!(name, b"." | b"..") || (name.is_empty() && !is_last) {
             return None;
         }
         plain.push(b'/');
@@ -158,14 +165,40 @@ fn decode(segment: &[u8]) -> Option<Vec<u8>> {
     Some(decoded)
 }
 
-/// What an origin makes of a target that decodes first, takes a backslash for a slash, drops parameters, merges slashes, and resolves
+/// The same bytes with the overlong forms of ASCII in them decoded.
+fn narrow(bytes: &[u8]) -> Vec<u8> {
+    let mut narrow = Vec::new();
+    let mut rest = bytes;
+    while let [lead, after @ ..] = rest {
+        let length = lead.leading_ones() as usize;
+        let tail = after.get(..length.saturating_sub(1)).unwrap_or_default();
+        let is_form = (2..=6).contains(&length) && !tail.is_empty() && tail.iter().all(|byte| byte.leading_ones() == 1);
+        let first = u64::from(*lead) & 0x7f >> length;
+        let value = tail
+            .iter()
+            .fold(first, |value, byte| value << 6 | u64::from(byte & 0x3f));
+        match u8::try_from(value) {
+            Ok(byte @ ..0x80) if is_form => {
+                narrow.push(byte);
+                rest = &after[tail.len()..];
+            }
+            _ => {
+                narrow.push(*lead);
+                rest = after;
+            }
+        }
+    }
+    narrow
+}
+
+/// What an origin makes of a target that decodes first, overlong UTF-8 too, takes a backslash for a slash, drops parameters, merges slashes, and resolves
 /// dots.
 fn lenient(target: &[u8]) -> Vec<u8> {
     let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
     if matches!(path, b"" | b"*") {
         return b"/".to_vec();
     }
-    let decoded = decode(path).unwrap_or_else(|| path.to_vec());
+    let decoded = narrow(&decode(path).unwrap_or_else(|| path.to_vec()));
     let mut segments: Vec<&[u8]> = Vec::new();
     let mut ends_with_slash = false;
     for segment in decoded.split(|byte| matches!(byte, b'/' | b'\\')).skip(1) {

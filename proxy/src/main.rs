@@ -128,7 +128,7 @@ fn main() -> ExitCode {
         let check = || {
             let config = load()?;
             config.remarks.iter().for_each(Remark::log);
-            certificates(&config)?;
+            certificates(&config, arguments.conf.as_deref())?;
             Ok(config)
         };
         return match &arguments.explain {
@@ -172,7 +172,7 @@ fn make_certificate(directory: &Path, hosts: &[String]) -> ExitCode {
 
 fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Box<dyn Error>> {
     config.remarks.iter().for_each(Remark::log);
-    let certificates = certificates(&config)?.map(Arc::new);
+    let certificates = certificates(&config, arguments.conf.as_deref())?.map(Arc::new);
     // All ports are this process's before anything is started, so that a taken one is an error and nothing else.
     let (sockets, predecessor, signals) = if arguments.upgrade {
         match startup::inherit(&config, early)? {
@@ -205,7 +205,13 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
     let pools = Arc::new(pools);
     let machine = machine();
     let route_metrics = RouteMetrics::register(&prometheus)?;
-    let live = Arc::new(Live::new(&config, &pools.all(), route_metrics, machine));
+    let live = Arc::new(Live::new(
+        &config,
+        &pools.all(),
+        Arc::clone(&pools.auth_services),
+        route_metrics,
+        machine,
+    ));
     let sentinel = watch::Sender::new(Arc::new(config.sentinel.clone()));
 
     let upgrade_socket = PathBuf::from(&config.server.upgrade_sock);
@@ -320,17 +326,17 @@ fn run(arguments: &Arguments, early: Early, mut config: Config) -> Result<(), Bo
     Ok(())
 }
 
-/// What TLS handshakes are made with, if there is a port for it.
-fn certificates(config: &Config) -> Result<Option<tls::server::Live>, Box<dyn Error>> {
+/// What TLS handshakes are made with, if there is a port for it in `config`, which was read at `path`.
+fn certificates(config: &Config, path: Option<&Path>) -> Result<Option<tls::server::Live>, Box<dyn Error>> {
     if config.tls.listen.is_none() {
         return Ok(None);
     }
     if let Some(acme) = &config.acme {
-        acme::check(acme).map_err(|error| format!("gopherproxy.acme: {error}"))?;
+        acme::check(acme).map_err(|error| Config::mistake(path, "acme", error))?;
     }
     let secret = tls::tickets::random_secret()?;
     let certificates = tls::server::Live::new(config.tls.settings.clone(), secret.into());
-    Ok(Some(certificates.map_err(|error| format!("gopherproxy.tls: {error}"))?))
+    Ok(Some(certificates.map_err(|error| Config::mistake(path, "tls", error))?))
 }
 
 /// What this process may have.

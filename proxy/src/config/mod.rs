@@ -147,6 +147,12 @@ impl Config {
         Ok(config)
     }
 
+    /// What is wrong with a file that the section `key` of the file at `path` names, as mistakes in that are reported.
+    pub fn mistake(path: Option<&Path>, key: &str, why: impl std::fmt::Display) -> String {
+        let file = path.map(|path| format!("{}: ", path.display())).unwrap_or_default();
+        format!("{file}{SECTION}.{key}: {why}")
+    }
+
     /// Reads the files that it names.
     fn load_files(&mut self) -> Result<(), String> {
         server::check()?;

@@ -17,7 +17,7 @@ pub(super) fn begin<C: ClientSide>(
     out: &mut BytesMut,
 ) -> (Framing, Option<Box<Encoder>>) {
     if let Some(coding) = request.shaped.as_ref().and_then(|shaped| shaped.compress)
-        && let Some((compressed, encoder)) = compress(head, coding, delivery)
+        && let Some((compressed, encoder)) = compress(head, coding, request, delivery)
     {
         let delivery = Delivery {
             edits: Some(compressed.edited()),
@@ -32,9 +32,14 @@ pub(super) fn begin<C: ClientSide>(
 fn compress<'d>(
     head: &ResponseHead<'d>,
     coding: Option<Coding>,
+    request: &Request,
     delivery: &Delivery<'d>,
 ) -> Option<(Box<Compressed<'d>>, Option<Box<Encoder>>)> {
     let edited = delivery.edits?;
+    if head.status == 304 {
+        let revalidated = coding.and_then(|_| head.revalidated(&request.head, edited))?;
+        return Some((Box::new(revalidated), None));
+    }
     let compressed = head.compressed(coding, edited)?;
     // After HEAD no body follows.
     let Some(coding) = compressed.coding.filter(|_| compressed.head.framing != Framing::None) else {

@@ -44,6 +44,7 @@ fn check(path: &[u8]) -> Result<(), &'static str> {
             {
                 return Err("the path has a segment . or .., which clients resolve before they send it");
             }
+            _ if begins_overlong(before, *byte) => return Err(OVERLONG),
             _ => {}
         }
         before = *byte;
@@ -51,10 +52,26 @@ fn check(path: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
+const OVERLONG: &str = "the path has an overlong form of UTF-8, which some origins decode to a dot or a slash";
+
+/// Whether these two bytes begin the encoding of a character in more bytes than it takes (RFC 3629, section 3). The two long forms are from
+/// before that RFC.
+const fn begins_overlong(lead: u8, next: u8) -> bool {
+    match lead {
+        0xc0 | 0xc1 => matches!(next, 0x80..=0xbf),
+        0xe0 => matches!(next, 0x80..=0x9f),
+        0xf0 => matches!(next, 0x80..=0x8f),
+        0xf8 => matches!(next, 0x80..=0x87),
+        0xfc => matches!(next, 0x80..=0x83),
+        _ => false,
+    }
+}
+
 fn decode(path: &[u8]) -> Result<Vec<u8>, &'static str> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut rest = path;
     let mut is_parameter = false;
+    let mut before = 0;
     while let [byte, after @ ..] = rest {
         rest = after;
         let mut byte = *byte;
@@ -79,6 +96,11 @@ fn decode(path: &[u8]) -> Result<Vec<u8>, &'static str> {
             // In a parameter too, which `check` does not see.
             is_parameter = false;
         }
+        // The same.
+        if begins_overlong(before, byte) {
+            return Err(OVERLONG);
+        }
+        before = byte;
         is_parameter |= byte == b';';
         if !is_parameter {
             decoded.push(byte);
@@ -111,6 +133,11 @@ mod tests {
             ("/\u{e4}", "/\u{e4}"),
             ("/%C3%a4", "/\u{e4}"),
             ("/%2561", "/%61"),
+            // Characters of two, three and four bytes, the first of each length.
+            ("/%c2%80%e0%a0%80%F0%90%80%80", "/\u{80}\u{800}\u{10000}"),
+            ("/\u{80}\u{800}\u{10000}", "/\u{80}\u{800}\u{10000}"),
+            // A full-width dot and slash are characters like any other.
+            ("/%ef%bc%8e%ef%bc%8e%ef%bc%8fa", "/\u{ff0e}\u{ff0e}\u{ff0f}a"),
             ("/a%3Fb", "/a?b"),
             ("/admin;x=1/users;y", "/admin/users"),
             ("/admin%3Bx", "/admin"),
@@ -149,6 +176,18 @@ mod tests {
             ("/a%00", "control"),
             ("/a%7F", "control"),
             ("/a%0d%0a", "control"),
+            ("/%c0%ae%c0%ae/admin", "overlong"),
+            ("/a%C0%AFb", "overlong"),
+            ("/a%c1%9cb", "overlong"),
+            ("/%c1%a1dmin", "overlong"),
+            ("/a%e0%80%afb", "overlong"),
+            ("/a%e0%9f%bfb", "overlong"),
+            ("/a%f0%80%80%afb", "overlong"),
+            ("/a%f8%80%80%80%afb", "overlong"),
+            ("/a%fc%80%80%80%80%afb", "overlong"),
+            ("/a;%c0%af../b", "overlong"),
+            ("/admin%c0%bbx", "overlong"),
+            ("/%u002e%u002e/a", "two hexadecimal digits"),
             ("/%", "two hexadecimal digits"),
             ("/%6", "two hexadecimal digits"),
             ("/%zz", "two hexadecimal digits"),
@@ -156,6 +195,16 @@ mod tests {
         ] {
             let refused = plain(target.as_bytes()).unwrap_err();
             assert!(refused.contains(word), "{target}: {refused}");
+        }
+        for target in [
+            &b"/\xc0\xae\xc0\xae/admin"[..],
+            b"/\xc0%ae/",
+            b"/%c0\xae/",
+            b"/a\xe0\x80\xae",
+            b"/a;\xc0\xaf",
+        ] {
+            let refused = plain(target).unwrap_err();
+            assert!(refused.contains("overlong"), "{refused}");
         }
     }
 }

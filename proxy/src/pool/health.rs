@@ -46,6 +46,7 @@ pub(super) enum Failed {
 /// The check, whose rules can change.
 pub struct Check {
     rules: ArcSwap<Rules>,
+    connector: http_check::Connector,
     /// Limits the descriptors that checks take.
     at_once: Semaphore,
     new_at_once: Semaphore,
@@ -82,6 +83,7 @@ impl Check {
     ) -> Self {
         Self {
             rules: ArcSwap::from_pointee(Rules::new(settings)),
+            connector: http_check::Connector::new(),
             at_once: Semaphore::new(CHECKS_AT_ONCE),
             new_at_once: Semaphore::new(NEW_AT_ONCE),
             found: Mutex::default(),
@@ -149,7 +151,7 @@ impl Check {
                 // Of a kind with those that requests go to, and without anything kept.
                 let (room, metrics) = (Arc::new(Room::new(0)), Arc::clone(&self.metrics));
                 let upstream = Arc::new(Upstream::new(name, vec![address], room, metrics));
-                http_check::run(&upstream.endpoint(), &rules.health, &rules.upstream).await
+                http_check::run(&self.connector, &upstream.endpoint(), &rules.health, &rules.upstream).await
             }
         }
     }

@@ -9,23 +9,46 @@ use chassis::shortage::is_shortage;
 use http::Uri;
 use http::header::{CONNECTION, HOST, USER_AGENT};
 use pingora::connectors::ConnectorOptions;
-use pingora::connectors::http::Connector;
+use pingora::connectors::http::v2;
 use pingora::http::RequestHeader;
 use pingora::prelude::{Error, ErrorType, Result};
 use pingora::protocols::http::client::HttpSession;
+use pingora::upstreams::peer::HttpPeer;
 
 use crate::config::{Health, NO_ROOTS, UpstreamLimits};
 use crate::pool::endpoint::Endpoint;
 use crate::pool::failure;
 use crate::pool::health::Failed;
 
+/// Opens the connections of all checks, and keeps none.
+pub(super) struct Connector(v2::Connector);
+
+impl Connector {
+    pub(super) fn new() -> Self {
+        // What verifies a backend comes with the peer.
+        let options = ConnectorOptions {
+            ca_file: Some(NO_ROOTS.into()),
+            ..ConnectorOptions::new(1)
+        };
+        Self(v2::Connector::new(Some(options)))
+    }
+
+    /// A new connection, of whatever version of HTTP the backend and `peer` have in common.
+    async fn open(&self, peer: &mut HttpPeer) -> Result<HttpSession> {
+        // With room for another stream Pingora would keep it.
+        peer.options.max_h2_streams = 1;
+        self.0.new_http_session(peer).await
+    }
+}
+
 /// Asks `endpoint`.
 pub(super) async fn run(
+    connector: &Connector,
     endpoint: &Endpoint,
     health: &Health,
     limits: &UpstreamLimits,
 ) -> std::result::Result<(), Failed> {
-    let status = status(endpoint, health, limits).await.map_err(|error| {
+    let status = status(connector, endpoint, health, limits).await.map_err(|error| {
         let cause: &(dyn StdError + 'static) = error.root_cause();
         if is_shortage(cause) {
             Failed::Shortage
@@ -46,14 +69,9 @@ pub(super) async fn run(
 }
 
 /// The status of the answer.
-async fn status(endpoint: &Endpoint, health: &Health, limits: &UpstreamLimits) -> Result<u16> {
-    let peer = endpoint.peer(limits, false);
-    // What verifies it comes with the peer.
-    let options = ConnectorOptions {
-        ca_file: Some(NO_ROOTS.into()),
-        ..ConnectorOptions::new(1)
-    };
-    let (mut session, _) = Connector::new(Some(options)).get_http_session(&*peer).await?;
+async fn status(connector: &Connector, endpoint: &Endpoint, health: &Health, limits: &UpstreamLimits) -> Result<u16> {
+    let mut peer = endpoint.peer(limits, false);
+    let mut session = connector.open(&mut peer).await?;
     let host = health
         .host
         .as_deref()

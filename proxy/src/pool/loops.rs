@@ -24,7 +24,7 @@ const DISCOVERY_RETRY_LIMIT: Duration = Duration::from_millis(500);
 const BETWEEN_PUBLICATIONS: Duration = Duration::from_millis(5);
 
 /// From one sweep of the kept connections to the next.
-const BETWEEN_SWEEPS: Duration = Duration::from_secs(1);
+pub(super) const BETWEEN_SWEEPS: Duration = Duration::from_secs(1);
 
 /// Intervals of the background loops.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use chassis::supervisor::supervise;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use registry::{PoolName, Registry, Resolver};
@@ -18,6 +19,7 @@ use crate::config::{Config, PoolSettings};
 use crate::discovery::state_store::StateStore;
 use crate::discovery::{PoolDiscovery, Source};
 use crate::observe::pools::{PoolMetrics, PoolsMetrics};
+use crate::pool::auth_service::AuthServices;
 use crate::pool::kept::Room;
 use crate::pool::{Pool, loops};
 
@@ -36,6 +38,8 @@ pub struct Pools {
     room: Arc<Room>,
     metrics: PoolsMetrics,
     all: watch::Sender<Arc<ByName>>,
+    /// What is asked before a backend is.
+    pub auth_services: Arc<AuthServices>,
 }
 
 /// What a configuration makes of the pools, before it holds.
@@ -64,6 +68,7 @@ impl Pools {
             room: Arc::new(Room::new(config.kept_connections())),
             metrics,
             all: watch::Sender::default(),
+            auth_services: Arc::default(),
         };
         let next = pools.prepare(config)?;
         pools.all.send_replace(Arc::new(next.all));
@@ -205,7 +210,7 @@ impl Pools {
     }
 }
 
-/// The loops of all pools, as a Pingora service.
+/// The loops of all pools and authentication services, as a Pingora service.
 pub struct PoolsService(pub Arc<Pools>);
 
 #[async_trait]
@@ -213,6 +218,11 @@ impl BackgroundService for PoolsService {
     async fn start(&self, shutdown: ShutdownWatch) {
         // Requests in flight may still be retried during the drain, so the pools are kept up to date until the process exits.
         drop(shutdown);
+        let services = Arc::clone(&self.0.auth_services);
+        let (_unending, never) = watch::channel(false);
+        tokio::spawn(supervise("connections to authentication services", never, move || {
+            Arc::clone(&services).run_sweeps(loops::BETWEEN_SWEEPS)
+        }));
         let mut all = self.0.all.subscribe();
         // Each with what ends its loops when it is dropped.
         let mut running: Vec<(Arc<Pool>, watch::Sender<bool>)> = Vec::new();

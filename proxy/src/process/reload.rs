@@ -73,14 +73,14 @@ impl Reload {
             _ => Vec::new(),
         };
         if let Some(acme) = &config.acme {
-            acme::check(acme).map_err(|problem| problem.to_string())?;
+            acme::check(acme).map_err(|problem| Config::mistake(self.path.as_deref(), "acme", problem))?;
         }
         let pools = self.pools.prepare(&config)?;
         // The last that can fail.
         if let Some(certificates) = &self.certificates {
             let changed = certificates.change(&config.tls.settings);
             self.metrics.tls_reloaded(changed.is_ok());
-            changed.map_err(|problem| problem.to_string())?;
+            changed.map_err(|problem| Config::mistake(self.path.as_deref(), "tls", problem))?;
             self.metrics.certificates(&certificates.server().certificates.expiry());
         }
         for (registry, store) in self.registries.iter().zip(stores) {

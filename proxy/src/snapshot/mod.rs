@@ -16,6 +16,7 @@ use crate::http1::held;
 use crate::http1::redirect::Redirect;
 use crate::limit::ClientLimiter;
 use crate::observe::routes::RouteMetrics;
+use crate::pool::auth_service::AuthServices;
 use crate::pool::pools::ByName;
 use crate::rejection::{LimitedAnswers, Pages};
 use crate::snapshot::routes::{Parts, Routes, Rule};
@@ -168,20 +169,28 @@ impl Machine {
 /// The rules now.
 pub struct Live {
     policy: ArcSwap<Policy>,
+    services: Arc<AuthServices>,
     metrics: RouteMetrics,
     machine: Machine,
 }
 
 impl Live {
-    /// The rules that `config` sets, for requests to these `pools` that are made from it, in a process on this `machine`. Requests are
-    /// counted by route in `metrics`.
-    pub fn new(config: &Config, pools: &ByName, metrics: RouteMetrics, machine: Machine) -> Self {
+    /// The rules that `config` sets, for requests to these `pools` that are made from it, in a process on this `machine`. Authentication
+    /// services are among `services`. Requests are counted by route in `metrics`.
+    pub fn new(
+        config: &Config,
+        pools: &ByName,
+        services: Arc<AuthServices>,
+        metrics: RouteMetrics,
+        machine: Machine,
+    ) -> Self {
         let limiter = Arc::new(ClientLimiter::new(&config.limit, Instant::now()));
-        let routes = routes(config, pools, &metrics, None);
+        let routes = routes(config, pools, &services, &metrics, None);
         let policy = Policy::new(config, limiter, routes, machine);
         policy.explain_descriptors(false);
         Self {
             policy: ArcSwap::from_pointee(policy),
+            services,
             metrics,
             machine,
         }
@@ -211,7 +220,7 @@ impl Live {
         } else {
             Arc::new(ClientLimiter::new(&config.limit, Instant::now()))
         };
-        let routes = routes(config, pools, &self.metrics, Some(&before.routes));
+        let routes = routes(config, pools, &self.services, &self.metrics, Some(&before.routes));
         self.metrics.keep(before.routes.names(), routes.names());
         let policy = Policy::new(config, limiter, routes, self.machine);
         if before.max_connections != policy.max_connections {
@@ -222,7 +231,13 @@ impl Live {
 }
 
 /// The routes that `config` sets.
-fn routes(config: &Config, pools: &ByName, metrics: &RouteMetrics, before: Option<&Routes>) -> Routes {
+fn routes(
+    config: &Config,
+    pools: &ByName,
+    services: &AuthServices,
+    metrics: &RouteMetrics,
+    before: Option<&Routes>,
+) -> Routes {
     let of_name = |name: &PoolName| {
         // Routes name only pools that `config` has, and `pools` are made from it.
         let shown = (pools.len() > 1).then(|| name.as_str().into());
@@ -230,6 +245,7 @@ fn routes(config: &Config, pools: &ByName, metrics: &RouteMetrics, before: Optio
     };
     let parts = Parts {
         pools: &of_name,
+        services,
         metrics,
         before,
     };

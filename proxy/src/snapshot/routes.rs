@@ -1,10 +1,9 @@
 //! Which rule a request is served by: that of its route, or the one for all requests where there are no routes.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use registry::{Member, PoolName};
+use registry::PoolName;
 
 use crate::config::{Config, Limit, Shape, UpstreamLimits, routes};
 use crate::http1::head::Head;
@@ -14,7 +13,7 @@ use crate::limit::ClientLimiter;
 use crate::limit::shared::Shared;
 use crate::observe::routes::{RouteMetrics, RouteSeries};
 use crate::pool::Pool;
-use crate::pool::auth_service::AuthService;
+use crate::pool::auth_service::AuthServices;
 use crate::rejection::{LimitedAnswers, Prepared};
 use crate::snapshot::route::Route;
 use crate::snapshot::table::Table;
@@ -103,13 +102,12 @@ impl<'r> Choice<'r> {
 /// A pool, what its backends may take, and its name if there is more than one.
 pub type ToPool = (Arc<Pool>, UpstreamLimits, Option<Arc<str>>);
 
-/// The authentication services of all routes. A route whose service is another's too shares it.
-type Services = HashMap<Member, Arc<AuthService>>;
-
 /// What routes are made with.
 pub struct Parts<'p> {
     /// The pool of a name.
     pub pools: &'p dyn Fn(&PoolName) -> ToPool,
+    /// The authentication services. Routes with the same one share it.
+    pub services: &'p AuthServices,
     /// Where requests are counted.
     pub metrics: &'p RouteMetrics,
     /// The routes until now. Clients keep the buckets of a limit that stays the same.
@@ -135,11 +133,10 @@ impl Routes {
             Some(Self::Many { limits, .. }) if limits.clients() == config.limit.clients => Arc::clone(limits),
             _ => Arc::new(Shared::new(config.limit.clients, Instant::now())),
         };
-        let mut services = Services::new();
         let rules = config
             .routes
             .iter()
-            .map(|route| Arc::new(Rule::new(route, config, parts, &limits, &mut services)));
+            .map(|route| Arc::new(Rule::new(route, config, parts, &limits)));
         Self::Many {
             rules: rules.collect(),
             limits,
@@ -192,17 +189,11 @@ impl Routes {
 }
 
 impl Rule {
-    fn new(
-        route: &routes::Route,
-        config: &Config,
-        parts: &Parts<'_>,
-        limits: &Shared,
-        services: &mut Services,
-    ) -> Self {
+    fn new(route: &routes::Route, config: &Config, parts: &Parts<'_>, limits: &Shared) -> Self {
         let name: Arc<str> = route.name.as_str().into();
         let shape = (route.shape != Shape::default()).then(|| Arc::new(route.shape.clone()));
         let auth = route.shape.auth.as_ref();
-        let service = auth.map(|auth| Arc::clone(services.entry(auth.url.service.clone()).or_default()));
+        let service = auth.map(|auth| parts.services.at(&auth.url.service));
         let to_pool = |pool: &PoolName| {
             let (pool, upstream, pool_name) = (parts.pools)(pool);
             Arc::new(Route {

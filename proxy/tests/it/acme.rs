@@ -361,7 +361,11 @@ async fn what_can_not_be_used_is_named_before_anything_starts() {
         let checked = Process::check(&configuration(&more));
         assert_eq!(checked.ended().await.0.code(), Some(1), "{more}");
         let line = checked.said("the configuration is bad", |_| true).await;
-        assert!(line["error"].as_str().unwrap().contains(why), "{line}");
+        let error = line["error"].as_str().unwrap();
+        assert!(
+            error.contains(why) && error.contains(".yaml: gopherproxy.acme: "),
+            "{line}"
+        );
     }
 }
 

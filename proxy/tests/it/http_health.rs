@@ -168,6 +168,14 @@ async fn it_asks_over_http2_where_requests_go_over_http2() {
         origin.connections() > 3
     })
     .await;
+    let port = format!(":{:04X}", origin.address.port());
+    eventually("and leaves none behind", async || {
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux has it");
+        let rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+        let open = rows.filter(|row| row[2].ends_with(&port) && row[3] == "01");
+        open.count() < 2
+    })
+    .await;
 
     // One that speaks only HTTP/1.1 is no good for such requests.
     let other = crate::support::RawOrigin::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;

@@ -221,7 +221,11 @@ async fn certificates_that_can_not_be_used_are_named_before_anything_starts() {
         ] {
             assert_eq!(process.ended().await.0.code(), Some(1));
             let line = process.said(says, |_| true).await;
-            assert!(line["error"].as_str().unwrap().contains(why), "{line}");
+            let error = line["error"].as_str().unwrap();
+            assert!(
+                error.contains(why) && error.contains(".yaml: gopherproxy.tls: "),
+                "{line}"
+            );
         }
     }
     // One that has expired is a warning.
@@ -280,9 +284,11 @@ async fn a_renewed_certificate_is_used_within_seconds_and_a_bad_one_never() {
     let again = authority.issue(&["b.example"]);
     std::fs::write(files.path().join("a.crt"), &again.cert).unwrap();
     proxy.signal("HUP");
-    proxy
+    let line = proxy
         .said("configuration not reloaded; the old one stays", |_| true)
         .await;
+    let names = ".yaml: gopherproxy.tls: ";
+    assert!(line["error"].as_str().unwrap().contains(names), "{line}");
     again.write(files.path(), "a");
     proxy.signal("HUP");
     proxy.said("configuration reloaded", |_| true).await;

@@ -1,5 +1,7 @@
 //! The head of an origin's response as its client gets it where its route compresses responses.
 
+use memchr::memmem;
+
 use super::fields::{Kind, drop_all};
 use super::{Edited, Framing, ResponseHead};
 use crate::compression::accept::Coding;
@@ -83,17 +85,7 @@ impl<'b> ResponseHead<'b> {
         if self.status == 206 || length.is_some_and(|length| length < MIN_LENGTH) {
             return None;
         }
-        let mut seen = Seen::default();
-        for (index, field) in self.fields.iter().enumerate() {
-            if !self.dropped.contains(index) && !edited.edits.drop(field.name) {
-                seen.read(field.name, field.value);
-            }
-        }
-        for line in edited.lines.split_inclusive(|byte| *byte == b'\n') {
-            if let Some((name, value)) = parts(line) {
-                seen.read(name, value);
-            }
-        }
+        let seen = self.seen(edited);
         if seen.stays || !seen.content_type.is_some_and(is_compressible) {
             return None;
         }
@@ -101,11 +93,7 @@ impl<'b> ResponseHead<'b> {
         let mut lines = Vec::with_capacity(edited.lines.len() + 128);
         if let Some(coding) = coding {
             head.compress();
-            for line in edited.lines.split_inclusive(|byte| *byte == b'\n') {
-                if !parts(line).is_some_and(|(name, _)| is_replaced(name)) {
-                    lines.extend_from_slice(line);
-                }
-            }
+            extend_without(&mut lines, edited.lines, is_replaced);
             field(&mut lines, "Content-Encoding", &[coding.name().as_bytes()]);
             // The bytes are others than those that the origin has named so (RFC 9110, section 8.8.3.3).
             match seen.etag {
@@ -128,13 +116,54 @@ impl<'b> ResponseHead<'b> {
         })
     }
 
-    /// Leaves out what does not hold for a compressed body, whose length nobody knows.
-    fn compress(&mut self) {
+    /// The head of a response with 304 to a client that accepts a coding and has sent `request`, where the route compresses responses: with
+    /// the weak tag of a compressed body if that is the one that the client asks about. `None`: it stays as it is.
+    ///
+    /// The head does not say whether a response with 200 would be compressed, because it seldom has a `Content-Type`. A cache must not use it
+    /// for what it has stored if it names a strong tag that is not the stored one (RFC 9111, section 4.3.4).
+    pub fn revalidated(&self, request: &[u8], edited: Edited<'b>) -> Option<Compressed<'b>> {
+        let seen = self.seen(edited);
+        let tag = seen.etag.filter(|tag| tag.starts_with(b"\""))?;
+        let weak = [b"W/", tag].concat();
+        let tags = request.split(|byte| *byte == b'\n').filter_map(parts);
+        let mut tags = tags.filter(|(name, _)| is(name, "if-none-match"));
+        if seen.stays || !tags.any(|(_, tags)| memmem::find(tags, &weak).is_some()) {
+            return None;
+        }
+        let mut head = *self;
+        head.leave_out(|name| is(name, "etag"));
+        let mut lines = Vec::with_capacity(edited.lines.len() + 128);
+        extend_without(&mut lines, edited.lines, |name| is(name, "etag"));
+        field(&mut lines, "ETag", &[&weak]);
+        if !seen.varies {
+            field(&mut lines, "Vary", &[b"Accept-Encoding"]);
+        }
+        Some(Compressed {
+            head,
+            coding: None,
+            length: None,
+            edits: edited.edits,
+            lines,
+        })
+    }
+
+    /// What decides, in what the client would get.
+    fn seen(&self, edited: Edited<'b>) -> Seen<'b> {
+        let mut seen = Seen::default();
         for (index, field) in self.fields.iter().enumerate() {
-            if is_replaced(field.name) {
-                self.dropped.insert(index);
+            if !self.dropped.contains(index) && !edited.edits.drop(field.name) {
+                seen.read(field.name, field.value);
             }
         }
+        for (name, value) in edited.lines.split_inclusive(|byte| *byte == b'\n').filter_map(parts) {
+            seen.read(name, value);
+        }
+        seen
+    }
+
+    /// Leaves out what does not hold for a compressed body, whose length nobody knows.
+    fn compress(&mut self) {
+        self.leave_out(is_replaced);
         // A body that was not chunked has no trailers to announce.
         if self.framing != Framing::Chunked {
             drop_all(self.fields, &mut self.dropped, Kind::Trailer);
@@ -142,6 +171,14 @@ impl<'b> ResponseHead<'b> {
         self.length = None;
         if self.framing != Framing::None {
             self.framing = Framing::Chunked;
+        }
+    }
+
+    fn leave_out(&mut self, unwanted: impl Fn(&str) -> bool) {
+        for (index, field) in self.fields.iter().enumerate() {
+            if unwanted(field.name) {
+                self.dropped.insert(index);
+            }
         }
     }
 
@@ -165,9 +202,17 @@ fn is_replaced(name: &str) -> bool {
     REPLACED.iter().any(|replaced| is(name, replaced))
 }
 
-/// The name and the value in a line that ends with CRLF.
+/// Adds these `lines` without those with a name that is `unwanted`.
+fn extend_without(out: &mut Vec<u8>, lines: &[u8], unwanted: impl Fn(&str) -> bool) {
+    for line in lines.split_inclusive(|byte| *byte == b'\n') {
+        if !parts(line).is_some_and(|(name, _)| unwanted(name)) {
+            out.extend_from_slice(line);
+        }
+    }
+}
+
+/// The name and the value in a line.
 fn parts(line: &[u8]) -> Option<(&str, &[u8])> {
-    let line = line.strip_suffix(b"\r\n")?;
     let end = memchr::memchr(b':', line)?;
     Some((str::from_utf8(&line[..end]).ok()?, line[end + 1..].trim_ascii()))
 }

@@ -205,3 +205,88 @@ async fn a_response_to_head_has_the_fields_of_one_to_get() {
         assert_eq!(decoded("gzip", &got.body), ("x".repeat(1024).into_bytes(), true));
     }
 }
+
+/// A 304 has the tag that the client got with the compressed response, so that its cache knows which of its responses is meant; and the
+/// tags that the proxy gives out find the origin's.
+#[tokio::test]
+async fn a_304_has_the_tag_of_the_response_that_the_client_has() {
+    // An origin that compares as RFC 9110 says (section 13.1.2): weakly.
+    let origin = RawOrigin::start(|mut peer| async move {
+        while let Some(request) = peer.request().await {
+            let asks = request.lines().find_map(|line| {
+                let (name, value) = line.split_once(':')?;
+                name.eq_ignore_ascii_case("if-none-match").then_some(value)
+            });
+            let vary = if request.contains(" /varies") {
+                "Vary: Origin, Accept-Encoding\r\n"
+            } else {
+                ""
+            };
+            if asks.is_some_and(|tags| tags.contains("\"abc\"")) {
+                peer.send(format!("HTTP/1.1 304 Not Modified\r\nETag: \"abc\"\r\n{vary}\r\n"))
+                    .await;
+                continue;
+            }
+            let media = if request.contains(" /image") {
+                "image/png"
+            } else {
+                "text/plain"
+            };
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: {media}\r\nETag: \"abc\"\r\n{vary}Content-Length: 2000\r\n\r\n"
+            );
+            let body = if request.starts_with("HEAD") {
+                vec![]
+            } else {
+                text(2000)
+            };
+            peer.send([head.as_bytes(), &body].concat()).await;
+        }
+    })
+    .await;
+    let proxy = compressing(&origin).await;
+    for (path, accepts) in [
+        ("/text", "gzip"),
+        ("/text", "br"),
+        ("/image", "zstd"),
+        ("/varies", "zstd"),
+    ] {
+        for version in [0, 1] {
+            let got = &ask(&proxy, "GET", path, &[("accept-encoding", accepts)]).await[version];
+            let tag = got.value("etag").expect("a tag");
+            let case = format!("{path} {accepts} {:?}", got.fields);
+            assert_eq!(tag.starts_with("W/"), path != "/image" && accepts != "br", "{case}");
+            for (method, tags) in [
+                ("GET", tag.to_owned()),
+                ("HEAD", tag.to_owned()),
+                ("GET", format!("\"x\", {tag}")),
+            ] {
+                let fields = [("accept-encoding", accepts), ("if-none-match", &*tags)];
+                let again = &ask(&proxy, method, path, &fields).await[version];
+                assert_eq!((again.status, again.body.len()), (304, 0), "{case}");
+                assert_eq!(again.value("etag"), Some(tag), "{case}");
+                assert_eq!(again.value("content-encoding"), None, "{case}");
+                if tag.starts_with("W/") {
+                    assert_eq!(again.value("vary"), got.value("vary"), "{case}");
+                }
+            }
+        }
+    }
+    // A client that accepts no coding must not be told to use a compressed response.
+    for tags in ["W/\"abc\"", "\"abc\""] {
+        for got in ask(&proxy, "GET", "/text", &[("if-none-match", tags)]).await {
+            assert_eq!((got.status, got.value("etag")), (304, Some("\"abc\"")), "{tags}");
+        }
+    }
+    // One that has it as it was, from another cache, may go on with that.
+    for got in ask(
+        &proxy,
+        "GET",
+        "/text",
+        &[("accept-encoding", "gzip"), ("if-none-match", "\"abc\"")],
+    )
+    .await
+    {
+        assert_eq!((got.status, got.value("etag")), (304, Some("\"abc\"")));
+    }
+}

@@ -6,12 +6,15 @@ mod refusals;
 use std::sync::Arc;
 
 use h2::ext::Protocol;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::support::http2::{CLEARTEXT, Http2, request as request2};
 use crate::support::http2_origin::Http2Origin;
-use crate::support::{Connection, Process, RawOrigin, embedded, embedded_targets, eventually, free_port, proxy_to};
+use crate::support::{
+    Connection, LIMIT, Process, RawOrigin, embedded, embedded_targets, eventually, free_port, proxy_to,
+};
 
 /// What the origin of these tests answers.
 const ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -302,6 +305,49 @@ async fn connections_that_the_service_closes_cost_no_request() {
     for _ in 0..10 {
         assert_eq!(client.get("/").await.status, 200);
     }
+}
+
+#[tokio::test]
+async fn connections_to_the_service_stay_through_a_reload_that_keeps_it_and_end_without_another_question() {
+    let (end, ended) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (ends, sees) = (Arc::clone(&end), Arc::clone(&ended));
+    let service = RawOrigin::start(move |mut peer| {
+        let (ends, sees) = (Arc::clone(&ends), Arc::clone(&sees));
+        async move {
+            loop {
+                tokio::select! {
+                    question = peer.request() => {
+                        assert!(question.is_some(), "the proxy has no reason to close it");
+                        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+                    }
+                    () = ends.notified() => break,
+                }
+            }
+            peer.stream.shutdown().await.expect("it is open");
+            let _ = peer.stream.read_u8().await;
+            sees.notify_one();
+        }
+    })
+    .await;
+    let origin = RawOrigin::answering(ANSWER).await;
+    let config =
+        |keys: &str| embedded(&[origin.address]) + &format!("  routes:\n    shop: {{{}{keys}}}\n", asks(&service));
+    let proxy = Process::proxy(&config("")).await;
+    proxy.active_backends(1).await;
+    for (count, keys) in [(1.0, ", max_body: 1KiB"), (2.0, ""), (3.0, ", methods: [GET]")] {
+        assert_eq!(Connection::open(proxy.address()).await.get("/").await.status, 200);
+        proxy.reconfigure(&config(keys));
+        proxy.signal("HUP");
+        proxy
+            .reaches("gopherproxy_config_reloads_total{result=\"ok\"}", count)
+            .await;
+    }
+    assert_eq!(Connection::open(proxy.address()).await.get("/").await.status, 200);
+    assert_eq!((service.requests().len(), service.connections()), (4, 1));
+    end.notify_one();
+    timeout(LIMIT, ended.notified())
+        .await
+        .expect("the proxy closes its end too");
 }
 
 #[tokio::test]

@@ -56,7 +56,12 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 
 /// An origin on a free port.
 pub fn origin() -> Origin {
-    origin_at(SocketAddr::from((Ipv4Addr::LOCALHOST, free_port())))
+    loop {
+        // Another run of the tests may take the port first.
+        if let Ok(socket) = chassis::listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))) {
+            return Origin::serve(socket).expect("a runtime");
+        }
+    }
 }
 
 /// An origin at `address`.
@@ -119,7 +124,7 @@ gopherproxy:
   listen: 127.0.0.1:0
   admin_listen: 127.0.0.1:0
   registry: {{kind: in-process}}
-  sentinel: {{enabled: true, interval: 100ms, targets: [{}]}}
+  sentinel: {{enabled: true, interval: 100ms, timeout: 10s, targets: [{}]}}
   discovery: {{interval: 100ms}}
   health: {{interval: 100ms}}
 ",
