@@ -73,7 +73,7 @@ fn is_forbidden(name: &str) -> bool {
                          if-range if-unmodified-since keep-alive location max-forwards origin pragma priority proxy-authenticate \
                          proxy-authentication-info proxy-authorization proxy-connection range retry-after set-cookie \
                          strict-transport-security te trailer transfer-encoding upgrade vary via warning www-authenticate \
-                         x-real-ip x-request-id ";
+                         x-real-ip x-request-id x-client-cert-subject ";
     name.starts_with("x-forwarded") || NAMES.contains(&format!(" {name} "))
 }
 

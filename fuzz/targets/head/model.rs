@@ -6,6 +6,9 @@ use gopherproxy::http1::head::Body;
 const HOP_BY_HOP: &str = "connection upgrade transfer-encoding keep-alive proxy-connection proxy-authenticate \
                           proxy-authorization te trailer http2-settings";
 
+/// Beside `X-Forwarded-*`, what says where a request came from, or from whom.
+const CLAIMS: [&str; 4] = ["forwarded", "x-real-ip", "x-request-id", "x-client-cert-subject"];
+
 /// A request head that was let through.
 pub struct Request<'h> {
     pub method: &'h [u8],
@@ -80,8 +83,8 @@ pub fn check_passed_on(request: &Request<'_>, trusted: bool, passed_on: &Request
     let options = request.options();
     let goes_on = |field: &&(&[u8], &[u8])| {
         let name = str::from_utf8(field.0).expect("a name is text").to_ascii_lowercase();
-        let alike = name.replace('_', "-");
-        let claim = alike.starts_with("x-forwarded") || ["forwarded", "x-real-ip", "x-request-id"].contains(&&*alike);
+        let alike = name.replace(|sign: char| !sign.is_ascii_alphanumeric(), "-");
+        let claim = alike.starts_with("x-forwarded") || CLAIMS.contains(&&*alike);
         let ours = name == "x-forwarded-for" || name == "x-request-id";
         let announces = name == "trailer" && request.body == Body::Chunked;
         let hop_by_hop = HOP_BY_HOP.split_whitespace().any(|one| one == alike) && !announces
