@@ -78,10 +78,10 @@ impl Pool {
         self.count.alive_or_ejected.store(all, Ordering::Relaxed);
         drop(ejected);
         drop(known);
-        self.metrics
-            .active_backends
-            .set(i64::try_from(alive.len()).unwrap_or(i64::MAX));
+        let count = i64::try_from(alive.len()).unwrap_or(i64::MAX);
         self.alive.store(Arc::new(List::new(rules, alive)));
+        // Who waits for the metric may send a request at once.
+        self.metrics.active_backends.set(count);
         self.is_alive.store(is_alive, Ordering::Relaxed);
         self.was_alive.fetch_or(is_alive, Ordering::Relaxed);
         next_change
