@@ -205,7 +205,7 @@ impl BackgroundService for Startup {
             let taken = match predecessor.take_over(self.backends()).await {
                 Ok(taken) => taken,
                 Err(why) => {
-                    error!(error = why.as_str(); "can't take over; the running proxy serves on");
+                    error!(error = why.as_str(); "can't take over; this process leaves");
                     json_log::flush(FLUSH);
                     exit(1);
                 }
