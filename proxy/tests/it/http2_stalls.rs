@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::io::AsyncWriteExt;
 
 use crate::support::attack::{silent_origin, withstands};
 use crate::support::http2::{
-    CLEARTEXT, DATA, END_STREAM, Frames, HEADERS, Outcome, RST_STREAM, WINDOW, WINDOW_UPDATE, frame, head, headers,
-    http2_proxy_with, is_well,
+    Answer, CLEARTEXT, DATA, END_STREAM, Frames, HEADERS, Http2, Outcome, RST_STREAM, WINDOW, WINDOW_UPDATE, frame,
+    get, head, headers, http2_proxy_with, is_well,
 };
 use crate::support::{RawOrigin, eventually, forwarder, origin, resident_kib};
 
@@ -44,6 +45,20 @@ async fn many_that_stall_cost_little_and_hold_up_nobody() {
     let origin = origin();
     let more = CLEARTEXT.to_owned() + "  client: {write_timeout: 500ms, read_timeout: 500ms}\n";
     let proxy = http2_proxy_with(origin.address(), &more).await;
+    // As many that don't stall: what they leave in the allocator is not what stalling costs.
+    let mut client = Http2::open(proxy.address()).await;
+    let answers = (0..100).map(|_| {
+        let (response, _) = client
+            .requests
+            .send_request(get("/bytes/10001"), true)
+            .expect("it is open");
+        async { Answer::of(response.await?).await }
+    });
+    for answer in join_all(answers.collect::<Vec<_>>()).await {
+        let answer = answer.expect("a whole answer");
+        assert_eq!((answer.status, answer.body.len()), (200, 10_001));
+    }
+    drop(client);
     withstands(&proxy, "closed windows", async {
         let mut client = Frames::open(proxy.address(), &[(WINDOW, 0)]).await;
         for stream in (1..200).step_by(2) {
