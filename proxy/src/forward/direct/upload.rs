@@ -181,7 +181,7 @@ impl Upload {
             client.progress_mut().reading.wait();
             return Poll::Pending;
         };
-        // What is lost here can't be had again, as if the client had gone.
+        // A connection that fails is one whose client has gone, as where it is read; what is lost can't be had again either.
         let Some(moved) = moved.map_err(|_| ClientFault::Gone)? else {
             return Poll::Ready(Ok(None));
         };
